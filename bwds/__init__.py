@@ -1,0 +1,29 @@
+"""Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
+
+from bwds.config import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.cost import Cost, cost
+from bwds.gating import num_kept_blocks, topk_gates
+from bwds.model import Info, LanguageModel, decode_params, language_model
+from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Cost",
+    "DataConfig",
+    "Info",
+    "LanguageModel",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "block_sparse_matmul",
+    "cost",
+    "decode_params",
+    "from_block_major",
+    "language_model",
+    "num_kept_blocks",
+    "to_block_major",
+    "topk_gates",
+]

@@ -1,0 +1,13 @@
+"""One vocabulary of dimension letters for every annotation in the package.
+
+    B  batch                    T  time steps
+    K  input features           N  output features
+    R  row blocks of a weight   C  column blocks of a weight
+    H  hidden size              V  vocabulary size
+
+``*b`` stands for any number of leading dimensions.
+"""
+
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
+
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key"]

@@ -1,0 +1,297 @@
+"""Configurations: frozen dataclasses, checked when they are made, and the presets built from them."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Cell = Literal["lstm", "qrnn"]
+Method = Literal["dynamic", "dense"]
+Activation = Literal["linear", "softplus"]
+Scope = Literal["matrix", "column"]
+Dtype = Literal["float32", "bfloat16"]
+Implementation = Literal["reference", "xla"]
+Optimizer = Literal["sgd", "adamw"]
+SparsitySchedule = Literal["constant", "cubic"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_choice(name: str, value: Any, choices: Any) -> None:
+    allowed = get_args(choices)
+    _require(value in allowed, f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}.")
+
+
+def _require_at_least(minimum: float, **values: float) -> None:
+    for name, value in values.items():
+        _require(
+            not math.isnan(value) and value >= minimum,
+            f"{name} is {value}; it must be at least {minimum}.",
+        )
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
+    _require(
+        0.0 <= sparsity < 1.0,
+        f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A recurrent language model whose large products are dense or block-wise dynamically sparse."""
+
+    vocab_size: int = 10_000
+    """Words in the vocabulary, V. Training takes it from the data."""
+    hidden_size: int = 1536
+    """Width H of every layer and of the embedding."""
+    num_layers: int = 2
+    """Recurrent layers."""
+    cell: Cell = "lstm"
+    """Recurrent cell."""
+    method: Method = "dynamic"
+    """dynamic: a gate chooses blocks for every input; dense: every weight is always used."""
+    sparsity: float = 0.5
+    """Fraction of blocks omitted, in [0, 1)."""
+    block_size: int = 128
+    """Rows and columns of a block; divides the hidden size."""
+    gate_rank: int | None = None
+    """Rank of the gate's projection; None: a full matrix."""
+    gate_activation: Activation = "linear"
+    """linear: the paper's gate; softplus: positive, safe at any sparsity."""
+    gate_scope: Scope = "matrix"
+    """Blocks compete over the whole matrix, or within their block column."""
+    dropout: float = 0.0
+    """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
+    locked_dropout: bool = False
+    """One dropout mask for all time steps of a window (variational dropout)."""
+    tied_softmax: bool = False
+    """Share the embedding matrix with the softmax."""
+    dtype: Dtype = "float32"
+    """Compute type of the products. Parameters, gates and softmax are float32 always."""
+    implementation: Implementation | None = None
+    """Kernel of the block-sparse product; None: the best one for the platform."""
+
+    def __post_init__(self) -> None:
+        _require_choice("cell", self.cell, Cell)
+        _require_choice("method", self.method, Method)
+        _require_choice("gate_activation", self.gate_activation, Activation)
+        _require_choice("gate_scope", self.gate_scope, Scope)
+        _require_choice("dtype", self.dtype, Dtype)
+        if self.implementation is not None:
+            _require_choice("implementation", self.implementation, Implementation)
+        _require_at_least(
+            1,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            block_size=self.block_size,
+        )
+        check_sparsity(self.sparsity)
+        _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
+        if self.method == "dynamic":
+            _require(
+                self.hidden_size % self.block_size == 0,
+                f"hidden_size {self.hidden_size} is not a multiple of block_size {self.block_size}; "
+                "choose a block size that divides it.",
+            )
+            if self.gate_rank is not None:
+                _require_at_least(1, gate_rank=self.gate_rank)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of one block."""
+        return self.block_size, self.block_size
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it is cut into batches."""
+
+    dataset: str = "pydoc"
+    """pydoc, ptb, wikitext2, wikitext103, text (files in --data.directory) or tfds:NAME."""
+    directory: str | None = None
+    """Folder with the text files; otherwise the dataset is downloaded (pydoc needs neither)."""
+    batch_size: int = 64
+    """Text streams read side by side."""
+    sequence_length: int = 35
+    """Tokens of each stream in one step: the length of truncated backpropagation."""
+    eval_batch_size: int = 16
+    """Text streams read side by side in evaluation."""
+    vocab_limit: int | None = None
+    """Keep the most frequent words only, the others become <unk>; None: all words."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            1,
+            batch_size=self.batch_size,
+            sequence_length=self.sequence_length,
+            eval_batch_size=self.eval_batch_size,
+        )
+        if self.vocab_limit is not None:
+            _require_at_least(3, vocab_limit=self.vocab_limit)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Optimizer = "adamw"
+    """sgd: learning rate halved when validation stops improving; adamw: warm-up and cosine decay."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    clip_norm: float = 0.25
+    """Largest global norm of the gradients."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (adamw only)."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up (adamw only)."""
+    plateau_factor: float = 0.5
+    """Factor on the learning rate when validation does not improve (sgd only)."""
+
+    def __post_init__(self) -> None:
+        _require_choice("optimiser name", self.name, Optimizer)
+        _require(
+            0.0 < self.learning_rate < math.inf,
+            f"learning_rate is {self.learning_rate}; it must be positive and finite.",
+        )
+        _require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
+        _require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        _require(
+            0.0 < self.plateau_factor <= 1.0,
+            f"plateau_factor is {self.plateau_factor}; it must be above 0 and at most 1.",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, what to write down and when."""
+
+    steps: int = 800
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of the initial parameters and of dropout."""
+    eval_every: int = 200
+    """Steps between evaluations on the validation split."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; the best on validation is kept besides."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    sparsity_schedule: SparsitySchedule = "constant"
+    """constant: the model's sparsity from the start; cubic: from 0 up to it between two steps."""
+    sparsity_begin: int = 0
+    """Step at which the cubic schedule leaves 0."""
+    sparsity_end: int = 0
+    """Step at which the cubic schedule reaches the model's sparsity."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            1,
+            steps=self.steps,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            log_every=self.log_every,
+        )
+        _require_at_least(0, seed=self.seed, sparsity_begin=self.sparsity_begin)
+        _require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
+        if self.sparsity_schedule == "cubic":
+            _require(
+                self.sparsity_begin < self.sparsity_end,
+                f"sparsity_begin {self.sparsity_begin} must be less than sparsity_end {self.sparsity_end} "
+                "for the cubic schedule.",
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that one training run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> str:
+        """JSON text, one object a section, from which ``from_json`` makes an equal configuration."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Config":
+        """The configuration written by ``to_json``.
+
+        Raises:
+            ValueError: not JSON, an unknown or missing section or option, or a value out of range.
+        """
+        sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The configuration is not valid JSON: {error}.") from error
+        _require(
+            isinstance(raw, dict) and raw.keys() == sections.keys(),
+            f"The configuration must hold exactly the sections {', '.join(sections)}.",
+        )
+        made = {}
+        for name, section in sections.items():
+            known = {f.name for f in dataclasses.fields(section)}
+            _require(isinstance(raw[name], dict), f"Section {name!r} of the configuration is not an object.")
+            unknown = sorted(raw[name].keys() - known)
+            _require(not unknown, f"Section {name!r} of the configuration has unknown options: {', '.join(unknown)}.")
+            try:
+                made[name] = section(**raw[name])
+            except TypeError as error:
+                raise ValueError(f"Section {name!r} of the configuration has a value of a wrong type: {error}.") from error
+        return Config(**made)
+
+
+def _paper(cell: Cell, dataset: str, vocab_size: int, steps_per_epoch: int) -> Config:
+    """The paper's setting: 2 x 1536, blocks of 128, SGD at 20, halved on plateaus, 40 epochs."""
+    return Config(
+        model=ModelConfig(vocab_size=vocab_size, hidden_size=1536, cell=cell, dropout=0.65),
+        data=DataConfig(dataset=dataset, batch_size=128, sequence_length=35),
+        optim=OptimConfig(name="sgd", learning_rate=20.0, clip_norm=0.25),
+        train=TrainConfig(
+            steps=40 * steps_per_epoch, eval_every=steps_per_epoch, checkpoint_every=steps_per_epoch
+        ),
+    )
+
+
+def _small(cell: Cell, dataset: str, **train: Any) -> Config:
+    """Trainable on two CPU cores: hidden 256, blocks of 32, Adam."""
+    return Config(
+        model=ModelConfig(hidden_size=256, cell=cell, block_size=32, dropout=0.1),
+        data=DataConfig(dataset=dataset, batch_size=64, sequence_length=35),
+        optim=OptimConfig(name="adamw", learning_rate=3e-3),
+        train=TrainConfig(**train),
+    )
+
+
+PRESETS: dict[str, Config] = {
+    "quick": _small("lstm", "pydoc", steps=300, eval_every=100, checkpoint_every=100),
+    "ptb-lstm-small": _small("lstm", "ptb"),
+    "ptb-qrnn-small": _small("qrnn", "ptb"),
+    "ptb-lstm": _paper("lstm", "ptb", 10_000, 207),
+    "ptb-qrnn": _paper("qrnn", "ptb", 10_000, 207),
+    "wikitext2-lstm": _paper("lstm", "wikitext2", 33_278, 466),
+    "wikitext103-qrnn": Config(
+        model=ModelConfig(
+            vocab_size=267_735,
+            hidden_size=2048,
+            num_layers=4,
+            cell="qrnn",
+            gate_rank=64,
+            gate_activation="softplus",
+            dropout=0.1,
+            tied_softmax=True,
+            dtype="bfloat16",
+        ),
+        data=DataConfig(dataset="wikitext103", batch_size=64, sequence_length=70),
+        optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=2000),
+        train=TrainConfig(steps=14 * 23_045, eval_every=5_000, checkpoint_every=5_000),
+    ),
+}

@@ -1,0 +1,258 @@
+"""From scores to gates: choose the k best blocks for every input, normalise what they scored (arXiv 2001.04686)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bwds.array_types import Array, Bool, Float, Int32
+from bwds.config import Activation, Scope, check_sparsity
+
+# Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
+SAFE_SUM = 1e-4
+# softplus(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
+SOFTPLUS_FLOOR = -40.0
+
+Count = int | Int32[Array, ""]
+
+
+def num_kept_blocks(num_blocks: int, sparsity: float) -> int:
+    """Blocks kept out of ``num_blocks``: ceil((1 - sparsity) * num_blocks), at least 1.
+
+    Rounding of the product is forgiven: 0.7 of 10 blocks omitted keeps 3, although (1 - 0.7) * 10 > 3 in floating
+    point.
+
+    Raises:
+        ValueError: ``sparsity`` is outside [0, 1) or ``num_blocks`` is less than 1.
+    """
+    check_sparsity(sparsity)
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks is {num_blocks}; it must be at least 1.")
+    return max(1, math.ceil((1.0 - sparsity) * num_blocks - 1e-9 * num_blocks))
+
+
+def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
+    """Blocks kept of a (R, C) grid, or of each of its columns, for a static or a traced float32 ``sparsity``.
+
+    The traced count is an int32 and agrees with ``num_kept_blocks``.
+    """
+    num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
+    if isinstance(sparsity, int | float):
+        return num_kept_blocks(num_blocks, sparsity)
+    kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
+    return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
+
+
+def _sortable(scores: Float[Array, "*b n"]) -> Int32[Array, "*b n"]:
+    """Integers in the same order as the float32 ``scores``; -0.0 and 0.0 are one value."""
+    bits = lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
+    """Marks the ``k`` largest of the last axis; among equals the first ones.
+
+    The k-th largest is found by bisection over the 32 bits of the scores. That needs no sort, which is the slowest
+    part of a top-k on every platform, and takes a traced ``k``.
+    """
+    keys = _sortable(scores)
+    n = scores.shape[-1]
+
+    def bisect(low, high, accept, steps):
+        """Largest value in [low, high) for which ``accept`` holds; it holds for ``low`` and is decreasing."""
+
+        def halve(_, bounds):
+            low, high = bounds
+            # Mean of two integers without overflow.
+            middle = (low & high) + ((low ^ high) >> 1)
+            ok = accept(middle)
+            return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
+
+        return lax.fori_loop(0, steps, halve, (low, high))[0]
+
+    def count(mask):
+        return mask.sum(-1, keepdims=True, dtype=jnp.int32)
+
+    shape = (*keys.shape[:-1], 1)
+    lowest, highest = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
+    threshold = bisect(
+        jnp.full(shape, lowest), jnp.full(shape, highest), lambda middle: count(keys >= middle) >= k, 32
+    )
+
+    def break_ties():
+        above, equal = keys > threshold, keys == threshold
+        index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+        room = k - count(above)
+        last = bisect(
+            jnp.zeros(shape, jnp.int32),
+            jnp.full(shape, n + 1, jnp.int32),
+            lambda middle: count(equal & (index < middle)) <= room,
+            (n + 1).bit_length(),
+        )
+        return above | (equal & (index < last))
+
+    at_least = keys >= threshold
+    return lax.cond((count(at_least) == k).all(), lambda: at_least, break_ties)
+
+
+def select_blocks(
+    scores: Float[Array, "*b R C"], *, sparsity: Any = None, num_kept: Count | None = None, scope: Scope = "matrix"
+) -> Bool[Array, "*b R C"]:
+    """Marks the blocks with the largest scores: exactly k of a matrix, or of each block column.
+
+    Among equal scores the block that comes first in row-major order is kept. The choice has no gradient.
+
+    Args:
+        scores: one score a block, [..., R, C].
+        sparsity: fraction of blocks omitted, in [0, 1): a Python number, or a traced scalar for schedules.
+        num_kept: the number of blocks kept instead of ``sparsity``, an integer or a traced int32 scalar. With scope
+            "column" it counts the blocks of one column.
+        scope: "matrix": all blocks compete; "column": those of one block column, so that columns are balanced.
+
+    Raises:
+        ValueError: not exactly one of ``sparsity`` and ``num_kept`` is given, a static one is out of range, ``scope``
+            is unknown, or ``scores`` have fewer than two dimensions.
+    """
+    if scores.ndim < 2:
+        raise ValueError(f"scores have shape {scores.shape}; they must be [..., R, C].")
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"scores have dtype {scores.dtype}; they must be floating-point numbers.")
+    if scope not in ("matrix", "column"):
+        raise ValueError(f"scope is {scope!r}; it must be 'matrix' or 'column'.")
+    if (sparsity is None) == (num_kept is None):
+        raise ValueError("Give either sparsity or num_kept, not both and not neither.")
+    scores = lax.stop_gradient(scores)
+    *leading, r, c = scores.shape
+    if r < 1 or c < 1:
+        raise ValueError(f"scores have shape {scores.shape}; there must be at least one block.")
+    n = r * c if scope == "matrix" else r
+    k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
+    if isinstance(k, int):
+        if not 1 <= k <= n:
+            raise ValueError(f"num_kept is {k}; it must be at least 1 and at most {n}.")
+        if k == n:
+            return jnp.ones(scores.shape, bool)
+    if scope == "matrix":
+        return _largest(scores.reshape(*leading, n), k).reshape(scores.shape)
+    return _largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
+
+
+def gate_values(
+    scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"], *, activation: Activation = "linear"
+) -> Float[Array, "*b R C"]:
+    """Scores of the kept blocks, scaled so that the mean over all gates of a matrix is one; zero elsewhere.
+
+        gates = a(scores) * R * C / sum(a(scores) of the kept blocks)
+
+    with a(s) = s ("linear", the paper's) or softplus(max(s, -40)) ("softplus").
+
+    The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, that
+    bound, with the sign of the sum, takes its place and is held constant in differentiation, so gates stay finite
+    (at most 1e4 * R * C). If every kept score is exactly zero, all kept gates are R * C / k, the value for equal
+    scores. Computed in float32.
+
+    Args:
+        scores: [..., R, C].
+        kept: which blocks are kept, at least one a matrix, [..., R, C].
+
+    Raises:
+        ValueError: ``activation`` is unknown.
+    """
+    dtype = scores.dtype
+    scores = scores.astype(jnp.float32)
+    num_blocks = scores.shape[-1] * scores.shape[-2]
+
+    def total(values):
+        return values.sum((-2, -1), keepdims=True)
+
+    if activation == "softplus":
+        values = jnp.where(kept, jax.nn.softplus(jnp.maximum(scores, SOFTPLUS_FLOOR)), 0.0)
+        # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
+        values /= lax.stop_gradient(values.max((-2, -1), keepdims=True))
+        return (values * (num_blocks / total(values))).astype(dtype)
+    if activation != "linear":
+        raise ValueError(f"activation is {activation!r}; it must be 'linear' or 'softplus'.")
+    values = jnp.where(kept, scores, 0.0)
+    # The result does not depend on the scale of the scores: a constant factor keeps extreme ones in range.
+    largest = lax.stop_gradient(jnp.abs(values).max((-2, -1), keepdims=True))
+    tiny = jnp.finfo(jnp.float32).tiny
+    all_zero = largest < tiny
+    values = jnp.where(all_zero, kept.astype(jnp.float32), values / jnp.maximum(largest, tiny))
+    sums = total(values)
+    bound = SAFE_SUM * lax.stop_gradient(total(jnp.abs(values)))
+    safe = jnp.where(jnp.abs(sums) >= bound, sums, jnp.where(sums < 0, -bound, bound))
+    return (values * (num_blocks / safe)).astype(dtype)
+
+
+def topk_gates(
+    scores: Float[Array, "*b R C"],
+    *,
+    sparsity: Any = None,
+    num_kept: Count | None = None,
+    activation: Activation = "linear",
+    scope: Scope = "matrix",
+) -> Float[Array, "*b R C"]:
+    """Gates from scores: the largest k are kept and normalised to mean one over the matrix, the others are zero.
+
+    Exactly k blocks of every matrix are kept (``select_blocks``); the gradient flows through their scores only, not
+    through the choice. A kept linear score of exactly zero gives a gate of zero. Finite, in value and gradient, for
+    finite scores at every sparsity in [0, 1) (``gate_values`` says how).
+
+    Args:
+        scores: one score a block, [..., R, C].
+        sparsity: fraction of blocks omitted, in [0, 1), static or traced; k = ceil((1 - sparsity) * R * C).
+        num_kept: k itself, static or traced, instead of ``sparsity``.
+        activation: "linear" (the paper's) or "softplus" (positive, smooth at any sparsity).
+        scope: "matrix": top-k over all blocks; "column": inside each block column, k of its R blocks.
+
+    Returns:
+        gates [..., R, C] in the dtype of ``scores``.
+
+    Raises:
+        ValueError: an argument is out of range or unknown.
+    """
+    kept = select_blocks(scores, sparsity=sparsity, num_kept=num_kept, scope=scope)
+    return gate_values(scores, kept, activation=activation)
+
+
+def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None = None) -> dict[str, Array]:
+    """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
+
+    Returns:
+        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}.
+    """
+    keys = jax.random.split(key, 3)
+
+    def uniform(key, shape, fan_in):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    bias = uniform(keys[0], (num_blocks,), num_features)
+    if rank is None:
+        return {"kernel": uniform(keys[1], (num_features, num_blocks), num_features), "bias": bias}
+    # The product of two uniform factors is smaller than one of them: scaled so that scores start at the same size.
+    return {
+        "down": uniform(keys[1], (num_features, rank), num_features) * 3**0.5,
+        "up": uniform(keys[2], (rank, num_blocks), rank),
+        "bias": bias,
+    }
+
+
+def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int]) -> Float[Array, "*b R C"]:
+    """scores = x @ gate_kernel + gate_bias, in float32; with a rank, x @ down @ up + bias.
+
+    Args:
+        params: as ``init_gate`` makes them.
+        x: input [..., K].
+        grid: (R, C).
+    """
+    dtype = x.dtype
+    if "kernel" in params:
+        scores = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
+    else:
+        inner = jnp.matmul(x, params["down"].astype(dtype), preferred_element_type=jnp.float32)
+        scores = jnp.matmul(inner.astype(dtype), params["up"].astype(dtype), preferred_element_type=jnp.float32)
+    scores += jnp.expand_dims(params["bias"], tuple(range(scores.ndim - 1)))
+    return scores.reshape(*x.shape[:-1], *grid)

@@ -1,0 +1,130 @@
+"""A linear map, dense or gated: the one place where a gate meets its matrix.
+
+Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
+block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products.
+
+``linear`` differentiates as it stands. A recurrence should not let it: the gradient of the kernel would be summed
+into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at each step instead, and
+``parameter_cotangents`` once, over the rows of all steps.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bwds.array_types import Array, Bool, Float
+from bwds.config import Activation, ModelConfig, Scope
+from bwds.gating import Count, gate_scores, gate_values, init_gate, kept_count, select_blocks
+from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
+
+Params = dict[str, Any]
+
+
+class GateOptions(NamedTuple):
+    """What is static about the gate of one matrix. ``grid`` is (R, C)."""
+
+    grid: tuple[int, int]
+    activation: Activation = "linear"
+    scope: Scope = "matrix"
+    implementation: str | None = None
+
+
+class Gating(NamedTuple):
+    """What a gated product decided: kept for its backward pass and for usage statistics."""
+
+    scores: Float[Array, "*b R C"]
+    kept: Bool[Array, "*b R C"]
+    gates: Float[Array, "*b R C"]
+
+
+def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> GateOptions | None:
+    """Options of the gate of a [num_features, num_outputs] matrix; None if the model is dense."""
+    if config.method == "dense":
+        return None
+    grid = (num_features // config.block_size, num_outputs // config.block_size)
+    return GateOptions(grid, config.gate_activation, config.gate_scope, config.implementation)
+
+
+def init_linear(
+    key: Array, num_features: int, num_outputs: int, *, bound: float, options: GateOptions | None, gate_rank: int | None
+) -> Params:
+    """Kernel [K, N] uniform in ±bound and, unless ``options`` is None, its gate, all float32."""
+    kernel_key, gate_key = jax.random.split(key)
+    params: Params = {
+        "kernel": jax.random.uniform(kernel_key, (num_features, num_outputs), jnp.float32, -bound, bound)
+    }
+    if options is not None:
+        r, c = options.grid
+        params["gate"] = init_gate(gate_key, num_features, r * c, gate_rank)
+    return params
+
+
+def linear(
+    params: Params, x: Float[Array, "*b K"], options: GateOptions | None, sparsity: Any = 0.0
+) -> tuple[Float[Array, "*b N"], Gating | None]:
+    """x @ kernel, or its gated form; float32 accumulation, result in the dtype of ``x``.
+
+    Args:
+        params: as ``init_linear`` makes them.
+        x: input [..., K].
+        options: None for the dense product.
+        sparsity: fraction of blocks omitted, static or traced.
+
+    Returns:
+        y [..., N] and what the gate decided (None if dense).
+    """
+    num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
+    return apply_linear(params, x, options, num_kept)
+
+
+def apply_linear(
+    params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None
+) -> tuple[Float[Array, "*b N"], Gating | None]:
+    """``linear`` for a given number of kept blocks."""
+    kernel = params["kernel"].astype(x.dtype)
+    if options is None:
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype), None
+    scores = gate_scores(params["gate"], x, options.grid)
+    kept = select_blocks(scores, num_kept=num_kept, scope=options.scope)
+    gates = gate_values(scores, kept, activation=options.activation)
+    y = block_sparse_matmul(x, kernel, gates, implementation=options.implementation)
+    return y, Gating(scores, kept, gates)
+
+
+def input_cotangents(
+    params: Params, x: Float[Array, "*b K"], gating: Gating | None, dy: Float[Array, "*b N"], options: GateOptions | None
+) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"] | None]:
+    """Cotangents of the input and, if gated, of the scores."""
+    kernel = params["kernel"].astype(x.dtype)
+    if options is None or gating is None:
+        return jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype), None
+    dx, dgates = block_sparse_input_gradients(x, kernel, gating.gates, dy, implementation=options.implementation)
+    _, pull_values = jax.vjp(lambda s: gate_values(s, gating.kept, activation=options.activation), gating.scores)
+    (dscores,) = pull_values(dgates)
+    _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid), x)
+    return dx + pull_scores(dscores)[0], dscores
+
+
+def parameter_cotangents(
+    params: Params,
+    x: Float[Array, "*b K"],
+    gating: Gating | None,
+    dy: Float[Array, "*b N"],
+    dscores: Float[Array, "*b R C"] | None,
+    options: GateOptions | None,
+) -> Params:
+    """Cotangents of all parameters, summed over every leading dimension in one large product each."""
+    kernel = params["kernel"]
+    if options is None or gating is None:
+        rows = tuple(range(x.ndim - 1))
+        dkernel = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
+        return {"kernel": dkernel.astype(kernel.dtype)}
+    dkernel = block_sparse_weight_gradient(x, kernel, gating.gates, dy, implementation=options.implementation)
+    _, pull = jax.vjp(lambda gate: gate_scores(gate, x, options.grid), params["gate"])
+    return {"kernel": dkernel, "gate": pull(dscores)[0]}
+
+
+def usage(gating: Gating) -> Float[Array, "R C"]:
+    """Share of the rows that used each block."""
+    return (gating.gates != 0).mean(tuple(range(gating.gates.ndim - 2)), dtype=jnp.float32)

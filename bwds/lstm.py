@@ -1,0 +1,151 @@
+"""LSTM layer with two gated (or dense) products a step, one on x_t and one on h_{t-1}, each [H] -> [4H].
+
+    i, f, g, o = split(x_t W_x + h_{t-1} W_h + b)
+    c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g);   h_t = sigmoid(o) * tanh(c_t)
+
+The input product does not depend on h and runs once for all time steps. The backward pass of the scan keeps what
+each step computed and takes the gradients of the recurrent weights in one product over all steps.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bwds.array_types import Array, Float
+from bwds.config import ModelConfig
+from bwds.gating import Count, kept_count
+from bwds.linear import (
+    GateOptions,
+    Gating,
+    Params,
+    apply_linear,
+    gate_options,
+    init_linear,
+    input_cotangents,
+    linear,
+    parameter_cotangents,
+    usage,
+)
+
+
+class LSTMCarry(NamedTuple):
+    """State between windows, both float32 [B, H]."""
+
+    h: Float[Array, "B H"]
+    c: Float[Array, "B H"]
+
+
+class _Saved(NamedTuple):
+    """Of every step, [T, ...]: inputs of the recurrent product, what its gate decided, activations, cell states."""
+
+    h: Array
+    gating: Gating | None
+    activations: Array
+    c_before: Array
+    tanh_c: Array
+
+
+def init_lstm(key: Array, config: ModelConfig) -> Params:
+    """Parameters of one layer, uniform in ±1/sqrt(H): {"input", "hidden": linear maps H -> 4H, "bias": [4H]}."""
+    h = config.hidden_size
+    options = gate_options(config, h, 4 * h)
+    keys = jax.random.split(key, 3)
+    bound = h**-0.5
+    make = functools.partial(init_linear, bound=bound, options=options, gate_rank=config.gate_rank)
+    return {
+        "input": make(keys[0], h, 4 * h),
+        "hidden": make(keys[1], h, 4 * h),
+        "bias": jax.random.uniform(keys[2], (4 * h,), jnp.float32, -bound, bound),
+    }
+
+
+def init_lstm_carry(batch: int, config: ModelConfig) -> LSTMCarry:
+    """Zeros for ``batch`` streams."""
+    zeros = jnp.zeros((batch, config.hidden_size), jnp.float32)
+    return LSTMCarry(zeros, zeros)
+
+
+def lstm(
+    params: Params, x: Float[Array, "B T H"], carry: LSTMCarry, config: ModelConfig, *, sparsity: Any = None
+) -> tuple[Float[Array, "B T H"], LSTMCarry, dict[str, Array]]:
+    """Runs one layer over a window.
+
+    Args:
+        params: as ``init_lstm`` makes them.
+        x: input [B, T, H] in the compute dtype; the outputs have it too.
+        carry: state before the window.
+        config: the model's.
+        sparsity: overrides the configuration's; may be traced.
+
+    Returns:
+        Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
+    """
+    h = config.hidden_size
+    options = gate_options(config, h, 4 * h)
+    sparsity = config.sparsity if sparsity is None else sparsity
+    z, input_gating = linear(params["input"], x, options, sparsity)
+    z = z.swapaxes(0, 1)
+    num_kept = None if options is None else jnp.int32(kept_count(options.grid, sparsity, options.scope))
+    hs, after, hidden_usage = _recurrence(options, params["hidden"], params["bias"], num_kept, z, carry)
+    stats = {} if input_gating is None else {"input": usage(input_gating), "hidden": hidden_usage}
+    return hs.swapaxes(0, 1), after, stats
+
+
+def _step(
+    params: Params, bias: Array, num_kept: Count | None, options: GateOptions | None, carry: LSTMCarry, z: Array
+) -> tuple[LSTMCarry, _Saved]:
+    h_in = carry.h.astype(z.dtype)
+    recurrent, gating = apply_linear(params, h_in, options, num_kept)
+    total = z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :]
+    i, f, g, o = jnp.split(total, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    c = f * carry.c + i * g
+    tanh_c = jnp.tanh(c)
+    return LSTMCarry(o * tanh_c, c), _Saved(h_in, gating, jnp.concatenate([i, f, g, o], -1), carry.c, tanh_c)
+
+
+def _scan(options, params, bias, num_kept, z, carry, save: bool):
+    def body(carry, z):
+        carry, saved = _step(params, bias, num_kept, options, carry, z)
+        used = None if saved.gating is None else usage(saved.gating)
+        return carry, (carry.h.astype(z.dtype), used, saved if save else None)
+
+    after, (hs, used, saved) = lax.scan(body, carry, z)
+    return (hs, after, None if used is None else used.mean(0)), saved
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(options, params, bias, num_kept, z, carry):
+    """Outputs [T, B, H], carry and usage from the input's share ``z`` [T, B, 4H] of the pre-activations."""
+    return _scan(options, params, bias, num_kept, z, carry, save=False)[0]
+
+
+def _recurrence_fwd(options, params, bias, num_kept, z, carry):
+    out, saved = _scan(options, params, bias, num_kept, z, carry, save=True)
+    return out, (params, bias, num_kept, saved)
+
+
+def _recurrence_bwd(options, residuals, cotangents):
+    params, bias, num_kept, saved = residuals
+    dhs, dcarry, _ = cotangents
+
+    def body(dcarry, step):
+        saved, dh_out = step
+        i, f, g, o = jnp.split(saved.activations, 4, axis=-1)
+        dh = dcarry.h + dh_out.astype(jnp.float32)
+        dc = dcarry.c + dh * o * (1 - saved.tanh_c**2)
+        dz = [dc * g * i * (1 - i), dc * saved.c_before * f * (1 - f), dc * i * (1 - g**2), dh * saved.tanh_c * o * (1 - o)]
+        dz = jnp.concatenate(dz, -1)
+        dh_in, dscores = input_cotangents(params, saved.h, saved.gating, dz.astype(saved.h.dtype), options)
+        return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
+
+    dcarry, (dz, dscores) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
+    dtype = saved.h.dtype
+    dparams = parameter_cotangents(params, saved.h, saved.gating, dz.astype(dtype), dscores, options)
+    return dparams, dz.sum((0, 1)), None, dz.astype(dtype), dcarry
+
+
+_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)

@@ -1,0 +1,133 @@
+"""The language model: embedding, recurrent layers, softmax, as three pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bwds.array_types import Array, Float, Int
+from bwds.config import ModelConfig
+from bwds.dropout import dropout
+from bwds.linear import Params
+from bwds.lstm import init_lstm, init_lstm_carry, lstm
+from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
+from pallas_kernels import to_block_major
+
+
+class Info(NamedTuple):
+    """What a call of the model used.
+
+    Attributes:
+        density: float32 scalar, mean share of blocks used over the gated matrices; 1 for a dense model.
+        usage: for every gated matrix, by name, the share of its inputs that used each block, float32 [R, C].
+    """
+
+    density: Float[Array, ""]
+    usage: dict[str, Float[Array, "R C"]]
+
+
+class LanguageModel(NamedTuple):
+    """Pure functions of one model.
+
+    Attributes:
+        init: ``init(key) -> params``, a nested dict of float32 arrays.
+        apply: ``apply(params, tokens, carry, *, dropout_key=None, sparsity=None) -> (logits, carry, info)`` with
+            tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
+            ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation.
+            ``params`` may also come from ``decode_params``.
+        init_carry: ``init_carry(batch) -> carry``, zeros.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[..., tuple[Array, tuple[Any, ...], Info]]
+    init_carry: Callable[[int], tuple[Any, ...]]
+
+
+_CELLS = {"lstm": (init_lstm, lstm, init_lstm_carry), "qrnn": (init_qrnn, qrnn, init_qrnn_carry)}
+
+
+def language_model(config: ModelConfig) -> LanguageModel:
+    """The model of a configuration: LSTM or QRNN layers, dense or block-wise dynamically sparse."""
+    init_layer, apply_layer, init_layer_carry = _CELLS[config.cell]
+    dtype = jnp.dtype(config.dtype)
+
+    def init(key: Array) -> Params:
+        embedding_key, softmax_key, *layer_keys = jax.random.split(key, 2 + config.num_layers)
+
+        def uniform(key, shape):
+            return jax.random.uniform(key, shape, jnp.float32, -0.1, 0.1)
+
+        params: Params = {"embedding": uniform(embedding_key, (config.vocab_size, config.hidden_size))}
+        for i, layer_key in enumerate(layer_keys):
+            params[f"layer_{i}"] = init_layer(layer_key, config)
+        params["softmax"] = {"bias": jnp.zeros((config.vocab_size,), jnp.float32)}
+        if not config.tied_softmax:
+            params["softmax"]["kernel"] = uniform(softmax_key, (config.hidden_size, config.vocab_size))
+        return params
+
+    def apply(
+        params: Params,
+        tokens: Int[Array, "B T"],
+        carry: tuple[Any, ...],
+        *,
+        dropout_key: Array | None = None,
+        sparsity: Any = None,
+    ) -> tuple[Float[Array, "B T V"], tuple[Any, ...], Info]:
+        _check_tokens(tokens, carry, config)
+        keys = [None] * (config.num_layers + 1)
+        if dropout_key is not None:
+            keys = list(jax.random.split(dropout_key, config.num_layers + 1))
+        x = params["embedding"][tokens].astype(dtype)
+        carry_out, used = [], {}
+        for i in range(config.num_layers):
+            x = dropout(keys[i], x, config.dropout, locked=config.locked_dropout)
+            x, layer_carry, stats = apply_layer(params[f"layer_{i}"], x, carry[i], config, sparsity=sparsity)
+            carry_out.append(layer_carry)
+            used |= {f"layer_{i}/{name}": value for name, value in stats.items()}
+        x = dropout(keys[-1], x, config.dropout, locked=config.locked_dropout)
+        kernel = params["embedding"].T if config.tied_softmax else params["softmax"]["kernel"]
+        logits = jnp.matmul(x, kernel.astype(dtype), preferred_element_type=jnp.float32)
+        logits += params["softmax"]["bias"][None, None, :]
+        density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
+        return logits, tuple(carry_out), Info(density, used)
+
+    def init_carry(batch: int) -> tuple[Any, ...]:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1.")
+        return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
+
+    return LanguageModel(init, apply, init_carry)
+
+
+def decode_params(params: Params, config: ModelConfig) -> Params:
+    """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
+
+    A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference.
+    """
+    dtype = jnp.dtype(config.dtype)
+
+    def lay_out(tree: Params) -> Params:
+        laid_out = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                laid_out[name] = lay_out(value)
+            elif name == "kernel" and "gate" in tree:
+                laid_out[name] = to_block_major(value, config.block_shape).astype(dtype)
+            else:
+                laid_out[name] = value if name == "bias" else value.astype(dtype)
+        return laid_out
+
+    return lay_out(params)
+
+
+def _check_tokens(tokens: Array, carry: tuple[Any, ...], config: ModelConfig) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; they must be integers [B, T].")
+    if len(carry) != config.num_layers:
+        raise ValueError(f"carry holds {len(carry)} layers and the model has {config.num_layers}.")
+    if carry[0].c.shape != (tokens.shape[0], config.hidden_size):
+        raise ValueError(
+            f"carry is for arrays of shape {carry[0].c.shape}; tokens of shape {tokens.shape} need "
+            f"{(tokens.shape[0], config.hidden_size)}: make it with init_carry({tokens.shape[0]})."
+        )

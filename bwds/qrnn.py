@@ -1,0 +1,83 @@
+"""QRNN layer (Bradbury et al. 2016, arXiv 1611.01576), window 2 and fo-pooling, on one gated (or dense) product.
+
+    z, f, o = split([x_{t-1}; x_t] W + b)                       [2H] -> [3H]
+    c_t = sigmoid(f) * c_{t-1} + (1 - sigmoid(f)) * tanh(z);    h_t = sigmoid(o) * c_t
+
+The product runs once for all time steps; only the elementwise pooling is sequential.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bwds.array_types import Array, Float
+from bwds.config import ModelConfig
+from bwds.linear import Params, gate_options, init_linear, linear, usage
+
+
+class QRNNCarry(NamedTuple):
+    """State between windows, both float32 [B, H]: the last input and the pooled cell."""
+
+    x: Float[Array, "B H"]
+    c: Float[Array, "B H"]
+
+
+def init_qrnn(key: Array, config: ModelConfig) -> Params:
+    """Parameters of one layer, uniform in ±1/sqrt(H): {"input": linear map 2H -> 3H, "bias": [3H]}."""
+    h = config.hidden_size
+    options = gate_options(config, 2 * h, 3 * h)
+    keys = jax.random.split(key)
+    bound = h**-0.5
+    return {
+        "input": init_linear(keys[0], 2 * h, 3 * h, bound=bound, options=options, gate_rank=config.gate_rank),
+        "bias": jax.random.uniform(keys[1], (3 * h,), jnp.float32, -bound, bound),
+    }
+
+
+def init_qrnn_carry(batch: int, config: ModelConfig) -> QRNNCarry:
+    """Zeros for ``batch`` streams."""
+    zeros = jnp.zeros((batch, config.hidden_size), jnp.float32)
+    return QRNNCarry(zeros, zeros)
+
+
+def pool(
+    forget: Float[Array, "T B H"], candidate: Float[Array, "T B H"], c: Float[Array, "B H"]
+) -> Float[Array, "T B H"]:
+    """All states of c_t = forget_t * c_{t-1} + (1 - forget_t) * candidate_t, starting from ``c``."""
+
+    def step(c, gates):
+        f, z = gates
+        c = f * c + (1 - f) * z
+        return c, c
+
+    return lax.scan(step, c, (forget, candidate))[1]
+
+
+def qrnn(
+    params: Params, x: Float[Array, "B T H"], carry: QRNNCarry, config: ModelConfig, *, sparsity: Any = None
+) -> tuple[Float[Array, "B T H"], QRNNCarry, dict[str, Array]]:
+    """Runs one layer over a window.
+
+    Args:
+        params: as ``init_qrnn`` makes them.
+        x: input [B, T, H] in the compute dtype; the outputs have it too.
+        carry: state before the window.
+        config: the model's.
+        sparsity: overrides the configuration's; may be traced.
+
+    Returns:
+        Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
+    """
+    h = config.hidden_size
+    options = gate_options(config, 2 * h, 3 * h)
+    before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
+    window = jnp.concatenate([before, x], axis=-1)
+    total, gating = linear(params["input"], window, options, config.sparsity if sparsity is None else sparsity)
+    total = total.astype(jnp.float32) + params["bias"][None, None, :]
+    z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
+    c = pool(jax.nn.sigmoid(f), jnp.tanh(z), carry.c)
+    y = (jax.nn.sigmoid(o) * c).swapaxes(0, 1).astype(x.dtype)
+    stats = {} if gating is None else {"input": usage(gating)}
+    return y, QRNNCarry(x[:, -1].astype(jnp.float32), c[-1]), stats

@@ -1,0 +1,33 @@
+"""Two layouts of a weight: row-major [K, N], and block-major, in which every block is one contiguous piece of memory."""
+
+from jaxtyping import Array, Shaped
+
+
+def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Shaped[Array, "C R bk bn"]:
+    """Lays a weight [K, N] out block by block, [C, R, K/R, N/C], column blocks outermost.
+
+    Args:
+        w: weight [K, N] of any dtype.
+        block_shape: (K/R, N/C), rows and columns of one block.
+
+    Raises:
+        ValueError: ``w`` is no matrix, or the block does not divide it.
+    """
+    if w.ndim != 2:
+        raise ValueError(f"w has shape {w.shape}; a block-major layout is made from a matrix [K, N].")
+    (k, n), (bk, bn) = w.shape, block_shape
+    if bk < 1 or bn < 1 or k % bk or n % bn:
+        raise ValueError(f"block_shape {block_shape} does not divide w of shape {w.shape}; choose one that does.")
+    return w.reshape(k // bk, bk, n // bn, bn).transpose(2, 0, 1, 3)
+
+
+def from_block_major(w: Shaped[Array, "C R bk bn"]) -> Shaped[Array, "K N"]:
+    """The weight [K, N] of a block-major ``w``: the inverse of ``to_block_major``.
+
+    Raises:
+        ValueError: ``w`` does not have four dimensions.
+    """
+    if w.ndim != 4:
+        raise ValueError(f"w has shape {w.shape}; a block-major weight has four dimensions [C, R, K/R, N/C].")
+    c, r, bk, bn = w.shape
+    return w.transpose(1, 2, 0, 3).reshape(r * bk, c * bn)
