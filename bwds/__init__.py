@@ -1,5 +1,6 @@
 """Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
 
+from bwds import nn
 from bwds.config import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import Cost, cost
 from bwds.gating import num_kept_blocks, topk_gates
@@ -23,6 +24,7 @@ __all__ = [
     "decode_params",
     "from_block_major",
     "language_model",
+    "nn",
     "num_kept_blocks",
     "to_block_major",
     "topk_gates",
