@@ -150,7 +150,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay (adamw only)."""
     warmup_steps: int = 100
-    """Steps of linear warm-up (adamw only)."""
+    """Steps of linear warm-up, at most half of all (adamw only)."""
     plateau_factor: float = 0.5
     """Factor on the learning rate when validation does not improve (sgd only)."""
 
@@ -205,6 +205,11 @@ class TrainConfig:
                 f"sparsity_begin {self.sparsity_begin} must be less than sparsity_end {self.sparsity_end} "
                 "for the cubic schedule.",
             )
+            _require(
+                self.sparsity_end <= self.steps,
+                f"sparsity_end {self.sparsity_end} is past the last of {self.steps} steps: the model would not reach "
+                "its sparsity.",
+            )
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,9 @@ class Config:
             try:
                 made[name] = section(**raw[name])
             except TypeError as error:
-                raise ValueError(f"Section {name!r} of the configuration has a value of a wrong type: {error}.") from error
+                raise ValueError(
+                    f"Section {name!r} of the configuration has a value of a wrong type: {error}."
+                ) from error
         return Config(**made)
 
 
@@ -255,9 +262,7 @@ def _paper(cell: Cell, dataset: str, vocab_size: int, steps_per_epoch: int) -> C
         model=ModelConfig(vocab_size=vocab_size, hidden_size=1536, cell=cell, dropout=0.65),
         data=DataConfig(dataset=dataset, batch_size=128, sequence_length=35),
         optim=OptimConfig(name="sgd", learning_rate=20.0, clip_norm=0.25),
-        train=TrainConfig(
-            steps=40 * steps_per_epoch, eval_every=steps_per_epoch, checkpoint_every=steps_per_epoch
-        ),
+        train=TrainConfig(steps=40 * steps_per_epoch, eval_every=steps_per_epoch, checkpoint_every=steps_per_epoch),
     )
 
 

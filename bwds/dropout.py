@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from bwds.array_types import Array, Float
 
 
-def dropout(
-    key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked: bool = False
-) -> Float[Array, "B T H"]:
+def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked: bool = False) -> Float[Array, "B T H"]:
     """Zeroes features with probability ``rate`` and scales the others by 1 / (1 - rate).
 
     Args:

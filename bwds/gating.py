@@ -14,6 +14,8 @@ from bwds.config import Activation, Scope, check_sparsity
 SAFE_SUM = 1e-4
 # softplus(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
 SOFTPLUS_FLOOR = -40.0
+# Scales are kept in the range whose reciprocals are normal float32 numbers.
+SCALE_RANGE = (1e-37, 1e37)
 
 Count = int | Int32[Array, ""]
 
@@ -47,7 +49,8 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
 
 def _sortable(scores: Float[Array, "*b n"]) -> Int32[Array, "*b n"]:
     """Integers in the same order as the float32 ``scores``; -0.0 and 0.0 are one value."""
-    bits = lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.int32)
+    scores = scores.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
@@ -77,9 +80,7 @@ def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
 
     shape = (*keys.shape[:-1], 1)
     lowest, highest = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
-    threshold = bisect(
-        jnp.full(shape, lowest), jnp.full(shape, highest), lambda middle: count(keys >= middle) >= k, 32
-    )
+    threshold = bisect(jnp.full(shape, lowest), jnp.full(shape, highest), lambda middle: count(keys >= middle) >= k, 32)
 
     def break_ties():
         above, equal = keys > threshold, keys == threshold
@@ -150,7 +151,7 @@ def gate_values(
 
     The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, that
     bound, with the sign of the sum, takes its place and is held constant in differentiation, so gates stay finite
-    (at most 1e4 * R * C). If every kept score is exactly zero, all kept gates are R * C / k, the value for equal
+    (at most 1e4 * R * C). If every kept score is zero (below 1e-37), all kept gates are R * C / k, the value for equal
     scores. Computed in float32.
 
     Args:
@@ -170,16 +171,15 @@ def gate_values(
     if activation == "softplus":
         values = jnp.where(kept, jax.nn.softplus(jnp.maximum(scores, SOFTPLUS_FLOOR)), 0.0)
         # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
-        values /= lax.stop_gradient(values.max((-2, -1), keepdims=True))
+        values /= lax.stop_gradient(values.max((-2, -1), keepdims=True)).clip(*SCALE_RANGE)
         return (values * (num_blocks / total(values))).astype(dtype)
     if activation != "linear":
         raise ValueError(f"activation is {activation!r}; it must be 'linear' or 'softplus'.")
     values = jnp.where(kept, scores, 0.0)
     # The result does not depend on the scale of the scores: a constant factor keeps extreme ones in range.
     largest = lax.stop_gradient(jnp.abs(values).max((-2, -1), keepdims=True))
-    tiny = jnp.finfo(jnp.float32).tiny
-    all_zero = largest < tiny
-    values = jnp.where(all_zero, kept.astype(jnp.float32), values / jnp.maximum(largest, tiny))
+    all_zero = largest < SCALE_RANGE[0]
+    values = jnp.where(all_zero, kept.astype(jnp.float32), values / largest.clip(*SCALE_RANGE))
     sums = total(values)
     bound = SAFE_SUM * lax.stop_gradient(total(jnp.abs(values)))
     safe = jnp.where(jnp.abs(sums) >= bound, sums, jnp.where(sums < 0, -bound, bound))

@@ -51,9 +51,7 @@ def init_linear(
 ) -> Params:
     """Kernel [K, N] uniform in ±bound and, unless ``options`` is None, its gate, all float32."""
     kernel_key, gate_key = jax.random.split(key)
-    params: Params = {
-        "kernel": jax.random.uniform(kernel_key, (num_features, num_outputs), jnp.float32, -bound, bound)
-    }
+    params: Params = {"kernel": jax.random.uniform(kernel_key, (num_features, num_outputs), jnp.float32, -bound, bound)}
     if options is not None:
         r, c = options.grid
         params["gate"] = init_gate(gate_key, num_features, r * c, gate_rank)
@@ -93,7 +91,11 @@ def apply_linear(
 
 
 def input_cotangents(
-    params: Params, x: Float[Array, "*b K"], gating: Gating | None, dy: Float[Array, "*b N"], options: GateOptions | None
+    params: Params,
+    x: Float[Array, "*b K"],
+    gating: Gating | None,
+    dy: Float[Array, "*b N"],
+    options: GateOptions | None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"] | None]:
     """Cotangents of the input and, if gated, of the scores."""
     kernel = params["kernel"].astype(x.dtype)

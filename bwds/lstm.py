@@ -137,7 +137,12 @@ def _recurrence_bwd(options, residuals, cotangents):
         i, f, g, o = jnp.split(saved.activations, 4, axis=-1)
         dh = dcarry.h + dh_out.astype(jnp.float32)
         dc = dcarry.c + dh * o * (1 - saved.tanh_c**2)
-        dz = [dc * g * i * (1 - i), dc * saved.c_before * f * (1 - f), dc * i * (1 - g**2), dh * saved.tanh_c * o * (1 - o)]
+        dz = [
+            dc * g * i * (1 - i),
+            dc * saved.c_before * f * (1 - f),
+            dc * i * (1 - g**2),
+            dh * saved.tanh_c * o * (1 - o),
+        ]
         dz = jnp.concatenate(dz, -1)
         dh_in, dscores = input_cotangents(params, saved.h, saved.gating, dz.astype(saved.h.dtype), options)
         return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)

@@ -15,11 +15,11 @@ from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
 
 
-def _contain(params: Params) -> nnx.Dict:
+def _contain(params: Params) -> nnx.Pytree:
     return nnx.Dict({k: _contain(v) if isinstance(v, dict) else nnx.Param(v) for k, v in params.items()})
 
 
-def _contents(container: nnx.Dict) -> Params:
+def _contents(container: Any) -> Params:
     return {k: _contents(v) if isinstance(v, nnx.Dict) else v[...] for k, v in container.items()}
 
 

@@ -6,6 +6,7 @@
 """
 
 import functools
+import math
 from types import ModuleType
 
 import jax
@@ -81,7 +82,8 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 def _flat(array, trailing: int):
     """One leading dimension for all of them."""
-    return array.reshape(-1, *array.shape[array.ndim - trailing :])
+    leading = array.shape[: array.ndim - trailing]
+    return array.reshape(math.prod(leading), *array.shape[len(leading) :])
 
 
 def block_sparse_matmul(

@@ -42,16 +42,17 @@ def input_gradients(x, w, gates, dy):
 def weight_gradient(x, w, gates, dy):
     """dw like ``w``, of which nothing but layout and dtype is read; see ``reference.weight_gradient``."""
     rows, num_r, num_c = gates.shape
-    x_blocks = x.T.reshape(num_r, -1, rows)
-    dy = dy.reshape(rows, num_c, -1)
+    (k, n) = x.shape[1], dy.shape[1]
+    # Here the gate stands before the dot; a product rounded to bfloat16 first would lose a digit.
+    x_blocks = x.astype(jnp.float32).T.reshape(num_r, k // num_r, rows)
+    dy = dy.reshape(rows, num_c, n // num_c).astype(jnp.float32)
 
     def row_block(_, step):
         x, gate = step
-        scaled = (dy * gate[:, :, None]).astype(dy.dtype).reshape(rows, -1)
-        return None, jnp.dot(x, scaled, preferred_element_type=jnp.float32).astype(w.dtype)
+        return None, jnp.dot(x, (dy * gate[:, :, None]).reshape(rows, n)).astype(w.dtype)
 
-    _, dw = lax.scan(row_block, None, (x_blocks, gates.swapaxes(0, 1)))
-    dw = dw.reshape(x.shape[1], -1)
+    _, dw = lax.scan(row_block, None, (x_blocks, gates.astype(jnp.float32).swapaxes(0, 1)))
+    dw = dw.reshape(k, n)
     return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
 
 
@@ -157,21 +158,27 @@ def _over_tiles(function, w, *arrays):
 
 def _batched_forward(w, x, gates):
     rows, num_r, num_c = gates.shape
-    n = w.shape[1]
+    k, n = w.shape
+    y = jnp.zeros((rows, num_c, n // num_c), jnp.float32)
 
     def row_block(y, step):
         x, w, gate = step
-        part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(rows, num_c, -1)
+        part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(y.shape)
         return y + part * gate[:, :, None], None
 
-    steps = x.reshape(rows, num_r, -1).swapaxes(0, 1), w.reshape(num_r, -1, n), gates.swapaxes(0, 1)
-    y, _ = lax.scan(row_block, jnp.zeros((rows, num_c, n // num_c), jnp.float32), steps)
+    steps = (
+        x.reshape(rows, num_r, k // num_r).swapaxes(0, 1),
+        w.reshape(num_r, k // num_r, n),
+        gates.astype(jnp.float32).swapaxes(0, 1),
+    )
+    y, _ = lax.scan(row_block, y, steps)
     return y.reshape(rows, n).astype(x.dtype)
 
 
 def _batched_input_gradients(w, x, gates, dy):
     rows, num_r, num_c = gates.shape
-    x_blocks = x.reshape(rows, num_r, -1).astype(jnp.float32)
+    gates = gates.astype(jnp.float32)
+    x_blocks = x.reshape(rows, num_r, x.shape[1] // num_r).astype(jnp.float32)
     width = dy.shape[1] // num_c
 
     def column_block(c, carry):

@@ -1,0 +1,217 @@
+"""Checkpoints of a training run, and the rule that one folder holds one run.
+
+``checkpoints/last`` keeps the newest two states, from which training resumes; ``checkpoints/best`` the parameters with
+the lowest validation loss. A checkpoint is written beside its place and renamed, so it is whole or not there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bwds.config import Config
+from bwds.data import Vocabulary
+from bwds.metrics import METRICS_FILE, write_text
+
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "vocabulary.txt"
+SUMMARY_FILE = "summary.json"
+CHECKPOINTS = "checkpoints"
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of all arrays of a tree in path order: path, dtype, shape and bytes of each."""
+    digest = hashlib.sha256()
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    for path, leaf in sorted(leaves, key=lambda item: item[0]):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The newest ``keep`` checkpoints in a folder, each with a digest that is checked when it is read.
+
+    Args:
+        directory: made if it is not there.
+        keep: how many stay; older ones are removed.
+        read_only: nothing is written or removed, so that a run that is still going on is not disturbed.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, read_only: bool = False) -> None:
+        import orbax.checkpoint as ocp
+
+        # What orbax has to say about a broken checkpoint is said again, in our words.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._ocp = ocp
+        self.directory = directory.absolute()
+        self._read_only = read_only
+        if read_only and not self.directory.is_dir():
+            raise ValueError(f"There is no checkpoint in {self.directory}.")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, step: int, tree: Any, **info: Any) -> None:
+        """Writes a checkpoint and returns when it is complete; one of the same step is replaced.
+
+        Args:
+            step: its name.
+            tree: arrays.
+            info: JSON values kept beside them.
+        """
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        args = self._ocp.args
+        kept = {"step": step, "sha256": digest(tree), **info}
+        self._manager.save(
+            step, args=args.Composite(state=args.StandardSave(tree), info=args.JsonSave(kept)), force=True
+        )
+
+    def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
+        """The newest checkpoint that can be read, and its info.
+
+        One that cannot be read is passed over with a warning on stderr if there is an older good one, and removed
+        unless ``read_only``.
+
+        Args:
+            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved.
+
+        Raises:
+            ValueError: there is no checkpoint, or none can be read.
+        """
+        steps = self.steps
+        if not steps:
+            raise ValueError(f"There is no checkpoint in {self.directory}.")
+        broken: list[int] = []
+        reason = ""
+        for step in steps:
+            try:
+                restored = self._read(step, template)
+            except Exception as error:  # A damaged file can surface as nearly anything.
+                broken.append(step)
+                # Messages of the libraries below can run over pages.
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+                continue
+            for unreadable in broken:
+                print(
+                    f"warning: the checkpoint of step {unreadable} in {self.directory} is damaged ({reason}); the one "
+                    f"of step {step} is used.",
+                    file=sys.stderr,
+                )
+                if not self._read_only:
+                    shutil.rmtree(self.directory / str(unreadable))
+            self._manager.reload()
+            return restored
+        raise ValueError(
+            f"No checkpoint in {self.directory} can be read: that of step {steps[0]} is damaged, or of another "
+            f"version ({reason}). Put back a copy of it, or train anew in another --workdir."
+        )
+
+    def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+        args = self._ocp.args
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+        got = self._manager.restore(
+            step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
+        )
+        if digest(got.state) != got.info["sha256"]:
+            raise ValueError("its arrays do not have the digest that was saved with them")
+        return got.state, got.info
+
+
+def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
+    """Training states: the newest and, should it be damaged, the one before it."""
+    return Checkpoints(workdir / CHECKPOINTS / "last", keep=2, read_only=read_only)
+
+
+def best_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
+    """Parameters with the lowest validation loss."""
+    return Checkpoints(workdir / CHECKPOINTS / "best", keep=1, read_only=read_only)
+
+
+def config_differences(there: Config, now: Config) -> list[str]:
+    """One line for every option in which two configurations differ."""
+    sections = [(name, dataclasses.asdict(there)[name], values) for name, values in dataclasses.asdict(now).items()]
+    return [
+        f"{section}.{name}: {old[name]!r} there, {value!r} now"
+        for section, old, new in sections
+        for name, value in new.items()
+        if old[name] != value
+    ]
+
+
+def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None:
+    """Makes the folder that of one run, or checks that it is: nothing in it is overwritten.
+
+    A run is its configuration, all of it, and its vocabulary: a longer one is another run.
+
+    Raises:
+        ValueError: the folder holds another run (the differences are named), or something that is no run.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{str(workdir)!r} is a file; --workdir must be a folder, or a name for a new one.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / CONFIG_FILE).exists():
+        for name in (METRICS_FILE, CHECKPOINTS, VOCABULARY_FILE, SUMMARY_FILE):
+            if (workdir / name).exists():
+                raise ValueError(
+                    f"The folder {str(workdir)!r} has {name} but no {CONFIG_FILE}, so it is not known which run it "
+                    "belongs to; give another --workdir."
+                )
+        write_text(workdir / CONFIG_FILE, config.to_json())
+    differences = config_differences(read_config(workdir), config)
+    if differences:
+        raise ValueError(
+            f"The folder {str(workdir)!r} holds a run with another configuration ({'; '.join(differences)}). "
+            "Give the same options to resume it, or another --workdir for a new run."
+        )
+    if not (workdir / VOCABULARY_FILE).exists():
+        temporary = workdir / (VOCABULARY_FILE + ".tmp")
+        vocabulary.save(temporary)
+        temporary.replace(workdir / VOCABULARY_FILE)
+    elif Vocabulary.load(workdir / VOCABULARY_FILE) != vocabulary:
+        raise ValueError(
+            f"The text has changed since the run in {str(workdir)!r} began: its vocabulary is another one. "
+            "Put back the old text to resume it, or give another --workdir for a new run."
+        )
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration of the run in a folder.
+
+    Raises:
+        ValueError: there is none, or it is not readable.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"There is no run in {str(workdir)!r}: it has no {CONFIG_FILE}. Train one with train.py.")
+    try:
+        return Config.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """What a finished run left in summary.json; None while it is not finished."""
+    path = workdir / SUMMARY_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,46 @@
+"""Where the text comes from: one module a source, each giving three splits as streams of lines.
+
+Nothing here is imported by ``import bwds``; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SPLITS = ("train", "valid", "test")
+
+
+class Split(NamedTuple):
+    """One split of a corpus."""
+
+    origin: str
+    """File or dataset the lines come from, for error messages."""
+    lines: Iterable[str]
+    """Lines of words separated by white space; read once, from first to last."""
+
+
+def cache_dir() -> Path:
+    """Folder for prepared data: ``$XDG_CACHE_HOME/bwds``, or ``~/.cache/bwds``. It may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bwds"
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, one after another; only a newline ends a line.
+
+    Raises:
+        ValueError: the file is not UTF-8 (file, line and byte are named).
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} is not UTF-8 text: byte {offset + error.start}, on line {number}, is "
+                    f"0x{line[error.start]:02x}. Convert the file to UTF-8."
+                ) from error
+            # A byte order mark is no part of the first word.
+            yield text.removeprefix("\ufeff") if number == 1 else text
+            offset += len(line)

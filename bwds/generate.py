@@ -1,0 +1,172 @@
+"""Text from a model, and how fast it decodes: loops under one jit, one token a step at batch 1."""
+
+import dataclasses
+import math
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bwds.array_types import Array, Float, Int, Int32, Key
+from bwds.config import ModelConfig
+from bwds.model import LanguageModel, decode_params, language_model
+
+Params = dict[str, Any]
+
+
+def sample(
+    key: Key[Array, ""],
+    logits: Float[Array, " V"],
+    *,
+    temperature: float | Float[Array, ""],
+    top_p: float | Float[Array, ""],
+) -> Int32[Array, ""]:
+    """One word from softmax(logits / temperature), cut to its nucleus (Holtzman et al., arXiv 1904.09751).
+
+    The nucleus is the smallest set of most probable words that together have at least probability ``top_p``; among
+    equals the first come first. Temperature 0 takes the most probable word.
+    """
+    greedy = temperature == 0
+    order = jnp.argsort(-logits, stable=True)
+    scaled = logits[order] / jnp.where(greedy, 1.0, temperature)
+    probabilities = jax.nn.softmax(scaled)
+    before = jnp.cumsum(probabilities) - probabilities
+    # The first is always in, whatever rounding makes of the sum before it.
+    inside = (before < top_p).at[0].set(True)
+    drawn = jax.random.categorical(key, jnp.where(inside, scaled, -jnp.inf))
+    return order[jnp.where(greedy, 0, drawn)].astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("lm", "length"))
+def _decode(
+    lm: LanguageModel,
+    params: Params,
+    prompt: Int32[Array, " P"],
+    key: Key[Array, ""],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    length: int,
+) -> Int32[Array, " length"]:
+    def step(state: Any, key: Array) -> tuple[Any, Array]:
+        logits, carry = state
+        token = sample(key, logits, temperature=temperature, top_p=top_p)
+        logits, carry, _ = lm.apply(params, token[None, None], carry)
+        return (logits[0, -1], carry), token
+
+    logits, carry, _ = lm.apply(params, prompt[None, :], lm.init_carry(1))
+    _, tokens = lax.scan(step, (logits[0, -1], carry), jax.random.split(key, length))
+    return tokens
+
+
+def generate(
+    lm: LanguageModel,
+    params: Params,
+    prompt_ids: Int[Any, " P"],
+    *,
+    key: Key[Array, ""],
+    length: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Int32[Array, " length"]:
+    """Words that follow a prompt, drawn one after the other.
+
+    Compiled once for a model, a length and a length of the prompt; nothing is read back before the last word.
+
+    Args:
+        lm: the model.
+        params: its parameters, best as ``decode_params`` lays them out.
+        prompt_ids: at least one token, [P]; ``<eos>`` alone starts a new line.
+        key: the same key gives the same words.
+        length: number of words, at least 1.
+        temperature: divides the logits; 0 always takes the most probable word.
+        top_p: in (0, 1]: draws from the most probable words that together have this probability.
+
+    Returns:
+        The new tokens, int32 [length].
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    prompt = jnp.asarray(prompt_ids, jnp.int32)
+    if prompt.ndim != 1 or not prompt.size:
+        raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
+    if length < 1:
+        raise ValueError(f"The number of words is {length}; it must be at least 1.")
+    if not 0.0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite.")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+    return _decode(lm, params, prompt, key, jnp.float32(temperature), jnp.float32(top_p), length)
+
+
+@partial(jax.jit, static_argnames=("lm", "steps"))
+def _greedy_rollout(lm: LanguageModel, params: Params, steps: int) -> Int32[Array, " steps"]:
+    def step(state: Any, _: None) -> tuple[Any, Array]:
+        token, carry = state
+        logits, carry, _ = lm.apply(params, token[None, None], carry)
+        token = logits[0, -1].argmax().astype(jnp.int32)
+        return (token, carry), token
+
+    return lax.scan(step, (jnp.int32(0), lm.init_carry(1)), length=steps)[1]
+
+
+def _seconds(lm: LanguageModel, params: Params, steps: int) -> float:
+    start = time.perf_counter()
+    _greedy_rollout(lm, params, steps).block_until_ready()
+    return time.perf_counter() - start
+
+
+def decode_speed(lm: LanguageModel, params: Params, *, steps: int = 32, repeats: int = 7) -> float:
+    """Tokens per second of greedy decoding at batch 1: the whole model, gates included, compiled and warm.
+
+    Args:
+        lm: the model.
+        params: its parameters, best as ``decode_params`` lays them out.
+        steps: tokens of one measurement.
+        repeats: measurements, of which the median counts.
+    """
+    _seconds(lm, params, steps)
+    return steps / statistics.median(_seconds(lm, params, steps) for _ in range(repeats))
+
+
+def compare_decode_speed(
+    config: ModelConfig, params: Params, *, steps: int = 32, repeats: int = 7
+) -> dict[str, float | None]:
+    """Decoding speed at batch 1 of a model and of the dense one of the same size, measured in turns.
+
+    Speed does not depend on the values of parameters, so those of the dense model are random.
+
+    Args:
+        config: the model.
+        params: its parameters, as ``lm.init`` makes them.
+        steps: tokens of one measurement.
+        repeats: measurements of each model, of which the medians count.
+
+    Returns:
+        decode_tokens_per_second; dense_decode_tokens_per_second and decode_speedup, both None for a dense model.
+    """
+    lm = language_model(config)
+    laid_out = decode_params(params, config)
+    if config.method == "dense":
+        speed = decode_speed(lm, laid_out, steps=steps, repeats=repeats)
+        return {
+            "decode_tokens_per_second": speed,
+            "dense_decode_tokens_per_second": None,
+            "decode_speedup": None,
+        }
+    dense_config = dataclasses.replace(config, method="dense")
+    dense_lm = language_model(dense_config)
+    dense_params = decode_params(jax.jit(dense_lm.init)(jax.random.key(0)), dense_config)
+    _seconds(lm, laid_out, steps)
+    _seconds(dense_lm, dense_params, steps)
+    times = [(_seconds(lm, laid_out, steps), _seconds(dense_lm, dense_params, steps)) for _ in range(repeats)]
+    speed, dense_speed = (steps / statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "decode_tokens_per_second": speed,
+        "dense_decode_tokens_per_second": dense_speed,
+        "decode_speedup": speed / dense_speed,
+    }

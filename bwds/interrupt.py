@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM as a request that a loop answers when its state is whole."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+
+class InterruptedRunError(Exception):
+    """A run was stopped by a signal; its state is saved.
+
+    Attributes:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """0 for SIGTERM, which a scheduler sends and a saved run answers well; 130 for Ctrl-C, as shells have it."""
+        return 0 if self.signum == signal.SIGTERM else 128 + signal.SIGINT
+
+
+class StopSignals:
+    """While it is entered, the first SIGINT or SIGTERM is noted; a second Ctrl-C ends the process at once.
+
+    Outside the main thread, where Python cannot handle signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _: object) -> None:
+        if self._signum == signal.SIGINT == signum:
+            os._exit(128 + signal.SIGINT)
+        self._signum = self._signum or signum
+        # Not print: the signal may have come in the middle of one.
+        hint = "; Ctrl-C again ends it at once, without" if signum == signal.SIGINT else ""
+        os.write(2, f"\nStopping after this step and saving a checkpoint{hint}.\n".encode())
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._signum is not None
+
+    def check(self) -> None:
+        """Raises ``InterruptedRunError`` if a signal has come."""
+        if self._signum is not None:
+            raise InterruptedRunError(self._signum)

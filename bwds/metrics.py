@@ -1,0 +1,144 @@
+"""What a training run writes down: metrics.jsonl, TensorBoard events, and a progress bar or lines."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+LINE_EVERY_S = 10.0
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) for a mean cross-entropy in nats per token; capped at exp(700), near the largest float64."""
+    return math.exp(min(loss, 700.0))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whatever happens in between."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl, in order. A last line cut short by a killed process is left out.
+
+    Raises:
+        ValueError: any other line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is not JSON: {error}. Remove the line, or the file.") from error
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard events in the same folder.
+
+    Lines past the state that training goes on from were written by a process that ended before the next checkpoint:
+    they are dropped, since what they tell is done again.
+
+    Args:
+        workdir: an existing folder.
+        train: the step that training goes on from.
+        valid: the step of the latest evaluation before it.
+    """
+
+    def __init__(self, workdir: Path, *, train: int, valid: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        path = workdir / METRICS_FILE
+        known = {"train": train, "valid": valid}
+        kept = [line for line in read_metrics(path) if line["step"] <= known[line["split"]]]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._events = SummaryWriter(str(workdir), purge_step=train + 1 if train else None, flush_secs=10)
+
+    def write(self, *, step: int, split: str, **values: float | None) -> None:
+        """One line, handed to the operating system at once; None is null there and left out of the events."""
+        self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Writes out the events and closes both files."""
+        self._file.close()
+        self._events.close()
+
+
+class Speed:
+    """Tokens per second of training alone: time between ``pause`` and ``go`` does not count."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._seconds, self._steps = 0.0, 0
+        self._since: float | None = None
+
+    def go(self) -> None:
+        """Time counts from here."""
+        self._since = time.perf_counter()
+
+    def step(self) -> None:
+        """One more step is done."""
+        now = time.perf_counter()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._steps += 1
+        self._since = now
+
+    def pause(self) -> None:
+        """Time does not count from here."""
+        self._since = None
+
+    def take(self) -> float | None:
+        """Tokens per second since the last call; None if no step was done."""
+        steps, seconds = self._steps, self._seconds
+        self._seconds, self._steps = 0.0, 0
+        return steps * self._tokens_per_step / seconds if steps else None
+
+
+class Progress:
+    """On stderr: a bar where it is a terminal, else a line every ten seconds; nothing if not ``shown``."""
+
+    def __init__(self, *, total: int, initial: int, shown: bool) -> None:
+        self._total, self._shown, self._bar = total, shown, None
+        self._next_line = 0.0
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def update(self, *, step: int, loss: float, tokens_per_second: float | None) -> None:
+        """One more step is done."""
+        if self._bar is None and (not self._shown or time.monotonic() < self._next_line):
+            return
+        shown = {"loss": f"{loss:.3f}", "perplexity": f"{perplexity(loss):.1f}"}
+        if tokens_per_second is not None:
+            shown["tokens/s"] = f"{tokens_per_second:,.0f}"
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update()
+        else:
+            self._next_line = time.monotonic() + LINE_EVERY_S
+            self.note(f"step {step}/{self._total}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self._shown:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,113 @@
+"""Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bwds.array_types import Array, Float32, Int32
+from bwds.config import Config, OptimConfig
+
+
+def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Learning rate of a step, counted from 0, before the plateau's factor.
+
+    sgd: constant. adamw: linear warm-up over ``warmup_steps``, at most half of all ``steps``, then a cosine that
+    reaches 0 after the last one. The first step already has a part of the peak, so that it is not wasted.
+
+    Args:
+        config: the optimiser's options.
+        steps: all steps of the training run.
+    """
+    if config.name == "sgd":
+        return optax.constant_schedule(config.learning_rate)
+    warmup = min(config.warmup_steps, steps // 2)
+    return optax.warmup_cosine_decay_schedule(
+        config.learning_rate / (warmup + 1), config.learning_rate, warmup_steps=warmup, decay_steps=max(steps, 1)
+    )
+
+
+class Optimizer(NamedTuple):
+    """An optimiser and, to be shown, its learning rate before the plateau's factor."""
+
+    transformation: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
+    """Clipping of the global norm, then sgd (the paper's: no momentum) or adamw.
+
+    Weight decay, if any, acts on matrices only: biases are left alone.
+
+    Args:
+        config: the optimiser's options.
+        steps: all steps of the training run, for the cosine.
+    """
+    schedule = learning_rate_schedule(config, steps)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "sgd":
+        return Optimizer(optax.chain(clip, optax.sgd(schedule)), schedule)
+
+    def matrices(params: optax.Params) -> optax.Params:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
+    return Optimizer(optax.chain(clip, adamw), schedule)
+
+
+class Plateau(NamedTuple):
+    """What evaluations have shown so far; part of the training state.
+
+    Attributes:
+        scale: factor on the learning rate, float32.
+        best_loss: lowest validation loss in nats per token, float32; infinite before the first evaluation.
+        best_step: step of that evaluation, int32; 0 before the first.
+        evaluated_step: step of the latest evaluation, int32; 0 before the first.
+    """
+
+    scale: Float32[Array, ""]
+    best_loss: Float32[Array, ""]
+    best_step: Int32[Array, ""]
+    evaluated_step: Int32[Array, ""]
+
+
+def init_plateau() -> Plateau:
+    """The state before any evaluation."""
+    return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+
+
+def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float, counts: bool = True) -> Plateau:
+    """The plateau after an evaluation: a new best loss is noted, anything else multiplies the scale by ``factor``.
+
+    This is the rule of the paper's code with factor 1/2: the learning rate is halved at every evaluation that does not
+    improve on the best one.
+
+    Args:
+        plateau: the state before.
+        loss: validation loss in nats per token.
+        step: steps done at this evaluation.
+        factor: multiplies the scale where the loss is no improvement; 1 leaves it alone.
+        counts: False notes the evaluation only: its loss does not compare with that of others.
+    """
+    plateau = plateau._replace(evaluated_step=jnp.int32(step))
+    if not counts:
+        return plateau
+    loss32 = jnp.float32(loss)
+    if loss32 < plateau.best_loss:
+        return plateau._replace(best_loss=loss32, best_step=jnp.int32(step))
+    return plateau._replace(scale=plateau.scale * jnp.float32(factor))
+
+
+def sparsity_at(config: Config, step: int) -> float:
+    """The model's sparsity after ``step`` steps: s(t) = S (1 - (1 - (t - b) / (e - b))^3) for the cubic schedule.
+
+    That is the schedule of Zhu and Gupta (arXiv 1710.01878) from 0, constant before b and after e. Dense: 0.
+    """
+    if config.model.method == "dense":
+        return 0.0
+    if config.train.sparsity_schedule == "constant":
+        return config.model.sparsity
+    begin, end = config.train.sparsity_begin, config.train.sparsity_end
+    way = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return config.model.sparsity * (1.0 - (1.0 - way) ** 3)

@@ -1,0 +1,59 @@
+"""The figures a finished run ends with."""
+
+import importlib.metadata
+import platform
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bwds.checkpoint import Checkpoints, digest
+from bwds.config import Config
+from bwds.cost import cost
+from bwds.generate import compare_decode_speed
+from bwds.linear import Params
+from bwds.metrics import METRICS_FILE, perplexity, read_metrics
+
+
+def summarise(
+    config: Config, workdir: Path, params: Params, best: Checkpoints, *, command: str, check: Callable[[], None]
+) -> dict[str, Any]:
+    """What summary.json holds. Perplexity, density and decoding are those of the best checkpoint.
+
+    Args:
+        config: the run's.
+        workdir: the run's folder, with its metrics.
+        params: the parameters after the last step, of which the digest is.
+        best: the checkpoint with the lowest validation loss.
+        command: noted as it is.
+        check: called between the long parts; may raise to give up.
+
+    Returns:
+        steps, validation_perplexity, realised_density, relative_cost (multiply-adds, gate and softmax included,
+        against the dense model of the same size), tokens_per_second (median over the run; None if none of its
+        processes did more than one step), the figures of ``compare_decode_speed``, parameters, parameters_sha256,
+        best_step, device, versions and command.
+    """
+    best_params, info = best.restore(params)
+    check()
+    decoding = compare_decode_speed(config.model, best_params)
+    check()
+    speeds = [line["tokens_per_second"] for line in read_metrics(workdir / METRICS_FILE) if line["split"] == "train"]
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "steps": config.train.steps,
+        "validation_perplexity": perplexity(info["loss"]),
+        "realised_density": info["density"],
+        "relative_cost": cost(config.model).relative,
+        "tokens_per_second": statistics.median(known) if (known := [s for s in speeds if s is not None]) else None,
+        **decoding,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameters_sha256": digest(params),
+        "best_step": info["step"],
+        "device": f"{device.device_kind} ({device.platform}, {jax.device_count()} of them)",
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "command": command,
+    }

@@ -1,0 +1,246 @@
+"""Training: the loop around the step, its checkpoints and evaluations.
+
+A run is a function of its configuration and its text. All that influences it is in the state, and the state is in every
+checkpoint, so a run that was stopped, at any moment and in any way, ends with the parameters of one that was not.
+"""
+
+import dataclasses
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
+from bwds.config import Config
+from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
+from bwds.evaluation import evaluate
+from bwds.interrupt import InterruptedRunError, StopSignals
+from bwds.linear import Params
+from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
+from bwds.model import language_model
+from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.state import StepMetrics, TrainState, all_finite, init_state, train_step
+from bwds.summary import summarise
+
+
+class NonFiniteError(Exception):
+    """Training met a loss, a gradient or parameters that are not finite. The message says where and what to do."""
+
+
+def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
+    scheduled = config.train.sparsity_schedule != "constant" and config.model.method != "dense"
+    return np.float32(sparsity_at(config, step)) if scheduled else None
+
+
+class _Run:
+    """One call of ``train``: what the loop needs besides the state."""
+
+    def __init__(self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, *, progress: bool) -> None:
+        self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
+        self.lm = language_model(config.model)
+        self.optimizer = make_optimizer(config.optim, config.train.steps)
+        self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
+        self.saved: int | None = None
+        if self.last.steps:
+            self.state, info = self.last.restore(jax.eval_shape(self._fresh_state))
+            self.saved = info["step"]
+        else:
+            self.state = jax.jit(self._fresh_state)()
+        self.step = self.saved or 0
+        self.metrics = MetricsWriter(workdir, train=self.step, valid=int(self.state.plateau.evaluated_step))
+        self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress)
+        self.speed = Speed(config.data.batch_size * config.data.sequence_length)
+        self.tokens_per_second: float | None = None
+        if self.saved is not None:
+            self.progress.note(f"Resuming from the checkpoint of step {self.step} in {workdir}.")
+
+    def _fresh_state(self) -> TrainState:
+        return init_state(self.lm, self.optimizer, seed=self.config.train.seed, batch_size=self.config.data.batch_size)
+
+    def loop(self) -> None:
+        """Trains to the end. Raises ``InterruptedRunError`` after a signal, ``NonFiniteError``."""
+        config, pending = self.config.train, None
+        first = self.step
+        while True:
+            last = self.step == config.steps
+            evaluation_due = self.step > 0 and (last or self.step % config.eval_every == 0)
+            checkpoint_due = self.step > 0 and (last or self.step % config.checkpoint_every == 0)
+            if evaluation_due or checkpoint_due or self.stop.requested:
+                if pending:
+                    self.report(*pending)
+                pending = None
+                self.speed.pause()
+                try:
+                    self.stop.check()
+                    if evaluation_due and int(self.state.plateau.evaluated_step) < self.step:
+                        self.validate()
+                except InterruptedRunError as interrupted:
+                    self.save()
+                    message = f"Stopped after step {self.step} of {config.steps}; its state is saved in {self.workdir}."
+                    raise InterruptedRunError(interrupted.signum, message) from None
+                if checkpoint_due:
+                    self.save()
+                # The first step of a process compiles, which is not counted.
+                if self.step > first:
+                    self.speed.go()
+            if last:
+                return
+            metrics = self.dispatch()
+            # The metrics of the step before are read while the device works on this one.
+            if pending:
+                self.report(*pending)
+            pending = (self.step, metrics)
+
+    def dispatch(self) -> StepMetrics:
+        """Starts the next step and does not wait for it."""
+        data = self.config.data
+        batch = train_batch(
+            self.corpus.train, self.step, batch_size=data.batch_size, sequence_length=data.sequence_length
+        )
+        self.state, metrics = train_step(
+            self.lm,
+            self.optimizer,
+            self.state,
+            batch.inputs,
+            batch.targets,
+            np.bool_(batch.new_epoch),
+            _traced_sparsity(self.config, self.step),
+        )
+        self.step += 1
+        return metrics
+
+    def report(self, step: int, metrics: StepMetrics) -> None:
+        """Waits for a step, checks it and shows it."""
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+        self.speed.step()
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                self.fail(f"The {name.replace('_', ' ')} is {values[name]} at step {step}")
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            self.tokens_per_second = self.speed.take()
+            self.metrics.write(
+                step=step,
+                split="train",
+                perplexity=perplexity(values["loss"]),
+                **values,
+                sparsity=sparsity_at(self.config, step - 1),
+                tokens_per_second=self.tokens_per_second,
+            )
+        self.progress.update(step=step, loss=values["loss"], tokens_per_second=self.tokens_per_second)
+
+    def validate(self) -> None:
+        """Evaluates on the validation split, applies the plateau rule and keeps the parameters if they are the best.
+
+        While a schedule still raises the sparsity, losses do not compare: they are written down only.
+        """
+        config, step = self.config, self.step
+        loss, density, _ = evaluate(
+            self.lm,
+            self.state.params,
+            self.corpus.valid,
+            config.data,
+            self.corpus.vocabulary.eos_id,
+            sparsity=_traced_sparsity(config, step),
+            after_batch=self.stop.check,
+        )
+        if not math.isfinite(loss):
+            self.fail(f"The validation loss is {loss} after step {step}")
+        sparsity = sparsity_at(config, step)
+        self.metrics.write(
+            step=step, split="valid", loss=loss, perplexity=perplexity(loss), density=density, sparsity=sparsity
+        )
+        counts = sparsity == sparsity_at(config, config.train.steps)
+        factor = config.optim.plateau_factor if config.optim.name == "sgd" else 1.0
+        plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
+        is_best = int(plateau.best_step) == step
+        if is_best:
+            self.best.save(step, self.state.params, loss=loss, density=density)
+        self.state = self.state._replace(plateau=plateau)
+        self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
+
+    def save(self) -> None:
+        """Writes the state to ``last``, unless that is where it came from. It is never one that is not finite."""
+        if self.saved == self.step:
+            return
+        if not all_finite((self.state.params, self.state.opt_state, self.state.carry)):
+            self.fail(f"Parameters are not finite after step {self.step}")
+        self.last.save(self.step, self.state)
+        self.saved = self.step
+
+    def fail(self, what: str) -> None:
+        """Raises ``NonFiniteError``."""
+        good = "There is no checkpoint yet" if self.saved is None else f"The last good checkpoint is step {self.saved}"
+        raise NonFiniteError(
+            f"{what}. {good} in {self.last.directory}. Training stops here; try a smaller --optim.learning-rate or "
+            "--optim.clip-norm in another --workdir."
+        )
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.metrics.close()
+        self.progress.close()
+
+
+def train(config: Config, workdir: Path, *, progress: bool = True, command: str = "") -> dict[str, Any]:
+    """Trains, or goes on training, the model of a configuration in a folder of its own.
+
+    Args:
+        config: what to train; the size of the vocabulary is taken from the data.
+        workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
+            checkpoints and, at the end, summary.json.
+        progress: show progress on stderr.
+        command: noted in the summary.
+
+    Returns:
+        What summary.json holds; for a finished run it is read from there.
+
+    Raises:
+        ValueError: the data are not usable, or the folder holds another run.
+        NonFiniteError: loss, gradient or parameters are not finite.
+        InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
+    """
+    corpus = load_corpus(config.data)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
+    steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
+    claim_workdir(workdir, config, corpus.vocabulary)
+    finished = read_summary(workdir)
+    if finished is not None:
+        return finished
+    with StopSignals() as stop:
+        run = _Run(config, corpus, workdir, stop, progress=progress)
+        try:
+            run.loop()
+        finally:
+            run.close()
+        try:
+            summary = summarise(config, workdir, run.state.params, run.best, command=command, check=stop.check)
+        except InterruptedRunError as interrupted:
+            message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
+            raise InterruptedRunError(interrupted.signum, message) from None
+    write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
+    """Parameters of a run and the step they are from; nothing in the folder is changed.
+
+    Args:
+        config: the run's.
+        workdir: the run's folder.
+        which: "best": the lowest validation loss; "last": the latest state.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is damaged.
+    """
+    lm = language_model(config.model)
+    if which == "last":
+        fresh = partial(init_state, lm, make_optimizer(config.optim, config.train.steps))
+        template = jax.eval_shape(partial(fresh, seed=0, batch_size=config.data.batch_size))
+        state, info = last_checkpoints(workdir, read_only=True).restore(template)
+        return state.params, info["step"]
+    params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
+    return params, info["step"]

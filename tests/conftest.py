@@ -1,0 +1,31 @@
+"""Settings of every test: the CPU unless JAX_PLATFORMS says otherwise, annotations checked, ranks never promoted."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# An int is fine where a float is annotated, as everywhere in Python.
+jaxtyping.install_import_hook(
+    ["bwds", "pallas_kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+# No deadline: the first call of a jitted function compiles it. The same examples in every CI run.
+hypothesis.settings.register_profile(
+    "bwds", deadline=None, max_examples=25, derandomize="CI" in os.environ, print_blob=True
+)
+hypothesis.settings.load_profile("bwds")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switches the annotation checks off, so that a test of a wrong argument sees the library's own error."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

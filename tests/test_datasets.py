@@ -1,0 +1,467 @@
+"""The sources of text: the pydoc corpus, folders of text files, TFDS builders of ours and of others."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import compute_url_info
+
+from bwds.config import DataConfig
+from bwds.data import load_corpus
+from bwds.datasets import SPLITS, builders, pydoc, text
+from bwds.datasets import tfds as tfds_source
+
+_PTB = Path(os.environ.get("BWDS_PTB_DIRECTORY", Path(__file__).parents[2] / "shared" / "data" / "ptb"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache of its own for every test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    return tmp_path / "cache" / "bwds"
+
+
+def write(folder: Path, name: str = "{}.txt", *, train="a b\n", valid="a\n", test="b\n") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, content in {"train": train, "valid": valid, "test": test}.items():
+        (folder / name.format(split)).write_text(content, encoding="utf-8")
+    return folder
+
+
+def load(dataset: str, directory: Path | None = None):
+    return load_corpus(DataConfig(dataset=dataset, directory=None if directory is None else str(directory)))
+
+
+def words(corpus, split: str) -> list[str]:
+    return corpus.vocabulary.decode(getattr(corpus, split))
+
+
+# --- pydoc
+
+
+@pytest.fixture(scope="module")
+def pydoc_paragraphs() -> list:
+    return list(pydoc.paragraphs())
+
+
+@pytest.fixture(scope="module")
+def pydoc_texts(pydoc_paragraphs) -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pydoc, "paragraphs", lambda: pydoc_paragraphs)
+        return pydoc.build()
+
+
+@pytest.fixture
+def pydoc_cache(cache, pydoc_texts, monkeypatch) -> Path:
+    """The corpus in this test's cache, and an alarm for every further build."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pydoc, "build", lambda: pydoc_texts)
+        load("pydoc")
+    monkeypatch.setattr(pydoc, "build", lambda: pytest.fail("the corpus was built again"))
+    return next(cache.iterdir())
+
+
+def test_pydoc_size_and_split(pydoc_cache):
+    corpus = load("pydoc")
+    sizes = np.array([len(corpus.train), len(corpus.valid), len(corpus.test)])
+    assert 350_000 < sizes.sum() < 700_000
+    assert (np.abs(sizes / sizes.sum() - [0.9, 0.05, 0.05]) < 0.03).all()
+    assert 5_000 < len(corpus.vocabulary) < 12_000
+    assert {"<unk>", "<eos>", "function", "return", "."} <= set(corpus.vocabulary.words)
+    assert all(word == word.lower() for word in corpus.vocabulary.words)
+    counts = np.bincount(corpus.train)
+    assert (np.diff(counts) <= 0).all()
+    assert counts[corpus.vocabulary.encode(["<unk>"])] / len(corpus.train) < 0.03
+
+
+def test_pydoc_has_topics_and_docstrings(pydoc_paragraphs):
+    everything = "\n".join(" ".join(line) for _, lines in pydoc_paragraphs for line in lines)
+    assert "assert statements are a convenient way to insert debugging" in everything  # a topic
+    assert "functions that read and write gzipped files ." in everything  # the docstring of a module, in Python
+    assert "concatenate any number of strings ." in everything  # str.join, in C
+
+
+def test_pydoc_does_not_leak_paragraphs_between_splits(pydoc_paragraphs):
+    paragraphs = [(split, " ".join(" ".join(line) for line in lines)) for split, lines in pydoc_paragraphs]
+    assert len(paragraphs) > 5_000
+    assert {split for split, _ in paragraphs} == set(SPLITS)
+    assert len({words for _, words in paragraphs}) == len(paragraphs)  # none occurs twice
+
+
+def test_pydoc_is_built_alike_in_another_process(pydoc_texts):
+    code = (
+        "import hashlib, bwds.datasets.pydoc as p; t = p.build(); print(hashlib.sha256(repr(t).encode()).hexdigest())"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert output.stdout.strip() == hashlib.sha256(repr(pydoc_texts).encode()).hexdigest()
+
+
+def test_pydoc_cache_is_named_after_the_python_version(pydoc_cache):
+    assert pydoc_cache.name.endswith(f"cpython-{sys.version.split()[0]}.json.gz")
+    assert [path.name for path in pydoc_cache.parent.iterdir()] == [pydoc_cache.name]  # no temporary file stays
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other text", "missing split"])
+def test_pydoc_cache_is_built_again_when_damaged(pydoc_cache, pydoc_texts, monkeypatch, damage):
+    whole = pydoc_cache.read_bytes()
+    middle = len(whole) // 2
+    pydoc_cache.write_bytes(
+        {
+            "truncated": whole[:middle],
+            "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "empty": b"",
+            "other text": b"no archive",
+            "missing split": gzip.compress(b'{"train": "a"}'),
+        }[damage]
+    )
+    built = []
+    monkeypatch.setattr(pydoc, "build", lambda: built.append(1) or pydoc_texts)
+    load("pydoc")
+    load("pydoc")
+    assert built == [1]
+    assert pydoc_cache.read_bytes() == whole
+
+
+def test_pydoc_works_where_the_cache_cannot_be_written(tmp_path, pydoc_texts, monkeypatch, caplog):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(pydoc, "build", lambda: pydoc_texts)
+    assert len(load("pydoc").train) > 300_000
+    assert "could not be cached" in caplog.text
+
+
+def test_pydoc_needs_a_python_with_documentation(tmp_path, monkeypatch):
+    monkeypatch.setattr(pydoc.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match=r"too few for the pydoc corpus.*--data.dataset text"):
+        pydoc.build()
+
+
+# --- text
+
+
+@pytest.mark.parametrize("name", ["{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens"])
+def test_text_file_names(tmp_path, name):
+    write(tmp_path, name, train="x y\n")
+    files = text.find_files(tmp_path)
+    assert {split: path.name for split, path in files.items()} == {split: name.format(split) for split in SPLITS}
+
+
+def test_text_errors(tmp_path):
+    folder = write(tmp_path / "text")
+    (folder / "valid.txt").unlink()
+    with pytest.raises(
+        ValueError, match=r"No valid split in .*; looked for valid.txt, valid.tokens, ptb.valid.txt, wiki.valid.tokens"
+    ):
+        load("text", folder)
+    (folder / "valid.txt").write_text("")
+    with pytest.raises(ValueError, match=r"valid.txt is empty"):
+        load("text", folder)
+    (folder / "valid.txt").write_bytes(b"a\na b\na \xff\n")
+    with pytest.raises(ValueError, match=r"valid.txt is not UTF-8 text: byte 8, on line 3, is 0xff"):
+        load("text", folder)
+
+
+def test_text_is_split_on_any_white_space_and_a_byte_order_mark_is_dropped(tmp_path):
+    write(tmp_path, train="\ufeffa\tb\u00a0c\r\n\u2028d\x0ce\n", valid="a\n", test="e\n")
+    assert words(load("text", tmp_path), "train") == ["a", "b", "c", "<eos>", "d", "e", "<eos>"]
+
+
+# --- our builders
+
+
+def as_dataset(monkeypatch, builder, folder: Path) -> None:
+    """Lets the files in the folder be the ones that the builder stands for."""
+    algorithm = "sha256" if len(builder.CHECKSUMS["train"]) == 64 else "sha1"
+    checksums = {
+        split: hashlib.new(algorithm, path.read_bytes()).hexdigest() for split, path in text.find_files(folder).items()
+    }
+    monkeypatch.setattr(builder, "CHECKSUMS", checksums)
+
+
+@pytest.mark.parametrize("name", ["ptb", "wikitext2", "wikitext103"])
+def test_a_builder_keeps_lines_and_order(tmp_path, monkeypatch, capsys, cache, name):
+    # More than two examples of 1000 lines; the number of words shows lines that are lost, swapped or joined.
+    train = "".join(" w" * (i % 7) + f" n{i % 40}\n" if i % 5 else "\n" for i in range(2345))
+    folder = write(tmp_path / "files", train=train, valid="w\n\n", test="\n")
+    as_dataset(monkeypatch, builders.BUILDERS[name], folder)
+    plain = load("text", folder)
+    corpus = load(name, folder)
+    assert corpus.vocabulary == plain.vocabulary
+    for split in SPLITS:
+        np.testing.assert_array_equal(getattr(corpus, split), getattr(plain, split))
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == [f"Preparing the dataset {name} in {cache / 'tfds' / name / '1.0.0'} ..."]
+    # Prepared: neither files nor network are needed any more, and nothing is said.
+    np.testing.assert_array_equal(load(name).train, plain.train)
+    output = capsys.readouterr()
+    assert output.out + output.err == ""
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_builder_refuses_other_files_even_when_prepared(tmp_path, monkeypatch):
+    right = write(tmp_path / "right")
+    as_dataset(monkeypatch, builders.Ptb, right)
+    load("ptb", right)
+    wrong = write(tmp_path / "wrong", "ptb.{}.txt", test="z\n")
+    with pytest.raises(
+        ValueError, match=r"ptb.test.txt is not the test file of Penn Treebank: its sha256 is .*--data.dataset text"
+    ):
+        load("ptb", wrong)
+
+
+def test_tfds_data_dir_is_respected(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    folder = write(tmp_path / "files")
+    as_dataset(monkeypatch, builders.Ptb, folder)
+    load("ptb", folder)
+    assert (tmp_path / "elsewhere" / "ptb" / "1.0.0" / "dataset_info.json").is_file()
+    assert not cache.exists()
+
+
+def test_half_prepared_data_are_not_used(tmp_path, monkeypatch, cache):
+    folder = write(tmp_path / "files", train="a\n" * 3000, test="a\n")
+    as_dataset(monkeypatch, builders.Ptb, folder)
+    whole = builders.Ptb._generate_examples
+
+    def fail_later(self, path):
+        yield next(whole(self, path))
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.Ptb, "_generate_examples", fail_later)
+        with pytest.raises(ValueError, match=r"'ptb' could not be prepared in .*: OSError: .*the disk is full"):
+            load("ptb", folder)
+    # What a killed process would leave behind.
+    leftover = cache / "tfds" / "ptb" / "1.0.0.incomplete.ABCDEF"
+    leftover.mkdir(parents=True)
+    (leftover / "ptb-train.array_record-00000-of-00001").write_bytes(b"half")
+    assert len(load("ptb", folder).train) == 6000
+
+
+def test_another_process_may_prepare_the_same_data_first(tmp_path, monkeypatch):
+    folder = write(tmp_path / "files", train="a b\n" * 3000)
+    as_dataset(monkeypatch, builders.Ptb, folder)
+    whole = builders.Ptb._generate_examples
+
+    def overtaken(self, path):
+        with monkeypatch.context() as patch:
+            patch.setattr(builders.Ptb, "_generate_examples", whole)
+            load("ptb", folder)
+        yield from whole(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.Ptb, "_generate_examples", overtaken)
+        assert len(load("ptb", folder).train) == 9000
+
+
+def test_damaged_prepared_data_are_an_error_that_names_the_folder(tmp_path, monkeypatch, cache):
+    folder = write(tmp_path / "files", train="a b c\n" * 3000)
+    as_dataset(monkeypatch, builders.Ptb, folder)
+    load("ptb", folder)
+    (record,) = (cache / "tfds" / "ptb" / "1.0.0").glob("*train*")
+    record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"'ptb' in {re.escape(str(record.parent))} cannot be read: .*Delete that"):
+        load("ptb", folder)
+
+
+@pytest.mark.parametrize("name", ["ptb", "wikitext2", "wikitext103"])
+def test_no_network_is_an_error_that_names_the_directory_option(monkeypatch, name):
+    monkeypatch.setattr(tfds_source, "_answers", lambda url: False)
+    with pytest.raises(
+        ValueError,
+        match=rf"'{name}' could not be prepared .* can be reached.* --data.dataset {name} --data.directory DIR",
+    ):
+        load(name)
+
+
+def test_an_address_that_does_not_answer():
+    assert not tfds_source._answers("http://127.0.0.1:9/file")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder, served at the address that the builders take for the origin of their data."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(_QuietHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        for builder in builders.BUILDERS.values():
+            name = builder.URL.rsplit("/", 1)[1]
+            monkeypatch.setattr(builder, "URL", f"http://127.0.0.1:{server.server_port}/{name}")
+        yield folder
+        server.shutdown()
+
+
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def expect_download(monkeypatch, builder, folder: Path) -> None:
+    """Lets the files in the folder be what the builder expects to download."""
+    base = builder.URL.rsplit("/", 1)[0]
+    infos = {f"{base}/{path.name}": compute_url_info(path) for path in folder.iterdir()}
+    monkeypatch.setattr(builder, "url_infos", infos)
+
+
+def test_download_of_text_files(server, monkeypatch):
+    write(server, "ptb.{}.txt", train="a b <unk>\n")
+    expect_download(monkeypatch, builders.Ptb, server)
+    as_dataset(monkeypatch, builders.Ptb, server)
+    assert words(load("ptb"), "train") == ["a", "b", "<unk>", "<eos>"]
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "wikitext103"])
+def test_download_of_an_archive(server, tmp_path, monkeypatch, name):
+    builder = builders.BUILDERS[name]
+    text_folder = write(tmp_path / "wiki-text", "wiki.{}.tokens", train="a b <unk>\n")
+    archive = server / builder.URL.rsplit("/", 1)[1]
+    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "wiki-text")
+    expect_download(monkeypatch, builder, server)
+    with pytest.raises(ValueError, match=f"wiki.train.tokens is not the train file of {builder.TITLE}: its sha"):
+        load(name)
+    as_dataset(monkeypatch, builder, text_folder)
+    assert words(load(name), "train") == ["a", "b", "<unk>", "<eos>"]
+
+
+def test_download_with_a_wrong_checksum_is_refused(server, monkeypatch):
+    write(server, "ptb.{}.txt")
+    expect_download(monkeypatch, builders.Ptb, server)
+    (server / "ptb.valid.txt").write_text("b\n")
+    with pytest.raises(ValueError, match=r"'ptb' could not be prepared.*NonMatchingChecksumError.*ptb.valid.txt"):
+        load("ptb")
+
+
+def test_download_without_a_checksum_is_refused(server, monkeypatch):
+    write(server, "ptb.{}.txt")
+    monkeypatch.setattr(builders.Ptb, "url_infos", {})
+    with pytest.raises(ValueError, match=r"'ptb' could not be prepared.*Missing checksums url"):
+        load("ptb")
+
+
+@pytest.mark.parametrize("builder", builders.BUILDERS.values(), ids=builders.BUILDERS)
+def test_every_download_has_a_checksum(builder):
+    for split in SPLITS:
+        assert re.fullmatch("[0-9a-f]{64}", builder.url_infos[builder.URL.format(split)].checksum)
+
+
+def test_checksums_of_penn_treebank_agree():
+    infos = builders.Ptb.url_infos
+    for split, checksum in builders.Ptb.CHECKSUMS.items():
+        (info,) = (info for url, info in infos.items() if url.endswith(f"ptb.{split}.txt"))
+        assert info.checksum == checksum
+
+
+@pytest.mark.skipif(not _PTB.is_dir(), reason=f"no Penn Treebank in {_PTB}; set BWDS_PTB_DIRECTORY")
+def test_penn_treebank():
+    corpus = load("ptb", _PTB)
+    assert [len(ids) for ids in corpus[2:]] == [929_589, 73_760, 82_430]
+    assert len(corpus.vocabulary) == 10_000
+    assert corpus.vocabulary.words[:4] == ("the", "<unk>", "<eos>", "N")
+    assert words(corpus, "valid")[:5] == ["consumers", "may", "want", "to", "move"]
+    plain = load("text", _PTB)
+    assert plain.vocabulary == corpus.vocabulary
+    for split in SPLITS:
+        np.testing.assert_array_equal(getattr(corpus, split), getattr(plain, split))
+
+
+# --- any dataset of TFDS
+
+
+class _Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES = ("text",)
+    SPLITS = ("train", "validation", "test")
+
+    def _info(self):
+        features = {name: tfds.features.Text() for name in self.FEATURES} | {"label": np.int64}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.SPLITS}
+
+    def _generate_examples(self, split):
+        for i in range(100):
+            yield i, {name: f"{name} {split} <unk>\nline{i % 10}" for name in self.FEATURES} | {"label": i}
+
+
+class BwdsTiny(_Tiny):
+    pass
+
+
+class BwdsTinyDocument(_Tiny):
+    FEATURES = ("document",)
+
+
+class BwdsTinyTwoTexts(_Tiny):
+    FEATURES = ("question", "answer")
+
+
+class BwdsTinyNoTrain(_Tiny):
+    SPLITS = ("test",)
+
+
+class BwdsTinyTrainOnly(_Tiny):
+    SPLITS = ("train",)
+
+
+class BwdsTinyNoValidation(_Tiny):
+    SPLITS = ("train", "test")
+
+
+def test_tfds_lines_and_splits():
+    corpus = load("tfds:bwds_tiny")
+    assert words(corpus, "train")[:8] == ["text", "train", "<unk>", "<eos>", "line0", "<eos>", "text", "train"]
+    assert [len(ids) for ids in corpus[2:]] == [600, 600, 600]
+    assert words(corpus, "valid")[:3] == ["text", "<unk>", "<unk>"]
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_only_text_feature_is_taken():
+    assert words(load("tfds:bwds_tiny_document"), "test")[:4] == ["document", "<unk>", "<unk>", "<eos>"]
+
+
+def test_tfds_missing_splits_are_cut_from_the_end_of_train():
+    corpus = load("tfds:bwds_tiny_train_only")
+    assert [len(ids) for ids in corpus[2:]] == [540, 30, 30]
+    assert words(corpus, "valid")[4::6] == [f"line{i}" for i in range(5)]  # examples 90 to 94
+    assert words(corpus, "test")[4::6] == [f"line{i}" for i in range(5, 10)]  # examples 95 to 99
+    corpus = load("tfds:bwds_tiny_no_validation")
+    assert [len(ids) for ids in corpus[2:]] == [570, 30, 600]
+    assert words(corpus, "valid")[:2] == ["text", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bwds_tiny_two_texts", r"has 2 text features \(question, answer\).*Its features are .*label"),
+        ("bwds_tiny_no_train", "has no train split, only test"),
+        ("nonesuch", "TensorFlow Datasets cannot open 'nonesuch'.*catalog.*--data.dataset text"),
+    ],
+)
+def test_tfds_errors(name, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"tfds:{name}")
+
+
+def test_data_module_does_not_import_tfds():
+    code = "import sys, bwds.data; sys.exit('tensorflow_datasets' in sys.modules or 'tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

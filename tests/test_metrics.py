@@ -1,0 +1,139 @@
+"""Lines of metrics.jsonl, what survives a killed process, speed and progress."""
+
+import io
+import json
+import math
+import sys
+
+import pytest
+
+from bwds import metrics
+from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics, write_text
+
+
+def test_perplexity_is_finite_for_any_loss():
+    assert perplexity(2.0) == math.exp(2.0)
+    assert math.isfinite(perplexity(1e9))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_text(path, "old")
+    monkeypatch.setattr(metrics.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="a line that is not JSON"):
+        read_metrics(path)
+
+
+def test_lines_past_the_restored_step_are_dropped_and_rewritten(tmp_path):
+    writer = MetricsWriter(tmp_path, train=0, valid=0)
+    for step in range(1, 7):
+        writer.write(step=step, split="train", loss=float(step), tokens_per_second=None)
+        if step % 2 == 0:
+            writer.write(step=step, split="valid", loss=float(step))
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "spl')
+    # The state restored is that of step 4, before its evaluation.
+    writer = MetricsWriter(tmp_path, train=4, valid=2)
+    writer.write(step=4, split="valid", loss=4.5)
+    writer.close()
+    lines = [(line["step"], line["split"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert lines == [
+        (1, "train", 1.0),
+        (2, "train", 2.0),
+        (2, "valid", 2.0),
+        (3, "train", 3.0),
+        (4, "train", 4.0),
+        (4, "valid", 4.5),
+    ]
+
+
+def test_a_line_is_on_disk_when_write_returns(tmp_path):
+    writer = MetricsWriter(tmp_path, train=0, valid=0)
+    writer.write(step=1, split="train", loss=0.5, tokens_per_second=None)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"step": 1, "split": "train", "loss": 0.5, "tokens_per_second": None}
+    writer.close()
+
+
+def test_numbers_that_are_no_json_are_refused(tmp_path):
+    writer = MetricsWriter(tmp_path, train=0, valid=0)
+    with pytest.raises(ValueError, match="JSON"):
+        writer.write(step=1, split="train", loss=math.nan)
+    writer.close()
+
+
+def test_tensorboard_events_hold_the_values(tmp_path):
+    writer = MetricsWriter(tmp_path, train=0, valid=0)
+    writer.write(step=1, split="train", loss=0.5)
+    writer.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_speed_counts_training_time_alone(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    speed = Speed(tokens_per_step=100)
+
+    def step(seconds):
+        now[0] += seconds
+        speed.step()
+
+    step(60.0)  # the first step compiles
+    assert speed.take() is None
+    step(2.0)
+    step(2.0)
+    speed.pause()
+    now[0] += 30.0  # an evaluation
+    speed.go()
+    step(1.0)
+    assert speed.take() == pytest.approx(3 * 100 / 5.0)
+    assert speed.take() is None
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    progress = Progress(total=9, initial=0, shown=True)
+    for step in range(1, 10):
+        progress.update(step=step, loss=math.log(50.0), tokens_per_second=1234.0)
+        now[0] += 3.0
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/9", "5/9", "9/9"]
+    assert lines[0] == "step 1/9  loss 3.912  perplexity 50.0  tokens/s 1,234"
+
+
+def test_progress_that_is_not_shown_is_silent(capsys):
+    progress = Progress(total=9, initial=0, shown=False)
+    progress.update(step=1, loss=1.0, tokens_per_second=None)
+    progress.note("a note")
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress(total=4, initial=1, shown=True)
+    progress.update(step=2, loss=math.log(50.0), tokens_per_second=1234.0)
+    progress.note("a note")
+    progress.close()
+    shown = sys.stderr.getvalue()
+    assert "a note\n" in shown
+    assert "2/4" in shown
+    assert "perplexity=50.0" in shown

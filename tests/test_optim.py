@@ -1,0 +1,104 @@
+"""Learning rates, clipping, the plateau rule and the schedule of the sparsity, each against a calculation by hand."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
+from bwds.optim import after_evaluation, init_plateau, learning_rate_schedule, make_optimizer, sparsity_at
+
+
+def test_adamw_warms_up_and_decays_by_a_cosine():
+    schedule = learning_rate_schedule(OptimConfig(name="adamw", learning_rate=0.4, warmup_steps=3), 13)
+    warmup = [0.1 + (0.4 - 0.1) * i / 3 for i in range(3)]
+    cosine = [0.4 * 0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(11)]
+    np.testing.assert_allclose([schedule(i) for i in range(14)], warmup + cosine, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_a_run_shorter_than_the_warm_up_still_learns_in_every_step(steps):
+    schedule = learning_rate_schedule(OptimConfig(name="adamw", learning_rate=0.4, warmup_steps=100), steps)
+    rates = [float(schedule(i)) for i in range(steps)]
+    assert all(0 < rate <= 0.4 for rate in rates)
+    if steps > 1:
+        assert max(rates) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(10.0, 0.25), (0.1, 0.1)])
+def test_sgd_subtracts_the_clipped_gradient(norm, expected):
+    optimizer = make_optimizer(OptimConfig(name="sgd", learning_rate=20.0, clip_norm=0.25), 5)
+    direction = {"a": jnp.array([3.0, 0.0]) / 5, "b": jnp.array([[4.0]]) / 5}
+    gradients = jax.tree.map(lambda d: norm * d, direction)
+    updates, _ = optimizer.transformation.update(gradients, optimizer.transformation.init(gradients), gradients)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, -20.0 * expected * direction[name], rtol=1e-6)
+
+
+def test_weight_decay_spares_biases():
+    config = OptimConfig(name="adamw", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    transformation = make_optimizer(config, 5).transformation
+    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transformation.update(zeros, transformation.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.1 * 0.5 * 2.0), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+
+
+@given(st.lists(st.floats(0.5, 9.0, width=32), min_size=1, max_size=12), st.sampled_from([0.25, 0.5, 1.0]))
+def test_plateau_is_the_hand_simulation(losses, factor):
+    plateau, scale, best, best_step = init_plateau(), 1.0, math.inf, 0
+    for step, loss in enumerate(losses, start=1):
+        plateau = after_evaluation(plateau, loss, step=step, factor=factor)
+        if loss < best:
+            best, best_step = loss, step
+        else:
+            scale *= factor
+        assert [float(plateau.scale), float(plateau.best_loss)] == [scale, best]
+        assert [int(plateau.best_step), int(plateau.evaluated_step)] == [best_step, step]
+
+
+def test_an_evaluation_that_does_not_count_is_noted_only():
+    before = init_plateau()
+    after = after_evaluation(before, 1.0, step=7, factor=0.5, counts=False)
+    assert int(after.evaluated_step) == 7
+    assert after._replace(evaluated_step=before.evaluated_step) == before
+
+
+def test_the_state_of_a_plateau_keeps_its_types():
+    """Otherwise the training step would be compiled again after an evaluation."""
+    before = init_plateau()
+    for after in (
+        after_evaluation(before, 1.0, step=1, factor=0.5),
+        after_evaluation(before._replace(best_loss=jnp.float32(0.5)), 1.0, step=1, factor=0.5),
+    ):
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, before)
+
+
+def _scheduled(**model):
+    train = TrainConfig(steps=50, sparsity_schedule="cubic", sparsity_begin=10, sparsity_end=30)
+    return Config(model=ModelConfig(sparsity=0.8, **model), train=train)
+
+
+def test_cubic_schedule_is_its_formula():
+    config = _scheduled()
+    for step in range(51):
+        t = min(max(step, 10), 30)
+        assert sparsity_at(config, step) == pytest.approx(0.8 * (1 - (1 - (t - 10) / 20) ** 3))
+    assert [sparsity_at(config, step) for step in (0, 10, 30, 50)] == [0.0, 0.0, 0.8, 0.8]
+
+
+def test_other_schedules_are_constant():
+    assert sparsity_at(_scheduled(method="dense"), 40) == 0.0
+    constant = dataclasses.replace(_scheduled(), train=TrainConfig())
+    assert {sparsity_at(constant, step) for step in (0, 5, 700)} == {0.8}
+
+
+def test_a_schedule_must_reach_its_sparsity():
+    with pytest.raises(ValueError, match="sparsity_end 30 is past the last of 20 steps"):
+        TrainConfig(steps=20, sparsity_schedule="cubic", sparsity_begin=10, sparsity_end=30)

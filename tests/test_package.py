@@ -1,0 +1,128 @@
+"""The public names, which module knows which, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+import bwds
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*ROOT.glob("bwds/**/*.py"), *ROOT.glob("pallas_kernels/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]
+LONGEST = 320
+
+TRAINING_PACKAGES = {"optax", "orbax", "tensorflow_datasets", "array_record", "tyro", "tqdm", "tensorboardX"}
+"""What the extra ``train`` adds, by import name."""
+
+MAY_IMPORT = {
+    "pallas_kernels": set(),
+    "bwds": set(),
+    "bwds/training.py": {"optax", "orbax", "tqdm", "tensorboardX"},
+    "bwds/optim.py": {"optax"},
+    "bwds/pruning.py": {"optax"},
+    "bwds/checkpoint.py": {"orbax"},
+    "bwds/metrics.py": {"tqdm", "tensorboardX"},
+    "bwds/data.py": {"tensorflow_datasets"},
+    "bwds/datasets": {"tensorflow_datasets", "array_record"},
+    "train.py": {"tyro", "tqdm"},
+    "eval.py": {"tyro", "tqdm"},
+}
+"""Which of them a file may import, even inside a function; the longest path that fits holds."""
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of all modules that the file imports, at its top or inside its functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import; the rules here read absolute ones."
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def allowed(path: Path) -> set[str]:
+    name = path.relative_to(ROOT).as_posix()
+    fits = [prefix for prefix in MAY_IMPORT if name == prefix or name.startswith(prefix + "/")]
+    return MAY_IMPORT[max(fits, key=len)]
+
+
+def modules_after(*statements: str) -> set[str]:
+    """Names of the top-level packages in memory after the statements, in a new interpreter."""
+    code = "; ".join(["import sys", *statements, "print(*{m.partition('.')[0] for m in sys.modules})"])
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "num_kept_blocks",
+        "topk_gates",
+        "block_sparse_matmul",
+        "to_block_major",
+        "language_model",
+        "decode_params",
+        "cost",
+        "ModelConfig",
+        "LanguageModel",
+    ],
+)
+def test_public_name(name):
+    assert callable(getattr(bwds, name))
+    assert name in bwds.__all__
+
+
+@pytest.mark.parametrize("name", ["BlockSparseLinear", "LSTM", "QRNN"])
+def test_public_module(name):
+    assert issubclass(getattr(bwds.nn, name), nnx.Module)
+
+
+def test_presets():
+    assert {
+        "quick",
+        "ptb-lstm",
+        "ptb-qrnn",
+        "ptb-lstm-small",
+        "ptb-qrnn-small",
+        "wikitext2-lstm",
+        "wikitext103-qrnn",
+    } <= bwds.PRESETS.keys()
+
+
+def test_all_names_exist():
+    assert [name for name in bwds.__all__ if not hasattr(bwds, name)] == []
+
+
+def test_import_bwds_is_light():
+    # flax itself imports optax: what counts is what bwds adds to its own dependencies.
+    extra = modules_after("import bwds") - modules_after("import jax, flax.nnx, numpy, jaxtyping")
+    assert "bwds" in extra
+    assert not extra & TRAINING_PACKAGES
+
+
+def test_pallas_kernels_stands_alone():
+    found = modules_after("import pallas_kernels")
+    assert "pallas_kernels" in found
+    assert not found & {"bwds", "flax", *TRAINING_PACKAGES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_follow_the_layers(path):
+    names = set(imported(path))
+    packages = {name.partition(".")[0] for name in names}
+    assert packages & TRAINING_PACKAGES <= allowed(path)
+    if relative(path).startswith("pallas_kernels/"):
+        assert "bwds" not in packages
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_file_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -1,0 +1,46 @@
+"""The README's Python runs, and its commands are the ones that CI runs.
+
+Every ``python`` block of README.md is executed, top to bottom in one namespace, as a reader would type them. In docs/
+only the blocks that open with ``python run`` are.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = {ROOT / "README.md": "python", **dict.fromkeys(sorted(ROOT.glob("docs/*.md")), "python run")}
+COMMANDS = ["pip install -r requirements.txt && python train.py", "pip install -r requirements.txt && python -m pytest"]
+
+
+def python_blocks(page: Path, marker: str) -> list[str]:
+    """The fenced blocks of the page whose first line is the marker, moved down to their line numbers in the page."""
+    text = page.read_text(encoding="utf-8")
+    fences = re.finditer(rf"^```{marker}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return ["\n" * text.count("\n", 0, fence.start(1)) + fence[1] for fence in fences]
+
+
+RUNNABLE = {page: blocks for page, marker in PAGES.items() if (blocks := python_blocks(page, marker))}
+
+
+def test_readme_has_python():
+    assert ROOT / "README.md" in RUNNABLE
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for block in RUNNABLE[page]:
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ci_runs_the_readme_commands(command):
+    readme, ci = (ROOT / name for name in ("README.md", ".ci/run"))
+    assert command in readme.read_text(encoding="utf-8").splitlines()
+    lines = ci.read_text(encoding="utf-8").splitlines()
+    install, run = command.split(" && ")
+    assert install in lines
+    assert any(line == run or line.startswith(run + " ") for line in lines)

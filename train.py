@@ -1,0 +1,120 @@
+"""Trains a language model with block-wise dynamic sparseness.
+
+    python train.py [PRESET] [--workdir DIR] [--data.directory DIR] [--model.sparsity S] [--train.steps N] ...
+
+Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
+of --help start from the preset's values; it comes first if it is given.
+
+The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C or SIGTERM,
+and ends with the same parameters as a run that was not stopped. Any other option there is another run, a larger
+--train.steps too, and is refused: nothing is overwritten.
+
+Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 training failed (a loss that is not finite); 2 a
+mistake on the command line, in the data or with the folder; 130 Ctrl-C with the state saved.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bwds.cli import parsed, run, shell_command
+from bwds.config import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+SCRIPT = Path(__file__)
+
+
+@dataclass(frozen=True)
+class Model(ModelConfig):
+    """The model."""
+
+    vocab_size: tyro.conf.Suppress[int] = ModelConfig.vocab_size
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: Annotated[Literal[tuple(PRESETS)], tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = "quick"
+    """Starting point of all other options."""
+    workdir: str | None = None
+    """Folder of this run; None: runs/PRESET."""
+    model: Model = field(default_factory=Model)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    config, workdir = parse(arguments)
+
+    # Imported late, so that --help and mistakes are answered at once.
+    from bwds.interrupt import InterruptedRunError
+    from bwds.training import NonFiniteError, train
+
+    command = shell_command(SCRIPT, arguments)
+    print(f"Training in {workdir}.", flush=True)
+    try:
+        summary = train(config, workdir, command=command)
+    except InterruptedRunError as stopped:
+        print(f"{stopped}\nResume with: {command}", flush=True)
+        sys.exit(stopped.exit_code)
+    except NonFiniteError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(1)
+    show(summary, workdir)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
+    """Configuration and folder. Raises ``ValueError``."""
+    if any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments):
+        raise ValueError("--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.")
+    first = arguments[0] if arguments else "-"
+    preset = PRESETS.get(first, PRESETS["quick"])
+    start = Options(
+        model=Model(**dataclasses.asdict(preset.model)), data=preset.data, optim=preset.optim, train=preset.train
+    )
+    options = parsed(
+        lambda: tyro.cli(
+            Options, args=arguments, default=start, prog="train.py", description=f"{__doc__}\n{list_presets()}"
+        )
+    )
+    if options.preset != first and options.preset != "quick":
+        raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
+    model = ModelConfig(**dataclasses.asdict(options.model))
+    config = Config(model=model, data=options.data, optim=options.optim, train=options.train)
+    return config, Path(options.workdir or f"runs/{options.preset}")
+
+
+def list_presets() -> str:
+    lines = ["Presets:"]
+    for name, config in PRESETS.items():
+        m, t = config.model, config.train
+        sizes = f"{m.cell} {m.num_layers} x {m.hidden_size}, blocks of {m.block_size}"
+        lines.append(f"  {name:<17} {config.data.dataset}, {sizes}, {config.optim.name}, {t.steps:,} steps")
+    return "\n".join(lines)
+
+
+def show(summary: dict[str, Any], workdir: Path) -> None:
+    """Prints the summary of a finished run."""
+    s = summary
+    speed = "not measured" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:,.0f} tokens/s"
+    decoding = f"{s['decode_tokens_per_second']:,.0f} tokens/s"
+    if s["decode_speedup"] is not None:
+        dense = f"{s['dense_decode_tokens_per_second']:,.0f}"
+        decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x, gate included"
+    print(f"""
+The run is finished: {s["steps"]:,} steps, {s["parameters"]:,} parameters.
+  validation perplexity   {s["validation_perplexity"]:.2f}, at step {s["best_step"]:,}
+  realised density        {s["realised_density"]:.4f}
+  cost against dense      {s["relative_cost"]:.3f} of the multiply-adds, gate and softmax included
+  training speed          {speed}
+  decoding at batch 1     {decoding}
+  saved in                {workdir}
+Evaluate with: {shell_command(SCRIPT.with_name("eval.py"), ["--workdir", str(workdir)])}""")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "train.py", sys.argv[1:]))
