@@ -1,7 +1,7 @@
 """Checkpoints of a training run, and the rule that one folder holds one run.
 
 ``checkpoints/last`` keeps the newest two states, from which training resumes; ``checkpoints/best`` the parameters with
-the lowest validation loss. A checkpoint is written beside its place and renamed, so it is whole or not there.
+the lowest validation loss, and those with the lowest before them. A checkpoint is whole or counts for nothing.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.txt"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
+DIGEST_FILE = "sha256.txt"
 
 
 def digest(tree: Any) -> str:
@@ -39,8 +40,21 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def _files_digest(directory: Path) -> str:
+    """SHA-256 of all files of a checkpoint, by name, apart from the one that holds it."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / DIGEST_FILE)
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(directory).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
 class Checkpoints:
-    """The newest ``keep`` checkpoints in a folder, each with a digest that is checked when it is read.
+    """The newest ``keep`` checkpoints in a folder, each with a digest of its files, checked when it is read.
+
+    The digest is written last: what has none is what a killed process left, and counts for nothing.
 
     Args:
         directory: made if it is not there.
@@ -58,6 +72,10 @@ class Checkpoints:
         self._read_only = read_only
         if read_only and not self.directory.is_dir():
             raise ValueError(f"There is no checkpoint in {self.directory}.")
+        if not read_only:
+            for path in self.directory.glob("[0-9]*"):
+                if path.name.isdigit() and not (path / DIGEST_FILE).is_file():
+                    shutil.rmtree(path)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
@@ -69,8 +87,9 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, the newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        """Steps with a complete checkpoint, the newest first."""
+        complete = [s for s in self._manager.all_steps() if (self.directory / str(s) / DIGEST_FILE).is_file()]
+        return sorted(complete, reverse=True)
 
     def save(self, step: int, tree: Any, **info: Any) -> None:
         """Writes a checkpoint and returns when it is complete; one of the same step is replaced.
@@ -83,10 +102,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         args = self._ocp.args
-        kept = {"step": step, "sha256": digest(tree), **info}
-        self._manager.save(
-            step, args=args.Composite(state=args.StandardSave(tree), info=args.JsonSave(kept)), force=True
-        )
+        items = args.Composite(state=args.StandardSave(tree), info=args.JsonSave({"step": step, **info}))
+        self._manager.save(step, args=items, force=True)
+        path = self.directory / str(step)
+        write_text(path / DIGEST_FILE, _files_digest(path))
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that can be read, and its info.
@@ -108,15 +127,15 @@ class Checkpoints:
         for step in steps:
             try:
                 restored = self._read(step, template)
-            except Exception as error:  # A damaged file can surface as nearly anything.
+            except Exception as error:  # Files of another version can surface as nearly anything.
                 broken.append(step)
                 # Messages of the libraries below can run over pages.
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
                 continue
             for unreadable in broken:
                 print(
-                    f"warning: the checkpoint of step {unreadable} in {self.directory} is damaged ({reason}); the one "
-                    f"of step {step} is used.",
+                    f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); the one "
+                    f"of step {step} is.",
                     file=sys.stderr,
                 )
                 if not self._read_only:
@@ -128,14 +147,22 @@ class Checkpoints:
             f"version ({reason}). Put back a copy of it, or train anew in another --workdir."
         )
 
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+        path = self.directory / str(step)
+        # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
+        if (path / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") != _files_digest(path):
+            raise ValueError("its files have changed")
         args = self._ocp.args
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
         got = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )
-        if digest(got.state) != got.info["sha256"]:
-            raise ValueError("its arrays do not have the digest that was saved with them")
         return got.state, got.info
 
 
@@ -145,8 +172,8 @@ def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
 
 
 def best_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
-    """Parameters with the lowest validation loss."""
-    return Checkpoints(workdir / CHECKPOINTS / "best", keep=1, read_only=read_only)
+    """Parameters with the lowest validation loss: the newest; the one before is there while that is written."""
+    return Checkpoints(workdir / CHECKPOINTS / "best", keep=2, read_only=read_only)
 
 
 def config_differences(there: Config, now: Config) -> list[str]:

@@ -125,11 +125,11 @@ def _recurrence(options, params, bias, num_kept, z, carry):
 
 def _recurrence_fwd(options, params, bias, num_kept, z, carry):
     out, saved = _scan(options, params, bias, num_kept, z, carry, save=True)
-    return out, (params, bias, num_kept, saved)
+    return out, (params, saved)
 
 
 def _recurrence_bwd(options, residuals, cotangents):
-    params, bias, num_kept, saved = residuals
+    params, saved = residuals
     dhs, dcarry, _ = cotangents
 
     def body(dcarry, step):

@@ -108,7 +108,7 @@ def decode_params(params: Params, config: ModelConfig) -> Params:
     dtype = jnp.dtype(config.dtype)
 
     def lay_out(tree: Params) -> Params:
-        laid_out = {}
+        laid_out: Params = {}
         for name, value in tree.items():
             if isinstance(value, dict):
                 laid_out[name] = lay_out(value)

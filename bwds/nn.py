@@ -3,13 +3,14 @@
 A module's ``nnx.state(module, nnx.Param)``, as a pure dict, is the tree of parameters that the functions take.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from bwds.array_types import Array, Float
-from bwds.config import Activation, Dtype, Implementation, Method, ModelConfig, Scope, check_sparsity
+from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Scope, check_sparsity
 from bwds.linear import GateOptions, Params, init_linear, linear
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
@@ -87,6 +88,11 @@ class BlockSparseLinear(nnx.Module):
 
 class _Recurrent(nnx.Module):
     """What LSTM and QRNN share; one layer of width ``hidden_size`` over a window [B, T, H]."""
+
+    _cell: ClassVar[Cell]
+    _init: ClassVar[Callable[..., Params]]
+    _init_carry: ClassVar[Callable[..., Any]]
+    _apply: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,

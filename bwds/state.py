@@ -91,7 +91,7 @@ def train_step(
     updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
     params = optax.apply_updates(state.params, updates)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
-    metrics = StepMetrics(loss, optax.global_norm(gradients), density, learning_rate)
+    metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
     return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau), metrics
 
 

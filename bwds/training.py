@@ -45,12 +45,16 @@ class _Run:
         self.optimizer = make_optimizer(config.optim, config.train.steps)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
+        # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
+        self.sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         if self.last.steps:
-            self.state, info = self.last.restore(jax.eval_shape(self._fresh_state))
-            self.saved = info["step"]
+            state, info = self.last.restore(jax.eval_shape(self._fresh_state))
+            self.state, self.saved = jax.device_put(state, self.sharding), info["step"]
         else:
-            self.state = jax.jit(self._fresh_state)()
+            self.state = jax.jit(self._fresh_state, out_shardings=self.sharding)()
         self.step = self.saved or 0
+        # What came after is done again, and not to be taken for the best before it is.
+        self.best.forget_after(int(self.state.plateau.best_step))
         self.metrics = MetricsWriter(workdir, train=self.step, valid=int(self.state.plateau.evaluated_step))
         self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress)
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
@@ -159,7 +163,7 @@ class _Run:
         is_best = int(plateau.best_step) == step
         if is_best:
             self.best.save(step, self.state.params, loss=loss, density=density)
-        self.state = self.state._replace(plateau=plateau)
+        self.state = self.state._replace(plateau=jax.device_put(plateau, self.sharding))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""Two layouts of a weight: row-major [K, N], and block-major, in which every block is one contiguous piece of memory."""
+"""Two layouts of a weight: row-major [K, N], and block-major, where each block is one contiguous piece of memory."""
 
 from jaxtyping import Array, Shaped
 

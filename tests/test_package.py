@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "pallas_kernels": set(),
     "bwds": set(),
     "bwds/training.py": {"optax", "orbax", "tqdm", "tensorboardX"},
+    "bwds/state.py": {"optax"},
+    "bwds/evaluation.py": {"optax"},
     "bwds/optim.py": {"optax"},
     "bwds/pruning.py": {"optax"},
     "bwds/checkpoint.py": {"orbax"},

@@ -105,8 +105,7 @@ class Ptb(_TextBuilder):
     }
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
-        files = dl_manager.download({split: self.URL.format(split) for split in SPLITS})
-        return {split: Path(path) for split, path in files.items()}
+        return {split: Path(dl_manager.download(self.URL.format(split))) for split in SPLITS}
 
 
 class _Wikitext(_TextBuilder, skip_registration=True):

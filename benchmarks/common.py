@@ -1,0 +1,123 @@
+"""What all benchmarks share: timing in turns, measured bounds, and one JSON line a case.
+
+Two functions are never timed one after the other but in turns, so that a busy machine slows both. A time is the
+median over the turns, given with its quartiles.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class Timing(tuple):
+    """Seconds of one call: (lower quartile, median, upper quartile)."""
+
+    @property
+    def median(self) -> float:
+        """The time that is reported."""
+        return self[1]
+
+
+def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
+    """Seconds of each call, compiled and warm.
+
+    Args:
+        calls: functions without arguments that return arrays.
+        turns: how often each function gets its turn.
+        least: seconds of one turn; a fast function is called several times.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        jax.block_until_ready(call())
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        repeats[name] = max(1, math.ceil(least / (time.perf_counter() - start)))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                out = call()
+            jax.block_until_ready(out)
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: Timing(statistics.quantiles(values, n=4)) for name, values in seconds.items()}
+
+
+def copy_bandwidth(megabytes: int = 256) -> float:
+    """Bytes a second of a large update in place, read and written."""
+    x = jnp.zeros((megabytes * 2**18,), jnp.float32)
+    bytes_moved = 2 * x.nbytes
+    update = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+
+    def call():
+        nonlocal x
+        x = update(x)
+        return x
+
+    return bytes_moved / time_in_turns({"copy": call}, turns=7)["copy"].median
+
+
+def matmul_rate(size: int = 2048, dtype: Any = jnp.float32) -> float:
+    """Floating-point operations a second of a square product, two for a multiply-add."""
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, revision and command: what anyone needs to run it again."""
+    device = jax.devices()[0]
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    ).stdout.strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cores": cores,
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "jax": importlib.metadata.version("jax"),
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "revision": revision,
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+class Results:
+    """Prints rows and appends them to a JSONL file, the environment first; no file if ``path`` is None."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.write("environment", **environment())
+
+    def write(self, benchmark: str, **values: Any) -> None:
+        """One case."""
+        rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in values.items()}
+        print("  ".join(f"{k} {v}" for k, v in rounded.items()), flush=True)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                print(json.dumps({"benchmark": benchmark, **rounded}), file=file)

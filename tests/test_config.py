@@ -1,0 +1,94 @@
+"""Configurations refuse what cannot work, in a sentence, and survive the way through JSON."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        (ModelConfig, {"sparsity": 1.0}, r"sparsity is 1\.0; .* at least 0 and less than 1"),
+        (ModelConfig, {"sparsity": -0.1}, r"sparsity is -0\.1"),
+        (ModelConfig, {"sparsity": math.nan}, r"sparsity is nan"),
+        (ModelConfig, {"hidden_size": 100}, r"hidden_size 100 is not a multiple of block_size 128"),
+        (ModelConfig, {"hidden_size": 0}, r"hidden_size is 0; it must be at least 1"),
+        (ModelConfig, {"num_layers": 0}, r"num_layers is 0"),
+        (ModelConfig, {"gate_rank": 0}, r"gate_rank is 0"),
+        (ModelConfig, {"cell": "gru"}, r"cell is 'gru'; it must be one of lstm, qrnn"),
+        (ModelConfig, {"method": "sparse"}, r"method is 'sparse'; it must be one of"),
+        (ModelConfig, {"gate_activation": "relu"}, r"gate_activation is 'relu'"),
+        (ModelConfig, {"gate_scope": "row"}, r"gate_scope is 'row'"),
+        (ModelConfig, {"dtype": "float16"}, r"dtype is 'float16'"),
+        (ModelConfig, {"implementation": "cuda"}, r"implementation is 'cuda'"),
+        (ModelConfig, {"dropout": 1.0}, r"dropout is 1\.0"),
+        (DataConfig, {"batch_size": 0}, r"batch_size is 0"),
+        (DataConfig, {"sequence_length": 0}, r"sequence_length is 0"),
+        (DataConfig, {"eval_batch_size": 0}, r"eval_batch_size is 0"),
+        (DataConfig, {"vocab_limit": 2}, r"vocab_limit is 2; it must be at least 3"),
+        (OptimConfig, {"name": "adam"}, r"optimiser name is 'adam'"),
+        (OptimConfig, {"learning_rate": 0.0}, r"learning_rate is 0\.0"),
+        (OptimConfig, {"learning_rate": math.inf}, r"learning_rate is inf"),
+        (OptimConfig, {"clip_norm": 0.0}, r"clip_norm is 0\.0"),
+        (OptimConfig, {"weight_decay": -1.0}, r"weight_decay is -1\.0"),
+        (OptimConfig, {"plateau_factor": 0.0}, r"plateau_factor is 0\.0"),
+        (TrainConfig, {"steps": 0}, r"steps is 0"),
+        (TrainConfig, {"seed": -1}, r"seed is -1"),
+        (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
+        (
+            TrainConfig,
+            {"sparsity_schedule": "cubic", "sparsity_begin": 5, "sparsity_end": 5},
+            r"sparsity_begin 5 must be less than sparsity_end 5",
+        ),
+        (
+            TrainConfig,
+            {"sparsity_schedule": "cubic", "sparsity_end": 9, "steps": 8},
+            r"sparsity_end 9 is past the last of 8 steps",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_value_out_of_range_is_refused(section, options, message):
+    with pytest.raises(ValueError, match=message):
+        section(**options)
+
+
+def test_a_dense_model_needs_no_block_that_divides_it():
+    assert ModelConfig(method="dense", hidden_size=100).hidden_size == 100
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_gives_the_same_configuration(name):
+    assert Config.from_json(PRESETS[name].to_json()) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: "{", "not valid JSON"),
+        (lambda c: "[]", "exactly the sections"),
+        (lambda c: json.dumps({k: c[k] for k in ("model", "data")}), "exactly the sections"),
+        (lambda c: json.dumps(c | {"model": 3}), "Section 'model' of the configuration is not an object"),
+        (lambda c: json.dumps(c | {"model": {"width": 3}}), "unknown options: width"),
+        (lambda c: json.dumps(c | {"model": {"hidden_size": "wide"}}), "value of a wrong type"),
+        (lambda c: json.dumps(c | {"model": {"sparsity": 2}}), "sparsity is 2"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_broken_json_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_json(change(dataclasses.asdict(PRESETS["quick"])))
+
+
+def test_the_papers_setting():
+    config = PRESETS["ptb-lstm"]
+    assert (config.model.hidden_size, config.model.num_layers, config.model.block_shape) == (1536, 2, (128, 128))
+    assert (config.model.dropout, config.data.batch_size, config.data.sequence_length) == (0.65, 128, 35)
+    assert (config.optim.name, config.optim.learning_rate, config.optim.clip_norm) == ("sgd", 20.0, 0.25)
+    assert not config.model.tied_softmax
+    # 40 epochs of 929,589 tokens.
+    assert config.train.steps == 40 * ((929_589 - 1) // 128 // 35)
