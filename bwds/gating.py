@@ -54,11 +54,12 @@ def _sortable(scores: Float[Array, "*b n"]) -> Int32[Array, "*b n"]:
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
+@jax.jit
 def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
     """Marks the ``k`` largest of the last axis; among equals the first ones.
 
     The k-th largest is found by bisection over the 32 bits of the scores. That needs no sort, which is the slowest
-    part of a top-k on every platform, and takes a traced ``k``.
+    part of a top-k on every platform, and takes a traced ``k``. Jitted, so that calls outside of a jit compile once.
     """
     keys = _sortable(scores)
     n = scores.shape[-1]
@@ -241,7 +242,9 @@ def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None =
 
 
 def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int]) -> Float[Array, "*b R C"]:
-    """scores = x @ gate_kernel + gate_bias, in float32; with a rank, x @ down @ up + bias.
+    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias.
+
+    The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores.
 
     Args:
         params: as ``init_gate`` makes them.

@@ -78,6 +78,8 @@ def _product_bwd(module, residuals, dy):
 
 
 _product.defvjp(_product_fwd, _product_bwd)
+# A call outside of any jit compiles its loops once, not every time.
+_jitted_product = jax.jit(_product, static_argnums=0)
 
 
 def _flat(array, trailing: int):
@@ -114,7 +116,7 @@ def block_sparse_matmul(
     """
     module = _choose(implementation)
     _check(x, w, gates)
-    y = _product(module, _flat(x, 1), w, _flat(gates, 2))
+    y = _jitted_product(module, _flat(x, 1), w, _flat(gates, 2))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

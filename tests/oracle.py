@@ -87,7 +87,8 @@ def gates_gradient(
     """Gradient of sum(gates * cotangent) with respect to scores that are not all zero.
 
     With p the kept scores after the activation, S their sum and n = R*C: gates = n p / S, so that
-    d/dp_j = n / S * (cotangent_j - sum_i cotangent_i p_i / S). A floor in place of S is a constant: n / floor * cotangent_j.
+    d/dp_j = n / S * (cotangent_j - sum_i cotangent_i p_i / S). A floor in place of S is a constant, and then
+    d/dp_j = n / floor * cotangent_j.
     """
     scores, cotangent = np.asarray(scores, np.float64), np.asarray(cotangent, np.float64)
     result = np.zeros(scores.shape)
@@ -115,10 +116,7 @@ def block_major(w: np.ndarray, block_shape: tuple[int, int]) -> np.ndarray:
     bk, bn = block_shape
     rows, columns = w.shape[0] // bk, w.shape[1] // bn
     return np.stack(
-        [
-            np.stack([w[r * bk : (r + 1) * bk, c * bn : (c + 1) * bn] for r in range(rows)])
-            for c in range(columns)
-        ]
+        [np.stack([w[r * bk : (r + 1) * bk, c * bn : (c + 1) * bn] for r in range(rows)]) for c in range(columns)]
     )
 
 

@@ -14,7 +14,7 @@ from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 B, T, H = 2, 3, 8
 CASES = {
     "linear": {"block_size": 4, "sparsity": 0.5},
-    "softplus column": {"block_size": 2, "sparsity": 0.5, "gate_activation": "softplus", "gate_scope": "column"},
+    "softplus column": {"block_size": 4, "sparsity": 0.5, "gate_activation": "softplus", "gate_scope": "column"},
     "low-rank": {"block_size": 4, "sparsity": 0.75, "gate_rank": 3},
     "one block row": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
     "dense": {"method": "dense"},
