@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -37,7 +37,7 @@ class Model(ModelConfig):
 
 @dataclass(frozen=True)
 class Options:
-    preset: Annotated[Literal[tuple(PRESETS)], tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = "quick"
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = "quick"
     """Starting point of all other options."""
     workdir: str | None = None
     """Folder of this run; None: runs/PRESET."""
@@ -81,6 +81,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
             Options, args=arguments, default=start, prog="train.py", description=f"{__doc__}\n{list_presets()}"
         )
     )
+    if options.preset not in PRESETS:
+        raise ValueError(f"Unknown preset {options.preset!r}; the presets are {', '.join(PRESETS)}.")
     if options.preset != first and options.preset != "quick":
         raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
     model = ModelConfig(**dataclasses.asdict(options.model))

@@ -134,8 +134,8 @@ class Checkpoints:
                 continue
             for unreadable in broken:
                 print(
-                    f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); the one "
-                    f"of step {step} is.",
+                    f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); "
+                    f"the one of step {step} is.",
                     file=sys.stderr,
                 )
                 if not self._read_only:
@@ -160,7 +160,7 @@ class Checkpoints:
             raise ValueError("its files have changed")
         args = self._ocp.args
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
-        got = self._manager.restore(
+        got: Any = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )
         return got.state, got.info

@@ -198,6 +198,7 @@ class TrainConfig:
             log_every=self.log_every,
         )
         _require_at_least(0, seed=self.seed, sparsity_begin=self.sparsity_begin)
+        _require(self.seed < 2**32, f"seed is {self.seed}; it must be less than 2**32: JAX keeps 32 bits of it.")
         _require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
         if self.sparsity_schedule == "cubic":
             _require(

@@ -66,7 +66,8 @@ def evaluate(
         ids, batch_size=data_config.eval_batch_size, sequence_length=data_config.sequence_length, eos_id=eos_id
     ):
         if carry is None:
-            carry = lm.init_carry(batch.inputs.shape[0])
+            # Placed like the parameters, as every later carry is, so that one compilation serves all batches.
+            carry = jax.device_put(lm.init_carry(batch.inputs.shape[0]), jax.tree.leaves(params)[0].sharding)
         carry, *result = eval_step(lm, params, carry, batch.inputs, batch.targets, batch.weights, sparsity)
         results.append(result)
         # One batch behind: the device always has work, and never a whole split of it.

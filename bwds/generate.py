@@ -105,7 +105,7 @@ def generate(
 
 @partial(jax.jit, static_argnames=("lm", "steps"))
 def _greedy_rollout(lm: LanguageModel, params: Params, steps: int) -> Int32[Array, " steps"]:
-    def step(state: Any, _: None) -> tuple[Any, Array]:
+    def step(state: Any, _: Any) -> tuple[Any, Array]:
         token, carry = state
         logits, carry, _ = lm.apply(params, token[None, None], carry)
         token = logits[0, -1].argmax().astype(jnp.int32)

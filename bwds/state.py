@@ -49,9 +49,10 @@ class StepMetrics(NamedTuple):
     learning_rate: Float32[Array, ""]
 
 
-def init_state(lm: LanguageModel, optimizer: Optimizer, *, seed: int, batch_size: int) -> TrainState:
-    """The state before the first step."""
-    params_key, dropout_key = jax.random.split(jax.random.key(seed))
+@partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size"))
+def init_state(lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int) -> TrainState:
+    """The state before the first step: initial parameters and the key of dropout come from ``key``."""
+    params_key, dropout_key = jax.random.split(key)
     params = lm.init(params_key)
     carry = lm.init_carry(batch_size)
     return TrainState(params, optimizer.transformation.init(params), carry, dropout_key, jnp.int32(0), init_plateau())
@@ -89,7 +90,7 @@ def train_step(
     (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
     return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau), metrics

@@ -47,11 +47,14 @@ class _Run:
         self.saved: int | None = None
         # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
         self.sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        fresh = partial(init_state, self.lm, self.optimizer, batch_size=config.data.batch_size)
+        key = jax.random.key(config.train.seed)
         if self.last.steps:
-            state, info = self.last.restore(jax.eval_shape(self._fresh_state))
-            self.state, self.saved = jax.device_put(state, self.sharding), info["step"]
+            state, info = self.last.restore(jax.eval_shape(fresh, key))
+            self.saved = info["step"]
         else:
-            self.state = jax.jit(self._fresh_state, out_shardings=self.sharding)()
+            state = fresh(key)
+        self.state: TrainState = jax.device_put(state, self.sharding)
         self.step = self.saved or 0
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
@@ -61,9 +64,6 @@ class _Run:
         self.tokens_per_second: float | None = None
         if self.saved is not None:
             self.progress.note(f"Resuming from the checkpoint of step {self.step} in {workdir}.")
-
-    def _fresh_state(self) -> TrainState:
-        return init_state(self.lm, self.optimizer, seed=self.config.train.seed, batch_size=self.config.data.batch_size)
 
     def loop(self) -> None:
         """Trains to the end. Raises ``InterruptedRunError`` after a signal, ``NonFiniteError``."""
@@ -242,8 +242,9 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
     """
     lm = language_model(config.model)
     if which == "last":
-        fresh = partial(init_state, lm, make_optimizer(config.optim, config.train.steps))
-        template = jax.eval_shape(partial(fresh, seed=0, batch_size=config.data.batch_size))
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
+        template = jax.eval_shape(fresh, jax.random.key(0))
         state, info = last_checkpoints(workdir, read_only=True).restore(template)
         return state.params, info["step"]
     params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))

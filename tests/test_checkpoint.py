@@ -1,0 +1,212 @@
+"""Checkpoints come back whole or not at all, and a folder belongs to one run."""
+
+import dataclasses
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config, read_summary
+from bwds.data import Vocabulary
+
+VOCABULARY = Vocabulary(("<eos>", "a", "b"))
+
+
+class Pair(NamedTuple):
+    left: jax.Array
+    right: tuple[jax.Array, ...]
+
+
+def state(seed: int) -> dict:
+    """A tree of all the kinds of leaves that a training state has."""
+    key = jax.random.key(seed)
+    return {
+        "w": jax.random.normal(key, (30, 40)),
+        "pair": Pair(jnp.int32(seed), (jnp.float32(jnp.inf), jnp.arange(3))),
+        "key": key,
+        "empty": {},
+    }
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    assert digest(left) == digest(right)
+
+
+def damage(directory):
+    """Flips bits in the middle of every file."""
+    for path in directory.rglob("*"):
+        if path.is_file() and (content := bytearray(path.read_bytes())):
+            content[len(content) // 2] ^= 0xFF
+            path.write_bytes(content)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    Checkpoints(tmp_path, keep=2).save(3, state(1), loss=0.5)
+    restored, info = Checkpoints(tmp_path, keep=2).restore(jax.eval_shape(lambda: state(0)))
+    assert_same(restored, state(1))
+    assert (info["step"], info["loss"]) == (3, 0.5)
+    np.testing.assert_array_equal(jax.random.uniform(restored["key"]), jax.random.uniform(state(1)["key"]))
+
+
+def test_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 10):
+        checkpoints.save(step, state(step))
+    assert checkpoints.steps == [10, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "2"]
+    assert_same(checkpoints.restore(state(0))[0], state(10))
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state(1))
+    checkpoints.save(1, state(2))
+    assert_same(checkpoints.restore(state(0))[0], state(2))
+
+
+def test_later_checkpoints_are_forgotten(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (3, 7):
+        checkpoints.save(step, state(step))
+    checkpoints.forget_after(3)
+    assert Checkpoints(tmp_path, keep=2).steps == checkpoints.steps == [3]
+
+
+def test_what_a_killed_write_leaves_is_not_a_checkpoint(tmp_path):
+    Checkpoints(tmp_path, keep=2).save(1, state(1))
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.steps == [1]
+    checkpoints.save(3, state(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_checkpoint_killed_before_its_digest_counts_for_nothing(tmp_path, capsys, read_only):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    (tmp_path / "2" / "sha256.txt").unlink()
+    checkpoints = Checkpoints(tmp_path, keep=2, read_only=read_only)
+    assert checkpoints.steps == [1]
+    assert_same(checkpoints.restore(state(0))[0], state(1))
+    assert (tmp_path / "2").exists() == read_only
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, read_only):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state(1))
+    checkpoints.save(2, state(2))
+    damage(tmp_path / "2")
+    checkpoints = Checkpoints(tmp_path, keep=2, read_only=read_only)
+    restored, info = checkpoints.restore(state(0))
+    assert_same(restored, state(1))
+    assert info["step"] == 1
+    assert "warning: the checkpoint of step 2" in capsys.readouterr().err
+    assert (tmp_path / "2").exists() == read_only
+    if not read_only:
+        checkpoints.save(2, state(2))
+        assert_same(checkpoints.restore(state(0))[0], state(2))
+
+
+@pytest.mark.parametrize("change", [lambda old: old[:-1], lambda old: bytes([old[0] ^ 1]) + old[1:], None])
+def test_no_change_to_any_file_goes_unseen(tmp_path, change):
+    Checkpoints(tmp_path / "good", keep=2).save(1, state(1))
+    files = [path.relative_to(tmp_path) for path in (tmp_path / "good" / "1").rglob("*") if path.is_file()]
+    changed = 0
+    for file in files:
+        content = (tmp_path / file).read_bytes()
+        if change is None:
+            (tmp_path / file).unlink()
+        elif content:
+            (tmp_path / file).write_bytes(change(content))
+        else:
+            continue
+        changed += 1
+        with pytest.raises(ValueError, match=r"that of step 1 is damaged|There is no checkpoint"):
+            Checkpoints(tmp_path / "good", keep=2, read_only=True).restore(state(0))
+        (tmp_path / file).write_bytes(content)
+    assert changed >= 5
+    assert_same(Checkpoints(tmp_path / "good", keep=2).restore(state(0))[0], state(1))
+
+
+def test_no_checkpoint_at_all_is_said(tmp_path):
+    with pytest.raises(ValueError, match="There is no checkpoint in"):
+        Checkpoints(tmp_path, keep=1).restore(state(0))
+    with pytest.raises(ValueError, match="There is no checkpoint in"):
+        Checkpoints(tmp_path / "nowhere", keep=1, read_only=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    Checkpoints(tmp_path, keep=2).save(1, state(1))
+    with pytest.raises(ValueError, match="can be read"):
+        Checkpoints(tmp_path, keep=2).restore(state(0) | {"more": jnp.zeros(3)})
+
+
+def test_digest_sees_values_types_shapes_and_names_but_not_the_order_of_insertion():
+    base = {"a": jnp.arange(6.0), "b": jnp.zeros(2)}
+    others = [
+        {"a": jnp.arange(6.0).at[5].add(1e-6), "b": jnp.zeros(2)},
+        {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(2)},
+        {"a": jnp.arange(6.0), "b": jnp.zeros(2, jnp.int32)},
+        {"a": jnp.arange(6.0), "c": jnp.zeros(2)},
+    ]
+    assert digest(base) == digest({"b": jnp.zeros(2), "a": jnp.arange(6.0)})
+    assert len({digest(tree) for tree in [base, *others]}) == 5
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    config = tiny_run.config(tmp_path)
+    folder = tmp_path / "run"
+    claim_workdir(folder, config, VOCABULARY)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    claim_workdir(folder, config, VOCABULARY)
+    other = tiny_run.config(tmp_path, sparsity=0.75, steps=99)
+    with pytest.raises(ValueError, match=r"model\.sparsity: 0\.5 there, 0\.75 now; train\.steps: 16 there, 99 now"):
+        claim_workdir(folder, other, VOCABULARY)
+    with pytest.raises(ValueError, match="text has changed"):
+        claim_workdir(folder, config, Vocabulary(("<eos>", "a", "c")))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert read_config(folder) == config
+    assert read_summary(folder) is None
+
+
+def test_every_option_is_compared(tmp_path):
+    config = tiny_run.config(tmp_path)
+    assert config_differences(config, config) == []
+    changed = {"model": {"cell": "qrnn"}, "data": {"batch_size": 9}, "optim": {"clip_norm": 0.5}, "train": {"seed": 1}}
+    for section, change in changed.items():
+        other = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **change)})
+        (difference,) = config_differences(config, other)
+        assert difference.startswith(f"{section}.{next(iter(change))}: ")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "vocabulary.txt", "summary.json"])
+def test_a_folder_with_something_else_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"has {name} but no config.json"):
+        claim_workdir(tmp_path, tiny_run.config(tmp_path), VOCABULARY)
+    assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        claim_workdir(tmp_path / "file", tiny_run.config(tmp_path), VOCABULARY)
+
+
+def test_a_run_without_a_readable_configuration_is_named(tmp_path):
+    with pytest.raises(ValueError, match="There is no run in"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: The configuration is not valid JSON"):
+        read_config(tmp_path)

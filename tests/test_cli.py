@@ -1,0 +1,398 @@
+"""The two scripts as a user meets them: what they print, their exit codes, and that killing one changes nothing."""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from bwds import cli, model
+from bwds.config import PRESETS
+from bwds.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS = {name: load(name) for name in ("train", "eval")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """The same functions for the same configuration: what jit has compiled for one evaluation serves the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "language_model", functools.cache(model.language_model))
+        yield
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of the processes started here: what one has compiled the next need not."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
+    return tiny_run.config(corpus, steps=40, checkpoint_every=1, eval_every=7)
+
+
+@pytest.fixture(scope="module")
+def finished(config, environment, tmp_path_factory):
+    """Folder and process of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    command = [sys.executable, "train.py", *tiny_run.arguments(config, workdir)]
+    return workdir, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def start(config, environment, tmp_path):
+    """Starts train.py in ``tmp_path / "run"``."""
+
+    def start(**options):
+        command = [sys.executable, "train.py", *tiny_run.arguments(config, tmp_path / "run")]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        )
+
+    return start
+
+
+def wait_for(process, reached, *, seconds=120):
+    """Waits until ``reached()`` or the end of the process."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and not reached():
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail("The process did not get there in time.")
+        time.sleep(0.002)
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def call(capsys, name, *arguments):
+    """Exit code, stdout and stderr of a script, run in this process."""
+    try:
+        code = cli.run(SCRIPTS[name].main, f"{name}.py", arguments)
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code, *capsys.readouterr()
+
+
+def assert_refused(result, *parts):
+    """One error on stderr, with these parts, and exit code 2."""
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+def test_a_run_ends_with_a_summary(finished):
+    workdir, process = finished
+    assert (process.returncode, "Traceback" in process.stderr) == (0, False)
+    found = summary(workdir)
+    for part in (
+        f"validation perplexity   {found['validation_perplexity']:.2f}, at step {found['best_step']}",
+        f"realised density        {found['realised_density']:.4f}",
+        f"cost against dense      {found['relative_cost']:.3f}",
+        f"{found['tokens_per_second']:,.0f} tokens/s",
+        f"{found['decode_speedup']:.2f}x, gate included",
+        f"saved in                {workdir}",
+    ):
+        assert part in process.stdout
+    # Not a terminal: lines, no bar.
+    assert re.search(r"^step \d+/40  loss", process.stderr, re.M)
+    assert "\r" not in process.stderr
+    assert "it/s" not in process.stderr
+
+
+def test_the_command_that_is_printed_evaluates(finished, environment):
+    workdir, process = finished
+    command = re.search(r"^Evaluate with: (.*)$", process.stdout, re.M)[1]
+    done = subprocess.run(
+        [*shlex.split(command), "--split", "valid"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    expected = summary(workdir)["validation_perplexity"]
+    assert done.stdout.splitlines()[-1] == f"validation perplexity: {expected:.2f}"
+    written = json.loads((workdir / "eval_valid.json").read_text())
+    assert f"{written['perplexity']:.4g}" == f"{expected:.4g}"
+    assert written["density"] == pytest.approx(summary(workdir)["realised_density"])
+    assert written["step"] == summary(workdir)["best_step"]
+
+
+def test_the_same_command_says_that_the_run_is_finished(finished, config, capsys):
+    workdir, process = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    code, out, _ = call(capsys, "train", *tiny_run.arguments(config, workdir))
+    assert code == 0
+    assert "The run is finished" in out
+    assert out.split("Evaluate with")[0] == process.stdout.split("Evaluate with")[0]
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_sigkill_at_any_moment_changes_nothing(finished, start, tmp_path):
+    workdir = tmp_path / "run"
+    choose = random.Random(0)
+    steps = []
+    for _ in range(4):
+        process = start()
+        # A step takes some milliseconds, and a checkpoint is written after each.
+        target = (steps[-1] if steps else 0) + choose.randrange(1, 8)
+        wait_for(process, lambda target=target: (workdir / f"checkpoints/last/{target}").exists())
+        time.sleep(choose.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        steps.append(max(int(path.name) for path in (workdir / "checkpoints/last").iterdir() if path.name.isdigit()))
+    assert steps[-1] < 40, "It was done before it could be killed."
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "sp')
+    process = start()
+    _, err = process.communicate()
+    assert process.returncode == 0
+    assert "Resuming from the checkpoint of step" in err
+    whole = finished[0]
+    for name in ("parameters_sha256", "validation_perplexity", "best_step"):
+        assert summary(workdir)[name] == summary(whole)[name]
+    found, expected = (
+        [(line["step"], line["split"], line["loss"]) for line in read_metrics(w / "metrics.jsonl")]
+        for w in (workdir, whole)
+    )
+    assert found == expected
+
+
+def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(finished, start, tmp_path, config):
+    workdir = tmp_path / "run"
+    for signum, code, step in ((signal.SIGTERM, 0, 3), (signal.SIGINT, 130, 12)):
+        process = start()
+        wait_for(process, lambda step=step: (workdir / f"checkpoints/last/{step}").exists())
+        process.send_signal(signum)
+        out, err = process.communicate()
+        assert process.returncode == code
+        assert "saving a checkpoint" in err
+        assert "Traceback" not in err
+        stopped = int(re.search(r"Stopped after step (\d+) of 40", out)[1])
+        assert step <= stopped < 40
+        assert (workdir / f"checkpoints/last/{stopped}").exists()
+        resume = shlex.split(re.search(r"^Resume with: (.*)$", out, re.M)[1])
+        assert resume[1:] == ["train.py", *tiny_run.arguments(config, workdir)]
+    process = start()
+    process.communicate()
+    assert process.returncode == 0
+    assert summary(workdir)["parameters_sha256"] == summary(finished[0])["parameters_sha256"]
+
+
+def test_another_configuration_is_refused_with_its_differences(finished, config, capsys):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    arguments = [*tiny_run.arguments(config, workdir), "--model.sparsity", "0.75", "--train.steps", "50"]
+    assert_refused(
+        call(capsys, "train", *arguments), "model.sparsity: 0.5 there, 0.75 now", "train.steps: 40 there, 50 now"
+    )
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["slow"], ["slow", *PRESETS]),
+        (["--data.dataset", "nothing"], ["Unknown dataset 'nothing'", "pydoc"]),
+        (["--model.sparsity", "1.0"], ["sparsity is 1.0", "less than 1"]),
+        (["--model.sparsity", "-0.1"], ["sparsity is -0.1"]),
+        (["--model.hidden-size", "100"], ["hidden_size 100 is not a multiple of block_size 32"]),
+        (["--model.hidden-size", "wide"], ["--model.hidden-size", "wide"]),
+        (["--model.cell", "gru"], ["gru", "lstm", "qrnn"]),
+        (["--model.sparsty", "0.5"], ["--model.sparsty", "--model.sparsity"]),
+        (["--model.vocab-size", "9"], ["--model.vocab-size is no option"]),
+        (["--model.vocab_size=9"], ["--model.vocab-size is no option"]),
+        (["--train.steps"], ["--train.steps"]),
+        (["--train.steps", "0"], ["steps is 0"]),
+        (["--train.seed", str(2**32)], ["seed is 4294967296"]),
+        (["--train.sparsity-schedule", "cubic"], ["sparsity_begin 0 must be less than sparsity_end 0"]),
+        (["--train.steps", "5", "ptb-lstm"], ["ptb-lstm", "first"]),
+        (["--data.dataset", "text", "--data.directory", "nowhere"], ["nowhere"]),
+        (["--workdir", "train.py"], ["'train.py' is a file"]),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypatch):
+    (tmp_path / "train.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert_refused(call(capsys, "train", *arguments), *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_options_start_from_the_preset():
+    parse = SCRIPTS["train"].parse
+    assert parse([]) == (PRESETS["quick"], Path("runs/quick"))
+    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"))
+    config, workdir = parse(["--workdir", "here", "--train.eval-every", "7", "--model.method", "dense"])
+    assert (config.train.eval_every, config.model.method, workdir) == (7, "dense", Path("here"))
+    assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
+    assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ptb-lstm", "--help"]])
+def test_help_lists_presets_and_options(arguments, capsys):
+    code, out, _ = call(capsys, "train", *arguments)
+    assert code == 0
+    for part in (*PRESETS, "--workdir", "--model.sparsity", "--data.directory", "--train.eval-every"):
+        assert part in out
+    assert "vocab-size" not in out
+
+
+def test_help_of_eval_says_what_generate_does(capsys):
+    code, out, _ = call(capsys, "eval", "--help")
+    assert code == 0
+    for part in ("--split", "--checkpoint", "--data.directory", "--batch-size", "nothing is evaluated"):
+        assert part in out
+
+
+def test_any_split_is_evaluated(finished, capsys):
+    workdir, _ = finished
+    lines = {}
+    for split, options in {
+        "test": [],
+        "validation": ["--checkpoint", "last"],
+        "train": ["--split", "train", "--batch-size", "3"],
+    }.items():
+        arguments = ["--split", "validation", *options] if split == "validation" else options
+        code, out, _ = call(capsys, "eval", "--workdir", str(workdir), *arguments)
+        assert code == 0
+        lines[split] = out.splitlines()[-1]
+        name = "valid" if split == "validation" else split
+        written = json.loads((workdir / f"eval_{name}.json").read_text())
+        assert lines[split] == f"{split} perplexity: {written['perplexity']:.2f}"
+        assert written["checkpoint"] == ("last" if split == "validation" else "best")
+    assert len({line.split()[-1] for line in lines.values()}) == 3
+
+
+def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finished, capsys, tmp_path):
+    workdir, _ = finished
+    moved = tiny_run.write_corpus(tmp_path / "moved")
+    with (moved / "train.txt").open("a") as file:
+        file.write("w7 " * 500)
+    arguments = ["--workdir", str(workdir)]
+    there, here = (
+        call(capsys, "eval", *arguments, *options)[1].splitlines()[-1]
+        for options in ([], ["--data.directory", str(moved)])
+    )
+    assert there == here
+    _, changed, _ = call(capsys, "eval", *arguments, "--split", "train", "--data.directory", str(moved))
+    _, before, _ = call(capsys, "eval", *arguments, "--split", "train")
+    assert changed != before
+
+
+def test_generate_writes_text(finished, capsys):
+    workdir, _ = finished
+    arguments = ["--workdir", str(workdir), "--generate", "w1 w3", "--words", "20"]
+    before = sorted(path.name for path in workdir.iterdir())
+    texts = [call(capsys, "eval", *arguments, *more)[1] for more in ([], [], ["--seed", "1"], ["--temperature", "0"])]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith("w1 w3") for text in texts)
+    assert {word for text in texts for word in text.split()} <= set(tiny_run.WORDS)
+    assert "perplexity" not in texts[0]
+    assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--generate", "w1 zebra"], "'zebra' is not in the vocabulary"),
+        (["--generate", "w1", "--top-p", "1.5"], "top_p is 1.5"),
+        (["--generate", "w1", "--temperature", "-1"], "temperature is -1.0"),
+        (["--generate", "w1", "--words", "0"], "number of words is 0"),
+        (["--split", "dev"], "dev"),
+        (["--batch-size", "0"], "eval_batch_size is 0"),
+        (["--data.directory", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_in_an_evaluation_are_one_sentence(finished, capsys, arguments, part):
+    assert_refused(call(capsys, "eval", "--workdir", str(finished[0]), *arguments), part)
+
+
+def test_a_folder_without_a_run_or_checkpoint_is_named(finished, capsys, tmp_path):
+    assert_refused(call(capsys, "eval"), "--workdir")
+    assert_refused(call(capsys, "eval", "--workdir", str(tmp_path)), "There is no run in")
+    for name in ("config.json", "vocabulary.txt"):
+        (tmp_path / name).write_bytes((finished[0] / name).read_bytes())
+    for checkpoint in ("best", "last"):
+        result = call(capsys, "eval", "--workdir", str(tmp_path), "--checkpoint", checkpoint)
+        assert_refused(result, "There is no checkpoint in")
+
+
+def test_a_damaged_checkpoint_is_named(finished, capsys, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints/best").rglob("*"):
+        if path.is_file() and path.name != "sha256.txt":
+            path.write_bytes(b"damaged")
+    assert_refused(call(capsys, "eval", "--workdir", str(tmp_path / "run")), "checkpoints/best", "damaged")
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_1(capsys, tmp_path):
+    corpus = tiny_run.write_corpus(tmp_path / "text")
+    config = tiny_run.config(corpus, method="dense", name="sgd", learning_rate=3e38, clip_norm=3e38)
+    code, _, err = call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"))
+    assert code == 1
+    assert "Traceback" not in err
+    assert re.search(r"^error: .* step \d+", err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (ValueError("A sentence."), 2, "error: A sentence.\nSee python x.py --help.\n"),
+        (OSError("no space"), 1, "error: no space\n"),
+        (KeyboardInterrupt(), 130, "Stopped.\n"),
+    ],
+)
+def test_exit_codes(capsys, raised, code, message):
+    def main(_):
+        raise raised
+
+    assert cli.run(main, "x.py", []) == code
+    assert capsys.readouterr().err == message
+    assert cli.run(lambda _: None, "x.py", []) == 0
+
+
+def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
+    command = cli.shell_command(ROOT / "eval.py", ["--workdir", "a folder's"])
+    monkeypatch.chdir(tmp_path)
+    elsewhere = cli.shell_command(ROOT / "eval.py", [])
+    assert shlex.split(command)[-2:] == ["--workdir", "a folder's"]
+    assert Path(shlex.split(elsewhere)[1]) == ROOT / "eval.py"
+    version = subprocess.run(
+        f"{shlex.split(elsewhere)[0]} -c 'import sys; print(sys.executable)'",
+        shell=True,
+        text=True,
+        capture_output=True,
+    )
+    assert Path(version.stdout.strip()) == Path(sys.executable)

@@ -1,0 +1,182 @@
+"""Sampling against NumPy, generation against the model itself, and how decoding speed is measured."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bwds import generate as module
+from bwds.config import ModelConfig
+from bwds.generate import compare_decode_speed, decode_speed, generate, sample
+from bwds.model import decode_params, language_model
+
+CONFIG = ModelConfig(vocab_size=17, hidden_size=32, num_layers=1, block_size=16, sparsity=0.5)
+PROMPT = np.array([3, 5, 1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return language_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(lm):
+    # Larger than at the start of training, so that some words are far more probable than others.
+    return jax.tree.map(lambda p: 6 * p, lm.init(jax.random.key(0)))
+
+
+@jax.jit
+def draws(logits, temperature, top_p):
+    """1000 words for 1000 keys."""
+    keys = jax.random.split(jax.random.key(1), 1000)
+    return jax.vmap(lambda key: sample(key, logits, temperature=temperature, top_p=top_p))(keys)
+
+
+def nucleus(logits, temperature, top_p):
+    """Probabilities in float64, zero outside the nucleus, and how close the cut is to a word's edge."""
+    scaled = logits.astype(np.float64) / temperature
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    before = np.cumsum(p[order]) - p[order]
+    kept = np.zeros_like(p)
+    kept[order[before < top_p]] = p[order[before < top_p]]
+    return kept / kept.sum(), np.abs(before - top_p).min()
+
+
+@given(
+    hnp.arrays(np.float32, 8, elements=st.floats(-4, 4, width=32), unique=True),
+    st.floats(0.3, 2.0),
+    st.floats(0.05, 1.0),
+)
+def test_top_p_draws_from_its_set_with_its_probabilities(logits, temperature, top_p):
+    expected, distance = nucleus(logits, temperature, top_p)
+    assume(distance > 1e-4)
+    found = np.bincount(draws(logits, temperature, top_p), minlength=8) / 1000
+    assert not found[expected == 0].any()
+    # Five standard deviations of a share of 1000 draws.
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / 1000) + 1e-9)
+
+
+def test_equal_words_are_cut_in_order():
+    assert set(np.asarray(draws(jnp.zeros(8), 1.0, 0.24))) == {0, 1}
+
+
+def test_temperature_zero_is_the_most_probable_word():
+    logits = jnp.array([0.0, 2.0, 1.999, -5.0])
+    assert set(np.asarray(draws(logits, 0.0, 1.0))) == {1}
+
+
+def test_greedy_text_is_the_argmax_of_the_model_on_that_text(lm, params):
+    ids = generate(lm, params, PROMPT, key=jax.random.key(0), length=12, temperature=0.0)
+    text = np.concatenate([PROMPT, ids])
+    logits, _, _ = jax.jit(lm.apply)(params, text[None, :-1], lm.init_carry(1))
+    np.testing.assert_array_equal(ids, np.asarray(logits)[0, len(PROMPT) - 1 :].argmax(-1))
+    assert len(set(ids.tolist())) > 1
+
+
+def test_the_same_key_gives_the_same_text(lm, params):
+    first, again, other = (
+        generate(lm, params, PROMPT, key=jax.random.key(seed), length=30).tolist() for seed in (4, 4, 5)
+    )
+    assert first == again
+    assert first != other
+    assert all(0 <= word < CONFIG.vocab_size for word in first)
+
+
+def test_parameters_laid_out_for_decoding_give_the_same_text(lm, params):
+    plain, laid_out = (
+        generate(lm, p, PROMPT, key=jax.random.key(0), length=12, temperature=0.0).tolist()
+        for p in (params, decode_params(params, CONFIG))
+    )
+    assert plain == laid_out
+
+
+def test_a_small_nucleus_is_greedy(lm, params):
+    greedy = generate(lm, params, PROMPT, key=jax.random.key(0), length=12, temperature=0.0)
+    nearly = generate(lm, params, PROMPT, key=jax.random.key(0), length=12, top_p=1e-6)
+    np.testing.assert_array_equal(greedy, nearly)
+
+
+def test_other_keys_temperatures_and_sets_need_no_compilation(lm, params):
+    traces = []
+
+    def counted(*args, **kwargs):
+        traces.append(1)
+        return lm.apply(*args, **kwargs)
+
+    model = lm._replace(apply=counted)
+    for seed, temperature, top_p in ((0, 1.0, 1.0), (1, 0.0, 0.3), (2, 2.0, 0.9)):
+        generate(model, params, PROMPT, key=jax.random.key(seed), length=5, temperature=temperature, top_p=top_p)
+        if seed == 0:
+            first = len(traces)
+    assert len(traces) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 0}, "number of words is 0"),
+        ({"temperature": -0.1}, r"temperature is -0\.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, r"top_p is 0\.0"),
+        ({"top_p": 1.5}, r"top_p is 1\.5"),
+    ],
+)
+def test_arguments_out_of_range_are_named(lm, params, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generate(lm, params, PROMPT, **({"key": jax.random.key(0), "length": 3} | arguments))
+
+
+def test_an_empty_prompt_is_named(lm, params):
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(lm, params, np.zeros(0, np.int32), key=jax.random.key(0), length=3)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Measurements take the seconds that a test appends; without any, a hundredth."""
+    durations, now, running = [], [0.0], []
+
+    def perf_counter():
+        if running:
+            running.clear()
+            now[0] += durations.pop(0) if durations else 0.01
+        else:
+            running.append(1)
+        return now[0]
+
+    monkeypatch.setattr(module.time, "perf_counter", perf_counter)
+    return durations
+
+
+def test_decoding_speed_is_the_median_of_warm_runs(lm, params, clock):
+    clock += [99.0, 0.5, 7.0, 0.4]  # the first compiles
+    assert decode_speed(lm, params, steps=4, repeats=3) == pytest.approx(4 / 0.5)
+
+
+def test_dynamic_and_dense_are_measured_in_turns(params, clock):
+    clock += [99.0, 99.0, 0.1, 0.4, 0.2, 0.6, 0.3, 0.8]
+    found = compare_decode_speed(CONFIG, params, steps=6, repeats=3)
+    assert found["decode_tokens_per_second"] == pytest.approx(6 / 0.2)
+    assert found["dense_decode_tokens_per_second"] == pytest.approx(6 / 0.6)
+    assert found["decode_speedup"] == pytest.approx(3.0)
+
+
+def test_a_dense_model_is_compared_with_nothing(clock):
+    config = ModelConfig(vocab_size=17, hidden_size=32, num_layers=1, method="dense")
+    found = compare_decode_speed(config, language_model(config).init(jax.random.key(0)), steps=6, repeats=3)
+    assert found == {
+        "decode_tokens_per_second": pytest.approx(6 / 0.01),
+        "dense_decode_tokens_per_second": None,
+        "decode_speedup": None,
+    }
+
+
+def test_the_rollout_that_is_timed_is_greedy_decoding(lm, params):
+    tokens = module._greedy_rollout(lm, params, 8).tolist()
+    logits, _, _ = jax.jit(lm.apply)(params, jnp.array([[0, *tokens[:-1]]]), lm.init_carry(1))
+    assert logits[0].argmax(-1).tolist() == tokens

@@ -1,0 +1,393 @@
+"""Runs of a tiny model: what they leave behind, and that no way of stopping them changes how they end."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from bwds import generate, training
+from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
+from bwds.cost import cost
+from bwds.data import Vocabulary, load_corpus
+from bwds.evaluation import Evaluation, evaluate
+from bwds.gating import num_kept_blocks
+from bwds.interrupt import InterruptedRunError
+from bwds.metrics import MetricsWriter, read_metrics
+from bwds.model import language_model
+from bwds.optim import make_optimizer, sparsity_at
+from bwds.state import init_state, train_step
+from bwds.training import NonFiniteError, load_params, train
+
+# The same functions for the same configuration: what jit has compiled for one run serves the next.
+cached_model = functools.cache(language_model)
+cached_optimizer = functools.cache(make_optimizer)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (training, generate):
+            patch.setattr(module, "language_model", cached_model)
+        patch.setattr(training, "make_optimizer", cached_optimizer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def config(corpus):
+    return tiny_run.config(corpus)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """Folder and summary of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    return workdir, train(config, workdir, progress=False, command="the command")
+
+
+def lines(workdir, *, timed=False):
+    """Lines of metrics.jsonl, without the times unless ``timed``."""
+    found = read_metrics(workdir / "metrics.jsonl")
+    return found if timed else [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in found]
+
+
+def finish(config, workdir, *, tries=100):
+    """Calls ``train`` until it ends; returns the summary and how often it did not."""
+    for stopped in range(tries):
+        try:
+            return train(config, workdir, progress=False), stopped
+        except (InterruptedRunError, Killed):
+            pass
+    pytest.fail(f"{tries} tries were not enough.")
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def test_a_run_leaves_its_files(finished, config):
+    workdir, summary = finished
+    names = {path.name.split(".out.")[0] for path in workdir.iterdir()}
+    assert names == {"config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "summary.json", "events"}
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert len(Vocabulary.load(workdir / "vocabulary.txt")) == len(tiny_run.WORDS) + 1
+    assert last_checkpoints(workdir, read_only=True).steps == [16, 12]
+
+
+def test_the_summary_is_true(finished, config):
+    workdir, summary = finished
+    evaluations = {line["step"]: line for line in lines(workdir) if line["split"] == "valid"}
+    assert list(evaluations) == [3, 6, 9, 12, 15, 16]
+    best = min(evaluations.values(), key=lambda line: line["loss"])
+    model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
+    params, step = load_params(dataclasses.replace(config, model=model), workdir, "last")
+    speeds = [line["tokens_per_second"] for line in lines(workdir, timed=True) if line["split"] == "train"]
+    assert summary["steps"] == step == 16
+    assert summary["best_step"] == best["step"]
+    assert summary["validation_perplexity"] == pytest.approx(math.exp(best["loss"]))
+    assert summary["realised_density"] == pytest.approx(0.5)
+    assert summary["relative_cost"] == cost(model).relative
+    assert summary["tokens_per_second"] == pytest.approx(np.median([s for s in speeds if s is not None]))
+    assert summary["parameters_sha256"] == digest(params)
+    assert summary["parameters"] == sum(p.size for p in jax.tree.leaves(params))
+    assert summary["decode_speedup"] == pytest.approx(
+        summary["decode_tokens_per_second"] / summary["dense_decode_tokens_per_second"]
+    )
+    assert summary["command"] == "the command"
+
+
+def test_the_best_checkpoint_is_what_was_evaluated(finished, config):
+    workdir, summary = finished
+    text = load_corpus(config.data)
+    model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
+    params, step = load_params(dataclasses.replace(config, model=model), workdir, "best")
+    found = evaluate(cached_model(model), params, text.valid, config.data, text.vocabulary.eos_id)
+    assert step == summary["best_step"]
+    assert math.exp(found.loss) == pytest.approx(summary["validation_perplexity"], rel=1e-9)
+    assert found.tokens == len(text.valid)
+
+
+def test_every_step_is_written_down(finished):
+    workdir, _ = finished
+    steps = [line for line in lines(workdir, timed=True) if line["split"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, 17))
+    for line in steps:
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert line["density"] == line["sparsity"] == 0.5
+        assert line["learning_rate"] > 0
+        assert line["gradient_norm"] > 0
+    # The first step compiles, which is no speed.
+    assert [line["step"] for line in steps if line["tokens_per_second"] is None] == [1]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
+    workdir, summary = finished
+    monkeypatch.setattr(training, "_Run", None)
+    assert train(config, workdir, progress=False) == summary
+
+
+def test_another_configuration_is_refused(finished, config):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=17))
+    with pytest.raises(ValueError, match=r"train\.steps: 16 there, 17 now"):
+        train(longer, workdir, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, monkeypatch, caplog, signum, code):
+    write = MetricsWriter.write
+
+    def write_and_signal(self, **values):
+        write(self, **values)
+        if values["step"] == 6 and values["split"] == "train":
+            os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", write_and_signal)
+        with pytest.raises(InterruptedRunError, match="Stopped after step 6 of 16") as stopped:
+            train(config, tmp_path, progress=False)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(signum) == before
+    assert last_checkpoints(tmp_path, read_only=True).steps == [6, 4]
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        summary, _ = finish(config, tmp_path)
+    assert "train_step" not in caplog.text
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    assert lines(tmp_path) == lines(finished[0])
+
+
+def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):
+    step = training.evaluate
+
+    def signal_and_evaluate(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", signal_and_evaluate)
+        with pytest.raises(InterruptedRunError, match="Stopped after step 3 of 16"):
+            train(config, tmp_path, progress=False)
+    assert [line["split"] for line in lines(tmp_path)] == ["train"] * 3
+    summary, _ = finish(config, tmp_path)
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    assert lines(tmp_path) == lines(finished[0])
+
+
+def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch):
+    compare = generate.compare_decode_speed
+
+    def signal_and_compare(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compare(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bwds.summary.compare_decode_speed", signal_and_compare)
+        with pytest.raises(InterruptedRunError, match="Stopped after the last step"):
+            train(config, tmp_path, progress=False)
+    assert finish(config, tmp_path)[0]["parameters_sha256"] == finished[1]["parameters_sha256"]
+    assert lines(tmp_path) == lines(finished[0])
+
+
+def test_a_process_killed_at_every_checkpoint_ends_the_same(finished, config, tmp_path, monkeypatch):
+    """It dies once at each: before it is written, before it is complete, or after it, in turns."""
+    save, met = Checkpoints.save, []
+
+    def save_and_die(self, step, tree, **info):
+        name = (self.directory.name, step)
+        if name in met:
+            return save(self, step, tree, **info)
+        met.append(name)
+        moment = len(met) % 3
+        if moment > 0:
+            save(self, step, tree, **info)
+        if moment > 1:
+            (self.directory / str(step) / "sha256.txt").unlink()
+        raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    summary, killed = finish(config, tmp_path)
+    assert killed == len(met) >= 7
+    for name in ("parameters_sha256", "best_step", "validation_perplexity", "realised_density"):
+        assert summary[name] == finished[1][name]
+    assert lines(tmp_path) == lines(finished[0])
+
+
+def test_a_damaged_last_checkpoint_costs_steps_only(finished, config, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("bwds.training.summarise", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, tmp_path, progress=False)
+    largest = max((tmp_path / "checkpoints/last/16/state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"")
+    summary, _ = finish(config, tmp_path)
+    assert "warning: the checkpoint of step 16" in capsys.readouterr().err
+    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
+    assert lines(tmp_path) == lines(finished[0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
+    config = tiny_run.config(corpus, method="dense", name="sgd", learning_rate=3e38, clip_norm=3e38, checkpoint_every=1)
+    with pytest.raises(NonFiniteError, match=r"is (nan|inf) at step \d+|not finite after step \d+") as failure:
+        train(config, tmp_path, progress=False)
+    assert "Training stops here" in str(failure.value)
+    state_steps = last_checkpoints(tmp_path, read_only=True).steps
+    if state_steps:
+        assert f"The last good checkpoint is step {state_steps[0]} in {tmp_path}" in str(failure.value)
+        model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
+        params, _ = load_params(dataclasses.replace(config, model=model), tmp_path, "last")
+        assert all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(params))
+    else:
+        assert "There is no checkpoint yet" in str(failure.value)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch):
+    """Their loss is known one step later than a checkpoint would be written."""
+    step = training.train_step
+
+    def spoil(lm, optimizer, state, *args):
+        state, metrics = step(lm, optimizer, state, *args)
+        if int(state.step) == 8:
+            state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+        return state, metrics
+
+    monkeypatch.setattr(training, "train_step", spoil)
+    with pytest.raises(NonFiniteError, match=r"not finite after step 8\. The last good checkpoint is step 4"):
+        train(config, tmp_path, progress=False)
+    assert last_checkpoints(tmp_path, read_only=True).steps == [4]
+
+
+def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
+    config = tiny_run.config(corpus, sparsity_schedule="cubic", sparsity_begin=2, sparsity_end=10, eval_every=4)
+    traces = []
+
+    def counting_model(model):
+        lm = language_model(model)
+
+        def apply(*args, **kwargs):
+            traces.append("train" if kwargs.get("dropout_key") is not None else "eval")
+            return lm.apply(*args, **kwargs)
+
+        return lm._replace(apply=apply)
+
+    monkeypatch.setattr(training, "language_model", counting_model)
+    train(config, tmp_path, progress=False)
+    assert sorted(traces) == ["eval", "train"]
+    matrix = 2 * 8  # blocks of [32] -> [128]
+    for line in lines(tmp_path):
+        step = line["step"] - (line["split"] == "train")
+        assert line["sparsity"] == pytest.approx(sparsity_at(config, step))
+        assert line["density"] == pytest.approx(num_kept_blocks(matrix, sparsity_at(config, step)) / matrix)
+    # Evaluations of a model that is denser than the one asked for are no rivals of it.
+    assert min(best_checkpoints(tmp_path, read_only=True).steps) >= 10
+
+
+def sgd_config(corpus):
+    """Dense: it compiles faster, and the tests with it are not about gates."""
+    return tiny_run.config(corpus, method="dense", name="sgd", learning_rate=0.8, eval_every=2, steps=8)
+
+
+@pytest.fixture(scope="module")
+def stepper(corpus):
+    """``(state, step)`` with sgd: ``step`` takes a state, of which it uses up a copy, and options."""
+    config = sgd_config(corpus)
+    model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
+    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    tokens = np.arange(36, dtype=np.int32).reshape(4, 9) % 31
+
+    def step(state, *, new_epoch=False):
+        copy = jax.tree.map(jnp.copy, state)
+        return train_step(lm, optimizer, copy, tokens[:, :-1], tokens[:, 1:], np.bool_(new_epoch), None)
+
+    return init_state(lm, optimizer, jax.random.key(0), batch_size=4), step
+
+
+def test_plateau_scales_the_update(stepper):
+    state, step = stepper
+    halved = state._replace(plateau=state.plateau._replace(scale=jnp.float32(0.5)))
+    (whole, metrics), (half, half_metrics) = step(state), step(halved)
+    for before, one, other in zip(*(jax.tree.leaves(s.params) for s in (state, whole, half)), strict=True):
+        np.testing.assert_allclose(other - before, 0.5 * (one - before), atol=1e-6)
+    assert float(half_metrics.learning_rate) == 0.5 * float(metrics.learning_rate)
+
+
+def test_a_new_epoch_starts_from_zeros(stepper):
+    state, step = stepper
+    other = state._replace(carry=jax.tree.map(lambda c: c + 0.5, state.carry))
+    assert float(step(other)[1].loss) != float(step(state)[1].loss)
+    assert float(step(other, new_epoch=True)[1].loss) == float(step(state)[1].loss)
+
+
+def test_dropout_is_another_in_every_step(stepper):
+    state, step = stepper
+    later = state._replace(step=jnp.int32(5))
+    assert float(step(state)[1].loss) == float(step(state)[1].loss)
+    assert float(step(later)[1].loss) != float(step(state)[1].loss)
+    assert int(step(later)[0].step) == 6
+
+
+def test_sgd_halves_its_rate_where_validation_does_not_improve(corpus, tmp_path, monkeypatch):
+    config = sgd_config(corpus)
+    losses = iter([3.0, 3.5, 2.0, 2.0])
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
+    train(config, tmp_path, progress=False)
+    rates = [line["learning_rate"] for line in lines(tmp_path) if line["split"] == "train"]
+    assert rates == pytest.approx([0.8] * 4 + [0.4] * 4)
+    assert best_checkpoints(tmp_path, read_only=True).steps == [6, 2]
+
+
+def test_evaluation_is_one_pass_over_the_text(config):
+    text = load_corpus(config.data)
+    model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
+    lm, eos = cached_model(model), text.vocabulary.eos_id
+    params = lm.init(jax.random.key(0))
+    inputs = np.concatenate([[eos], text.test[:-1]]).astype(np.int32)
+    logits, _, _ = jax.jit(lm.apply)(params, inputs[None, :], lm.init_carry(1))
+    chosen = jax.nn.log_softmax(logits[0])[np.arange(len(inputs)), text.test]
+    one_by_one = dataclasses.replace(config.data, eval_batch_size=1)
+    assert evaluate(lm, params, text.test, one_by_one, eos).loss == pytest.approx(-float(chosen.mean()), rel=1e-5)
+
+
+def test_an_evaluation_compiles_once(config, caplog):
+    text = load_corpus(config.data)
+    lm = language_model(dataclasses.replace(config.model, vocab_size=len(text.vocabulary)))
+    # On a device of our choice, as those of a checkpoint are.
+    params = jax.device_put(lm.init(jax.random.key(0)), jax.devices()[0])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for ids in (text.valid, text.test):
+            evaluate(lm, params, ids, config.data, text.vocabulary.eos_id)
+    assert len([r for r in caplog.records if r.getMessage().startswith("Compiling jit(eval_step)")]) == 1
+
+
+def test_an_evaluation_can_be_given_up(config):
+    text = load_corpus(config.data)
+    model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
+    lm = cached_model(model)
+
+    def give_up():
+        raise Killed
+
+    with pytest.raises(Killed):
+        evaluate(lm, lm.init(jax.random.key(0)), text.valid, config.data, text.vocabulary.eos_id, after_batch=give_up)
+
+
+def test_a_text_shorter_than_a_batch_leaves_no_folder(corpus, tmp_path):
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        train(tiny_run.config(corpus, batch_size=5000), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
