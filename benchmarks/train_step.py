@@ -21,7 +21,7 @@ def stepper(config, method):
     """A call that does one step and keeps the state."""
     model = dataclasses.replace(config.model, method=method)
     lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
-    state = jax.jit(lambda: init_state(lm, optimizer, seed=0, batch_size=config.data.batch_size))()
+    state = jax.jit(lambda: init_state(lm, optimizer, jax.random.key(0), batch_size=config.data.batch_size))()
     shape = (config.data.batch_size, config.data.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
