@@ -11,7 +11,7 @@ Method = Literal["dynamic", "dense"]
 Activation = Literal["linear", "softplus"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
-Implementation = Literal["reference", "xla"]
+Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
 Optimizer = Literal["sgd", "adamw"]
 SparsitySchedule = Literal["constant", "cubic"]
 
@@ -75,7 +75,7 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """Compute type of the products. Parameters, gates and softmax are float32 always."""
     implementation: Implementation | None = None
-    """Kernel of the block-sparse product; None: the best one for the platform."""
+    """Kernel of the block-sparse product; None: xla, which runs everywhere."""
 
     def __post_init__(self) -> None:
         _require_choice("cell", self.cell, Cell)

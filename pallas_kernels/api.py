@@ -6,6 +6,7 @@
 """
 
 import functools
+import importlib
 import math
 from types import ModuleType
 
@@ -13,19 +14,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import reference, xla
+IMPLEMENTATIONS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "gpu"}
+"""Modules of this package, and the platform each needs, if any."""
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "xla": xla}
 
-
-def _choose(implementation: str | None) -> ModuleType:
-    if implementation is None:
-        return xla
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation is {implementation!r}; it must be None or one of {', '.join(IMPLEMENTATIONS)}."
-        )
-    return IMPLEMENTATIONS[implementation]
+def _choose(implementation: str | None, x, w, gates) -> ModuleType:
+    """The module that is named, or the portable one. Raises ``ValueError`` where a named one cannot run."""
+    name = implementation or "xla"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {name!r}; it must be None or one of {', '.join(IMPLEMENTATIONS)}.")
+    # Imported when it is needed: the accelerators' compilers are of no use to most.
+    module = importlib.import_module(f"pallas_kernels.{name}")
+    needed, here = IMPLEMENTATIONS[name], jax.default_backend()
+    if needed is not None:
+        if here != needed:
+            raise ValueError(
+                f"implementation {name!r} needs the platform {needed}, and JAX runs on {here} here; "
+                "implementation='xla' runs everywhere."
+            )
+        module.check(x, w, gates)
+    return module
 
 
 def _check(x, w, gates) -> None:
@@ -106,7 +114,8 @@ def block_sparse_matmul(
         w: weight [K, N] in the dtype of ``x``, or block-major [C, R, K/R, N/C] (see ``to_block_major``), the layout
             in which a kept block is one contiguous read.
         gates: [..., R, C], zero where a block is omitted.
-        implementation: "reference", "xla", or None for the best one here. A named one runs or raises.
+        implementation: "reference"; "xla", which None stands for; "mosaic_tpu" (TPU) or "triton" (NVIDIA GPU). A named
+            one runs or raises.
 
     Returns:
         y [..., N] in the dtype of ``x``.
@@ -114,8 +123,8 @@ def block_sparse_matmul(
     Raises:
         ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
     """
-    module = _choose(implementation)
     _check(x, w, gates)
+    module = _choose(implementation, x, w, gates)
     y = _jitted_product(module, _flat(x, 1), w, _flat(gates, 2))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -129,7 +138,8 @@ def block_sparse_input_gradients(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"]]:
     """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step."""
-    dx, dgates = _choose(implementation).input_gradients(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))
+    module = _choose(implementation, x, w, gates)
+    dx, dgates = module.input_gradients(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
 
 
@@ -145,4 +155,5 @@ def block_sparse_weight_gradient(
 
     Of ``w`` only shape, layout and dtype matter.
     """
-    return _choose(implementation).weight_gradient(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))
+    module = _choose(implementation, x, w, gates)
+    return module.weight_gradient(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))

@@ -366,3 +366,11 @@ def test_an_unknown_implementation_is_refused(name):
     p = problem(1)
     with pytest.raises(ValueError, match=f"implementation.*{name}.*reference.*xla"):
         block_sparse_matmul(p.x, p.w, p.gates, implementation=name)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the accelerators' kernels run here")
+@pytest.mark.parametrize(("implementation", "platform"), [("mosaic_tpu", "tpu"), ("triton", "gpu")])
+def test_a_named_kernel_never_falls_back(implementation, platform):
+    x, w, gates = jnp.ones((2, 256)), jnp.ones((256, 256)), jnp.ones((2, 2, 2))
+    with pytest.raises(ValueError, match=f"'{implementation}' needs the platform {platform}, and JAX runs on cpu"):
+        block_sparse_matmul(x, w, gates, implementation=implementation)

@@ -1,0 +1,119 @@
+"""Pallas kernel for TPUs (Mosaic): the gradient of the weight, dw[r, c] = x[:, r]^T @ (gates[:, r, c] * dy[:, c]).
+
+Compute-bound: the sum runs over all rows, so many output blocks share each tile of x and dy that comes in. The grid
+runs over tiles of output blocks and, innermost, over tiles of rows; sums stay in VMEM in float32. A block that no row
+keeps costs one test a tile and is written as zeros. Here the gate differs along the summed dimension, so it stands
+before the dot, in float32; for bfloat16 the scaled operand is taken as the sum of two bfloat16 numbers, two products
+instead of one, because a single one loses a digit of the result.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.mosaic_tpu_tiles import (
+    LANES,
+    block_at,
+    block_shape,
+    columns,
+    dot,
+    gate_column,
+    pad_rows,
+    round_up,
+    tiles_of_blocks,
+    to_lanes,
+)
+
+TILE_FEATURES = 1024
+"""Side of a tile of output blocks: enough products for every byte of x and dy."""
+TILE_ROWS = 256
+SPARE_BYTES = 12 * 2**20
+
+
+def weight_gradient(x, w, gates, dy, *, interpret=False):
+    """dw like ``w``, of which nothing but layout and dtype is read; see ``reference.weight_gradient``."""
+    rows, num_r, num_c = gates.shape
+    bk, bn = shape = block_shape(w, gates)
+    if rows == 0:
+        return jnp.zeros_like(w)
+    tile = _blocks_in_tile(num_r, bk), _blocks_in_tile(num_c, bn)
+    down, across = (pl.cdiv(num, side) for num, side in zip((num_r, num_c), tile, strict=True))
+    step = min(TILE_ROWS, round_up(rows, LANES))
+    padded = round_up(rows, step)
+    kept = tiles_of_blocks((gates != 0).any(0, keepdims=True).astype(jnp.int32), tile).reshape(-1)
+    lanes = to_lanes(gates, tile, padded)
+    if w.ndim == 4:
+        out_spec = pl.BlockSpec((*tile[::-1], bk, bn), lambda i, j, t, *_: (j, i, 0, 0))
+    else:
+        out_spec = pl.BlockSpec((tile[0] * bk, tile[1] * bn), lambda i, j, t, *_: (i, j))
+    # Tiles in VMEM: sums once, everything that comes and goes twice.
+    height, width, size = tile[0] * bk, tile[1] * bn, w.dtype.itemsize
+    vmem = height * width * (4 + 2 * size) + 2 * step * ((height + width) * size + lanes.shape[2] * 4) + SPARE_BYTES
+    return pl.pallas_call(
+        functools.partial(_kernel, tile=tile, shape=shape),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(down, across, padded // step),
+            in_specs=[
+                pl.BlockSpec((tile[0] * bk, step), lambda i, j, t, *_: (i, t)),
+                pl.BlockSpec((step, tile[1] * bn), lambda i, j, t, *_: (t, j)),
+                pl.BlockSpec((1, step, lanes.shape[2]), lambda i, j, t, *_: (i * across + j, t, 0)),
+            ],
+            out_specs=out_spec,
+            scratch_shapes=[pltpu.VMEM((height, width), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct(w.shape, w.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=vmem
+        ),
+        interpret=interpret,
+    )(kept, pad_rows(x, padded).T, pad_rows(dy, padded), lanes)
+
+
+def _blocks_in_tile(number: int, size: int) -> int:
+    """Blocks along one side of a tile: at most ``TILE_FEATURES`` wide, and the tiles as equal as can be."""
+    return pl.cdiv(number, pl.cdiv(number, max(1, TILE_FEATURES // size)))
+
+
+def _kernel(kept, x, dy, gates, dw, sums, *, tile, shape):
+    bk, bn = shape
+    blocks = tile[0] * tile[1]
+    first = (pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)) * blocks
+    step = pl.program_id(2)
+
+    def place(i):
+        r = lax.div(i, tile[1])
+        return r, i - r * tile[1]
+
+    @pl.when(step == 0)
+    def _():
+        @pl.loop(0, blocks)
+        def _(i):
+            block_at(sums, *place(i), shape)[...] = jnp.zeros(shape, jnp.float32)
+
+    @pl.loop(0, blocks)
+    def _(i):
+        @pl.when(kept[first + i] != 0)
+        def _():
+            r, c = place(i)
+            scaled = dy[:, columns(c, bn)].astype(jnp.float32) * gate_column(gates, slice(0, dy.shape[0]), i)
+            block_at(sums, r, c, shape)[...] += _split_dot(x[pl.ds(pl.multiple_of(r * bk, LANES), bk), :], scaled)
+
+    @pl.when(step == pl.num_programs(2) - 1)
+    def _():
+        @pl.loop(0, blocks)
+        def _(i):
+            block_at(dw, *place(i), shape)[...] = block_at(sums, *place(i), shape)[...].astype(dw.dtype)
+
+
+def _split_dot(a, b):
+    """a @ b for a float32 ``b``, with as many digits of it as ``a`` has twice."""
+    if a.dtype == jnp.float32:
+        return dot(a, b)
+    high = b.astype(a.dtype)
+    low = (b - high.astype(jnp.float32)).astype(a.dtype)
+    return dot(a, high) + dot(a, low)

@@ -1,0 +1,229 @@
+"""Pallas-Triton kernels for NVIDIA GPUs with tensor cores: the block-sparse product and its three gradients.
+
+XLA can skip a block on a GPU only by copying the kept ones first. Here a program owns a tile of the result and walks
+the blocks that matter to it:
+
+    forward         program (rows, columns of y):  y  += gates[:, r, c] * (x[:, r] @ w[r, c])
+    dx and dgates   program (rows, columns of x):  q   = dy[:, c] @ w[r, c]^T;  dx += gates[:, r, c] * q;
+                                                   dgates[:, r, c] = <x[:, r], q>
+    dw              program (tile of w):           dw += x[:, r]^T @ (gates[:, r, c] * dy[:, c])
+
+Which blocks those are is a bit mask, one or more words of 32 bits for each tile of rows and block column (or block
+row): made by one elementwise pass over the gates, so there is no list, no sort and no atomic addition. A block that
+no row of the tile keeps is not read, at any number of rows. Every row has its own gate, applied to the float32 result
+of the dot, so nothing but w, x and the result moves. One row is a matrix-vector product on the ordinary cores; two to
+16 rows are padded to the 16 of the smallest tensor-core product. A large block is walked in parts, by repeating its
+bit. Where a result has too few tiles to occupy the chip, several programs share the walk and their sums are added up
+outside.
+
+Numerics: sums are accumulated in float32 and cast once. Products of float32 are made of three TF32 products, about as
+exact as float32; products of bfloat16 are exact. In dw the gate stands before the dot, and for bfloat16 the scaled
+rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a second product.
+
+Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``owned`` columns of y.
+"""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+from jaxtyping import Array, Float
+
+from pallas_kernels import triton_kernels
+from pallas_kernels.triton_kernels import Plan
+
+# jax 0.11 announced the end of this backend, and says so at every lowering: in the caller's jit, out of reach of a
+# context manager here. Nobody who only uses these kernels can act on it.
+warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+
+PROGRAMS = 132
+"""Programs that occupy the chip: the multiprocessors of an H100 or H200."""
+SMALLEST_BLOCK = 16
+"""Rows and columns of the smallest tensor-core product."""
+MOST_SPLITS = 8
+
+
+def check(x: Array, w: Array, gates: Array) -> None:
+    """Raises a ValueError that says why, where these kernels do not take arguments that fit together."""
+    for name, array in (("x", x), ("w", w)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(
+                f"{name} has dtype {array.dtype}; the Triton kernels take float32 and bfloat16. "
+                'Cast it, or use implementation="xla".'
+            )
+    for size in _block_shape(w, gates):
+        if size < SMALLEST_BLOCK or size & (size - 1):
+            raise ValueError(
+                f"w has blocks of {' x '.join(map(str, _block_shape(w, gates)))}; the Triton kernels take sizes that "
+                f"are powers of two from {SMALLEST_BLOCK} up. Choose another block shape, or use "
+                'implementation="xla".'
+            )
+
+
+def forward(
+    x: Float[Array, "b K"], w: Float[Array, "..."], gates: Float[Array, "b R C"], *, interpret: bool = False
+) -> Float[Array, "b N"]:
+    """y [b, N] in the dtype of ``x``; see ``reference.forward``. ``interpret`` runs the kernel without a GPU."""
+    check(x, w, gates)
+    block, columns = _block_shape(w, gates), gates.shape[2]
+    if x.shape[0] == 0:
+        return jnp.zeros((0, columns * block[1]), x.dtype)
+    plan = _plan(x, block, result=(columns, block[1]), walked=(gates.shape[1], block[0]), interpret=interpret)
+    gates = _rows_last(gates)
+    bits = _bits(_by_tile(gates, plan.row_tile), 0, repeats=block[0] // plan.step, splits=plan.splits)
+    out = _result(plan, columns * block[1], x.dtype)
+    kernel = triton_kernels.matvec_kernel if plan.rows == 1 else triton_kernels.forward_kernel
+    return _add_splits(_call(kernel, plan, out, bits, gates, x, w), x.dtype)
+
+
+def input_gradients(
+    x: Float[Array, "b K"],
+    w: Float[Array, "..."],
+    gates: Float[Array, "b R C"],
+    dy: Float[Array, "b N"],
+    *,
+    interpret: bool = False,
+) -> tuple[Float[Array, "b K"], Float[Array, "b R C"]]:
+    """dx [b, K] and dgates [b, R, C], zero outside the support of the gates; see ``reference.input_gradients``."""
+    check(x, w, gates)
+    if x.shape[0] == 0:
+        return jnp.zeros_like(x), jnp.zeros_like(gates)
+    (bk, bn), (rows, num_r, num_c) = _block_shape(w, gates), gates.shape
+    plan = _plan(x, (bk, bn), result=(num_r, bk), walked=(num_c, bn), interpret=interpret)
+    by_row = _rows_last(gates)
+    bits = _bits(_by_tile(by_row, plan.row_tile), 1, repeats=bn // plan.step, splits=plan.splits)
+    parts = (num_r, bk // plan.owned, num_c, bn // plan.step, rows)
+    out = (
+        _result(plan, num_r * bk, x.dtype),
+        jax.ShapeDtypeStruct((parts[0] * parts[1], parts[2] * parts[3], rows), jnp.float32),
+    )
+    dx, dgates = _call(triton_kernels.input_gradients_kernel, plan, out, bits, by_row, x, w, dy)
+    dgates = dgates.reshape(parts).sum((1, 3)).transpose(2, 0, 1)
+    # What no program visited is not initialised, and may be NaN: it is selected away, not multiplied.
+    return _add_splits(dx, x.dtype), jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
+
+
+def weight_gradient(
+    x: Float[Array, "b K"],
+    w: Float[Array, "..."],
+    gates: Float[Array, "b R C"],
+    dy: Float[Array, "b N"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "..."]:
+    """dw like ``w``, of which nothing but layout and dtype is used; see ``reference.weight_gradient``."""
+    check(x, w, gates)
+    if x.shape[0] == 0:
+        return jnp.zeros_like(w)
+    bk, bn = _block_shape(w, gates)
+    widest = 128 if x.dtype == jnp.bfloat16 else 64
+    row_tile = 16 if x.shape[0] <= 16 else 64
+    plan = Plan(
+        rows=x.shape[0],
+        row_tile=row_tile,
+        owned=min(bn, widest),
+        step=min(bk, widest),
+        tiles=x.shape[1] // min(bk, widest),
+        strips=dy.shape[1] // min(bn, widest),
+        splits=1,
+        block=(bk, bn),
+        num_warps=8 if widest == 128 else 4,
+        num_stages=3 if widest == 128 else 2,
+        interpret=interpret,
+    )
+    gates = _rows_last(gates)
+    bits = _bits(_by_tile(gates, row_tile), 2)
+    out = jax.ShapeDtypeStruct(w.shape, w.dtype)
+    return _call(triton_kernels.weight_gradient_kernel, plan, out, bits, gates, x, dy)
+
+
+# Plans and masks ------------------------------------------------------------------------------------------------------
+
+
+def _block_shape(w, gates) -> tuple[int, int]:
+    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // gates.shape[1], w.shape[1] // gates.shape[2])
+
+
+def _plan(x, block, *, result, walked, interpret) -> Plan:
+    """The largest tiles that still give every multiprocessor a program; ``result`` and ``walked``: (blocks, size)."""
+    rows, narrow = x.shape[0], x.dtype == jnp.bfloat16
+    if rows == 1:
+        shapes = [(1, 64 if narrow else 32)]
+    elif rows <= 16:
+        shapes = [(16, 64), (16, 32)]
+    elif narrow:
+        shapes = [(128, 128), (64, 128), (64, 64), (64, 32)]
+    else:
+        shapes = [(64, 64), (64, 32)]
+    for row_tile, owned in shapes:
+        owned = min(owned, result[1])
+        tiles, strips = pl.cdiv(rows, row_tile), result[0] * result[1] // owned
+        if tiles * strips >= PROGRAMS:
+            break
+    step = min(walked[1], 128 if narrow or row_tile <= 16 else 64)
+    return Plan(
+        rows=rows,
+        row_tile=row_tile,
+        owned=owned,
+        step=step,
+        tiles=tiles,
+        strips=strips,
+        splits=min(pl.cdiv(PROGRAMS, tiles * strips), walked[0] * walked[1] // step, MOST_SPLITS),
+        block=block,
+        num_warps=8 if row_tile * owned > 64 * 64 else 4,
+        num_stages=3 if narrow else 2,
+        interpret=interpret,
+    )
+
+
+def _rows_last(gates):
+    """Gates as float32 [R, C, b], so that the gates of one block lie side by side."""
+    return gates.astype(jnp.float32).transpose(1, 2, 0)
+
+
+def _by_tile(gates, row_tile):
+    """Which gates [R, C, b] are not zero, tile by tile: bool [R, C, tiles, row_tile]."""
+    r, c, rows = gates.shape
+    tiles = pl.cdiv(rows, row_tile)
+    return jnp.pad(gates != 0, ((0, 0), (0, 0), (0, tiles * row_tile - rows))).reshape(r, c, tiles, row_tile)
+
+
+def _bits(kept, axis, *, repeats=1, splits=1):
+    """Masks of what some row keeps, along one axis: int32 [splits, words, ...], a set bit an entry to visit.
+
+    Bit i of word j stands for entry 32 j + i, each entry of ``kept`` being ``repeats`` entries. The rows of a tile,
+    the last axis, are joined. Of all entries set, each program of a split gets those of every ``splits``-th place.
+    It is written as one reduction, which XLA fuses into one or two small kernels.
+    """
+    kept = jnp.repeat(jnp.moveaxis(kept, axis, 0), repeats, axis=0)
+    words = pl.cdiv(kept.shape[0], 32)
+    kept = jnp.pad(kept, [(0, 32 * words - kept.shape[0])] + [(0, 0)] * (kept.ndim - 1))
+    kept = jnp.broadcast_to(kept.reshape(1, words, 32, *kept.shape[1:]), (splits, words, 32, *kept.shape[1:]))
+    split, word, bit = (lax.broadcasted_iota(jnp.uint32, kept.shape, dimension) for dimension in range(3))
+    kept = kept & ((32 * word + bit) % splits == split)
+    values = jnp.where(kept, jnp.uint32(1) << bit, jnp.uint32(0))
+    packed = lax.reduce(values, jnp.uint32(0), lax.bitwise_or, (2, values.ndim - 1))
+    return lax.bitcast_convert_type(packed, jnp.int32)
+
+
+def _result(plan: Plan, width, dtype):
+    return jax.ShapeDtypeStruct((plan.splits, plan.rows, width), dtype if plan.splits == 1 else jnp.float32)
+
+
+def _add_splits(parts, dtype):
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0).astype(dtype)
+
+
+def _call(kernel, plan: Plan, out_shape, *operands):
+    return pl.pallas_call(
+        functools.partial(kernel, plan),
+        out_shape=out_shape,
+        grid=(plan.programs,),
+        compiler_params=pltriton.CompilerParams(num_warps=plan.num_warps, num_stages=plan.num_stages),
+        interpret=plan.interpret,
+        name=kernel.__name__,
+    )(*operands)

@@ -1,0 +1,165 @@
+"""Inside the Triton kernels: what one program does. ``triton`` says what for, plans their sizes and launches them.
+
+Arrays that a program holds have sizes that are powers of two: rows that are not there are read as zeros and not
+written. Offsets are block indices times constants, so that the compiler sees that 16 bytes can be moved at once.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+
+class Plan(NamedTuple):
+    """Static sizes of one kernel. The result is cut into tiles of rows x ``owned``; the walk goes by ``step``."""
+
+    rows: int
+    row_tile: int
+    owned: int
+    step: int
+    tiles: int
+    strips: int
+    splits: int
+    block: tuple[int, int]
+    num_warps: int
+    num_stages: int
+    interpret: bool
+
+    @property
+    def programs(self) -> int:
+        return self.tiles * self.strips * self.splits
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+def matvec_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
+    _, strip, split = _position(plan)
+    c = lax.div(strip, plan.block[1] // plan.owned)
+
+    def add(i, total):
+        gate = gates_ref[lax.div(i, plan.block[0] // plan.step), c, 0]
+        x = x_ref[0, pl.ds(i * plan.step, plan.step)].astype(jnp.float32) * gate
+        w = _weights(w_ref, plan, i, strip, (plan.step, plan.owned))[...]
+        return total + x[:, None] * w.astype(jnp.float32)
+
+    total = _walk(bits_ref, split, (c, 0), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
+    y_ref[split, 0, pl.ds(strip * plan.owned, plan.owned)] = total.sum(0).astype(y_ref.dtype)
+
+
+def forward_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
+    tile, strip, split = _position(plan)
+    c = lax.div(strip, plan.block[1] // plan.owned)
+    rows, inside = _rows(plan, tile)
+
+    def add(i, total):
+        gate = _load(gates_ref.at[lax.div(i, plan.block[0] // plan.step), c, rows], inside)
+        x = _load(x_ref.at[rows, pl.ds(i * plan.step, plan.step)], inside[:, None])
+        w = _weights(w_ref, plan, i, strip, (plan.step, plan.owned))[...]
+        return total + gate[:, None] * _dot(plan, x, w, (1, 0))
+
+    total = _walk(bits_ref, split, (c, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
+    _store(y_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
+
+
+def input_gradients_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, dy_ref, dx_ref, dgates_ref):
+    tile, strip, split = _position(plan)
+    r = lax.div(strip, plan.block[0] // plan.owned)
+    rows, inside = _rows(plan, tile)
+    x = _load(x_ref.at[rows, pl.ds(strip * plan.owned, plan.owned)], inside[:, None]).astype(jnp.float32)
+
+    def add(j, total):
+        gate = _load(gates_ref.at[r, lax.div(j, plan.block[1] // plan.step), rows], inside)
+        dy = _load(dy_ref.at[rows, pl.ds(j * plan.step, plan.step)], inside[:, None])
+        w = _weights(w_ref, plan, strip, j, (plan.owned, plan.step))[...]
+        q = _dot(plan, dy, w, (1, 1))
+        pltriton.store(dgates_ref.at[strip, j, rows], (x * q).sum(1), mask=inside)
+        return total + gate[:, None] * q
+
+    total = _walk(bits_ref, split, (r, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
+    _store(dx_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
+
+
+def weight_gradient_kernel(plan: Plan, bits_ref, gates_ref, x_ref, dy_ref, dw_ref):
+    i, j, _ = _position(plan)
+    r, c = lax.div(i, plan.block[0] // plan.step), lax.div(j, plan.block[1] // plan.owned)
+
+    def add(tile, total):
+        rows, inside = _rows(plan, tile)
+        gate = _load(gates_ref.at[r, c, rows], inside)
+        x = _load(x_ref.at[rows, pl.ds(i * plan.step, plan.step)], inside[:, None])
+        dy = _load(dy_ref.at[rows, pl.ds(j * plan.owned, plan.owned)], inside[:, None])
+        scaled = gate[:, None] * dy.astype(jnp.float32)
+        if dy.dtype == jnp.float32:
+            return total + _dot(plan, x, scaled, (0, 0))
+        # The gate stands before the dot, and one rounding of their product would double the error of dw: it is
+        # given as a sum of two, the first cut off by a mask, since a compiler may drop a cast and its inverse.
+        high = lax.bitcast_convert_type(lax.bitcast_convert_type(scaled, jnp.int32) & ~0xFFFF, jnp.float32)
+        total = total + _dot(plan, x, high.astype(dy.dtype), (0, 0))
+        return total + _dot(plan, x, (scaled - high).astype(dy.dtype), (0, 0))
+
+    total = _walk(bits_ref, 0, (r, c), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
+    _weights(dw_ref, plan, i, j, (plan.step, plan.owned))[...] = total.astype(dw_ref.dtype)
+
+
+# Parts of them --------------------------------------------------------------------------------------------------------
+
+
+def _position(plan: Plan):
+    """(row tile, strip, split) of this program; neighbours share a strip, and with it blocks of w in the cache."""
+    index = pl.program_id(0)
+    rest = lax.div(index, plan.tiles)
+    return lax.rem(index, plan.tiles), lax.rem(rest, plan.strips), lax.div(rest, plan.strips)
+
+
+def _walk(bits_ref, split, where, body, carry):
+    """``body(index, carry)`` for every bit set in the words ``bits_ref[split, :, *where]``, in ascending order."""
+
+    def word(i, carry):
+        bits = bits_ref[(split, i, *where)]
+
+        def step(_, state):
+            bits, carry = state
+            index = 32 * i + lax.population_count((bits & -bits) - 1)
+            return bits & (bits - 1), body(index, carry)
+
+        return lax.fori_loop(0, lax.population_count(bits), step, (bits, carry))[1]
+
+    return lax.fori_loop(0, bits_ref.shape[1], word, carry)
+
+
+def _weights(ref, plan: Plan, i, j, shape):
+    """Part (i, j) of the weight, cut into parts of ``shape``, whichever layout it is in."""
+    rows, columns = shape
+    if len(ref.shape) == 2:
+        return ref.at[pl.ds(i * rows, rows), pl.ds(j * columns, columns)]
+    down, across = plan.block[0] // rows, plan.block[1] // columns
+    i_in, j_in = lax.rem(i, down) * rows, lax.rem(j, across) * columns
+    return ref.at[lax.div(j, across), lax.div(i, down), pl.ds(i_in, rows), pl.ds(j_in, columns)]
+
+
+def _rows(plan: Plan, tile):
+    """The rows of a tile, and which of them there are."""
+    start = tile * plan.row_tile
+    return pl.ds(start, plan.row_tile), start + jnp.arange(plan.row_tile, dtype=jnp.int32) < plan.rows
+
+
+def _load(ref, inside):
+    """Zeros where a row is not there."""
+    return pltriton.load(ref, mask=jnp.broadcast_to(inside, ref.shape), other=0.0)
+
+
+def _store(ref, values, inside):
+    """Leaves out rows that are not there."""
+    pltriton.store(ref, values.astype(ref.dtype), mask=jnp.broadcast_to(inside[:, None], ref.shape))
+
+
+def _dot(plan: Plan, a, b, contracted):
+    if a.dtype == jnp.float32:
+        precision = lax.Precision.HIGHEST if plan.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    else:
+        precision = None
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,122 @@
+"""Compiles the GPU kernels to machine code for an H200 on a machine that has no GPU, and prints what they need.
+
+    JAX_PLATFORMS=cpu python tests/aot_gpu.py
+
+One JSON object a line: function, dtype, rows, layout; the kernel's registers and bytes spilled as ptxas counts them;
+tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and jax-cuda13-pjrt in the
+version of jax, and ptxas (nvidia-cuda-nvcc), all installed with --no-deps; where one is missing it says so and ends
+with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads its flags once, when it
+starts.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+MISSING = 3
+BLOCK, ROW_BLOCKS, COLUMN_BLOCKS = 128, 12, 48
+"""The hidden product of the largest Penn Treebank model: 1536 x 6144."""
+
+
+class Case(NamedTuple):
+    function: str
+    dtype: str
+    rows: int
+    layout: str
+
+
+def cases() -> Iterator[Case]:
+    for function in ("forward", "input_gradients", "weight_gradient"):
+        for dtype in ("float32", "bfloat16"):
+            for rows in (1, 16, 64, 128, 2240):
+                yield Case(function, dtype, rows, "row-major")
+            for rows in (1, 64):
+                yield Case(function, dtype, rows, "block-major")
+
+
+def find_ptxas() -> str | None:
+    """ptxas of the wheel nvidia-cuda-nvcc, or else on the PATH."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    wheel = (str(path) for place in places for path in sorted(Path(place).glob("*/bin/ptxas")))
+    return next(wheel, None) or shutil.which("ptxas")
+
+
+def resources(dump: Path, ptxas: str) -> dict[str, Any]:
+    """What ptxas says of the one kernel of ours among the PTX files that XLA left in ``dump``; empties ``dump``."""
+    found = [path for path in dump.glob("*.ptx") if re.search(r"\.entry \w+_kernel\(", path.read_text())]
+    assert len(found) == 1, f"{len(found)} files hold a kernel"
+    text = found[0].read_text()
+    target = re.search(r"^\.target (\w+)", text, re.MULTILINE).group(1)
+    command = [ptxas, "-v", f"-arch={target}", str(found[0]), "-o", os.devnull]
+    log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    numbers = {
+        "registers": r"Used (\d+) registers",
+        "spilled_bytes": r"(\d+) bytes spill stores",
+    }
+    matches = {name: re.search(pattern, log) for name, pattern in numbers.items()}
+    for path in dump.iterdir():
+        path.unlink()
+    return {
+        "kernel": re.search(r"\.entry (\w+)\(", text).group(1),
+        "target": target,
+        **{name: int(match.group(1)) for name, match in matches.items()},
+        "wgmma": len(re.findall(r"wgmma\.mma_async", text)),
+        "mma": len(re.findall(r"mma\.sync", text)),
+        # Loads of 2 or 4 bytes in a loop are slow; a tile moves by 16 at a time.
+        "wide_loads": len(re.findall(r"ld\.global[.\w:]*\.v4|cp\.async\.cg", text)),
+        "narrow_loads": len(re.findall(r"ld\.global(?![.\w:]*\.v[248])", text)),
+    }
+
+
+def compile_all(dump: Path, ptxas: str) -> None:
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    sys.path.insert(0, str(HERE.parent))
+    from pallas_kernels import triton
+
+    target = (HERE / "h200.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+    mesh = topologies.make_mesh(topology, (1,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    k, n = ROW_BLOCKS * BLOCK, COLUMN_BLOCKS * BLOCK
+    for case in cases():
+        w = (k, n) if case.layout == "row-major" else (COLUMN_BLOCKS, ROW_BLOCKS, BLOCK, BLOCK)
+        shapes = [
+            ((case.rows, k), case.dtype),
+            (w, case.dtype),
+            ((case.rows, ROW_BLOCKS, COLUMN_BLOCKS), jnp.float32),
+            ((case.rows, n), case.dtype),
+        ]
+        arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
+        arrays = arrays[:3] if case.function == "forward" else arrays
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            lowered = jax.jit(getattr(triton, case.function)).lower(*arrays)
+        lowered.compile()
+        print(json.dumps(case._asdict() | resources(dump, ptxas)), flush=True)
+
+
+if __name__ == "__main__":
+    ptxas = find_ptxas()
+    if ptxas is None or any(importlib.util.find_spec(name) is None for name in ("jax_cuda13_plugin", "jax_plugins")):
+        print("jax-cuda13-plugin, jax-cuda13-pjrt or ptxas (nvidia-cuda-nvcc) is not installed")
+        sys.exit(MISSING)
+    with tempfile.TemporaryDirectory() as directory:
+        # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
+        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
+        if not version("jax").startswith("0.10."):
+            flags += " --xla_dump_emitter_re=.*"
+        os.environ["XLA_FLAGS"] = flags
+        compile_all(Path(directory), ptxas)

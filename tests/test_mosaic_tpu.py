@@ -1,0 +1,341 @@
+"""The TPU kernels: right in both interpreters of Pallas, and compiled for real chips without one."""
+
+import functools
+import importlib.util
+import os
+from typing import NamedTuple
+
+# libtpu reads this when it is loaded: there is no metadata server to ask about chips.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import from_block_major, mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights, reference, to_block_major
+
+BLOCK = (128, 128)
+TOLERANCE = 2e-5
+SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
+"""Simulates memories and copies one by one; a copy is made at the last moment, what is never written is NaN."""
+
+
+class Problem(NamedTuple):
+    x: jax.Array
+    w: jax.Array
+    gates: jax.Array
+    dy: jax.Array
+
+
+def problem(rows, *, grid=(3, 4), block=BLOCK, dtype="float32", density=0.4) -> Problem:
+    """Gates of both signs with an empty column, a full one, an empty row of blocks in the others, an empty example.
+
+    Every weight of a block that no row keeps is NaN.
+    """
+    (r, c), (bk, bn) = grid, block
+    rng = np.random.default_rng([rows, r, c])
+    gates = rng.normal(size=(rows, r, c)) * (rng.random((rows, r, c)) < density)
+    gates[:, 1] = gates[:, :, 0] = 0
+    gates[:, :, 1] = rng.normal(size=(rows, r))
+    if rows > 1:
+        gates[0] = 0
+    kept = (gates != 0).any(0)
+    w = np.where(np.repeat(np.repeat(kept, bk, 0), bn, 1), rng.normal(size=(r * bk, c * bn)), np.nan)
+    assert kept.any()
+    assert not kept.all()
+    return Problem(
+        jnp.asarray(rng.normal(size=(rows, r * bk)), dtype),
+        jnp.asarray(w, dtype),
+        jnp.asarray(gates, jnp.float32),
+        jnp.asarray(rng.normal(size=(rows, c * bn)), dtype),
+    )
+
+
+def without_nan(p: Problem) -> Problem:
+    return p._replace(w=jnp.nan_to_num(p.w))
+
+
+def run(p: Problem, module, *, layout="row-major", **options):
+    """(y, dx, dw, dgates), each by its own compiled function."""
+    block = (p.w.shape[0] // p.gates.shape[1], p.w.shape[1] // p.gates.shape[2])
+    w = to_block_major(p.w, block) if layout == "block-major" else p.w
+    forward, input_gradients, weight_gradient = (
+        jax.jit(functools.partial(f, **options))
+        for f in (module.forward, module.input_gradients, module.weight_gradient)
+    )
+    y, (dx, dgates), dw = forward(p.x, w, p.gates), input_gradients(*p._replace(w=w)), weight_gradient(*p._replace(w=w))
+    assert (y.dtype, dx.dtype, dw.dtype, dgates.dtype) == (p.x.dtype, p.x.dtype, p.w.dtype, p.gates.dtype)
+    assert dw.shape == w.shape
+    return y, dx, from_block_major(dw) if layout == "block-major" else dw, dgates
+
+
+def expected(p: Problem):
+    return oracle.matmul(p.x, p.w, p.gates), *oracle.matmul_gradients(p.x, p.w, p.gates, p.dy)
+
+
+def assert_matches(p: Problem, actual) -> None:
+    """Float32 results within rounding of float64, bfloat16 ones as near as those of the reference; zeros exact."""
+    rounded = run(without_nan(p), reference) if p.x.dtype == jnp.bfloat16 else expected(p)
+    for name, a, b, c in zip(("y", "dx", "dw", "dgates"), actual, expected(p), rounded, strict=True):
+        error, allowed = (np.abs(oracle.f64(v) - b).max() for v in (a, c))
+        assert error <= 1.5 * allowed + TOLERANCE * np.abs(b).max(), name
+    y, _, dw, dgates = actual
+    assert not np.any(oracle.f64(dgates)[oracle.f64(p.gates) == 0])
+    assert not np.any(oracle.f64(dw)[np.isnan(oracle.f64(p.w))])
+    assert not np.any(oracle.f64(y)[:, : BLOCK[1]])
+
+
+@pytest.fixture
+def small_ring(monkeypatch) -> None:
+    """Two float32 blocks an iteration, four iterations under way: less code, and soon round."""
+    monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
+
+
+# In the interpreters --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize(("dtype", "layout"), [("float32", "row-major"), ("bfloat16", "block-major")])
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+def test_value_and_gradients(rows, dtype, layout):
+    p = problem(rows, dtype=dtype)
+    assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize(("rows", "dtype", "layout"), [(1, "bfloat16", "row-major"), (40, "float32", "block-major")])
+def test_value_and_gradients_in_the_other_interpreter(rows, dtype, layout):
+    p = problem(rows, dtype=dtype)
+    assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=True))
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 27])
+def test_a_ring_that_goes_round_with_any_number_left_over(kept):
+    p = without_nan(problem(1, grid=(4, 7)))
+    gates = np.zeros(28)
+    gates[np.random.default_rng(kept).permutation(27)[:kept]] = np.arange(1, kept + 1)
+    p = p._replace(gates=jnp.asarray(gates, jnp.float32).reshape(1, 4, 7))
+    plan = mosaic_tpu_plan.plan_tiles(1, 7, p.w, BLOCK, whole=512, outputs=128, lanes=4)
+    assert (plan.unroll, plan.slots) == (2, 4)
+    y = jax.jit(functools.partial(mosaic_tpu.forward, interpret=SIMULATED))(p.x, p.w, p.gates)
+    np.testing.assert_allclose(y, oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
+
+
+def test_the_full_ring_goes_round():
+    p = problem(2, grid=(10, 11), density=0.9)
+    plan = mosaic_tpu_plan.plan_tiles(2, 11, p.w, BLOCK, whole=1280, outputs=128, lanes=10)
+    assert (plan.unroll, plan.slots) == (16, 4)
+    assert (np.asarray(p.gates) != 0).any(0).sum() > 64
+    assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
+
+
+@pytest.mark.parametrize("layout", ["row-major", "block-major"])
+def test_tiles_of_rows_and_of_blocks_with_ragged_edges(layout, monkeypatch):
+    monkeypatch.setattr(mosaic_tpu_plan, "TILE_ROWS", (16,))
+    monkeypatch.setattr(mosaic_tpu_plan, "TILE_BYTES", 200_000)
+    monkeypatch.setattr(mosaic_tpu_weights, "TILE_FEATURES", 256)
+    monkeypatch.setattr(mosaic_tpu_weights, "TILE_ROWS", 128)
+    p = problem(136, grid=(3, 5))
+    plan = mosaic_tpu_plan.plan_tiles(136, 5, p.w, BLOCK, whole=384, outputs=128, lanes=3)
+    assert plan.rows % plan.tile
+    assert 1 < plan.group < 5
+    assert 5 % plan.group
+    assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
+
+
+def test_more_rows_than_one_dot_takes():
+    p = problem(272, grid=(2, 3), density=0.6)
+    assert mosaic_tpu_plan.plan_tiles(272, 3, p.w, BLOCK, whole=256, outputs=128, lanes=2).tile > mosaic_tpu.CHUNK_ROWS
+    assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize("layout", ["row-major", "block-major"])
+def test_blocks_that_are_not_square(layout):
+    p = problem(5, grid=(2, 3), block=(256, 128))
+    assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize("rows", [1, 17])
+def test_all_gates_zero(rows):
+    p = problem(rows)
+    p = p._replace(gates=jnp.zeros_like(p.gates), w=jnp.full_like(p.w, jnp.nan))
+    for array in run(p, mosaic_tpu, interpret=SIMULATED):
+        np.testing.assert_array_equal(array, 0)
+
+
+def test_no_rows():
+    p = jax.tree.map(lambda a: a[:0], problem(1))._replace(w=problem(1).w)
+    y, dx, dw, dgates = run(p, mosaic_tpu)
+    assert (y.shape, dx.shape, dgates.shape) == ((0, 512), (0, 384), (0, 3, 4))
+    np.testing.assert_array_equal(dw, 0)
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize("name", ["forward", "input_gradients"])
+@pytest.mark.parametrize(("rows", "density"), [(1, 0.5), (3, 0.7), (40, 0.02)])
+def test_as_many_copies_as_kept_blocks(name, rows, density, monkeypatch):
+    copies = []
+    make = pltpu.make_async_copy
+
+    class Counted(NamedTuple):
+        copy: object
+
+        def start(self):
+            jax.debug.callback(lambda: copies.append(1))
+            self.copy.start()
+
+        def wait(self):
+            self.copy.wait()
+
+    monkeypatch.setattr(pltpu, "make_async_copy", lambda *args: Counted(make(*args)))
+    p = problem(rows, grid=(4, 7), density=density)
+    arguments = p[:3] if name == "forward" else p
+    jax.block_until_ready(jax.jit(functools.partial(getattr(mosaic_tpu, name), interpret=True))(*arguments))
+    jax.effects_barrier()
+    assert len(copies) == (np.asarray(p.gates) != 0).any(0).sum()
+
+
+@pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize("transform", ["scan", "vmap"])
+def test_under_transformations(transform):
+    p = problem(4)
+    x, gates = p.x.reshape(2, 2, -1), p.gates.reshape(2, 2, 3, 4)
+    product = lambda x, gates: mosaic_tpu.forward(x, jnp.nan_to_num(p.w), gates, interpret=True)  # noqa: E731
+    if transform == "scan":
+        y = jax.jit(lambda: jax.lax.scan(lambda c, a: (c, product(*a)), 0, (x, gates))[1])()
+    else:
+        y = jax.jit(jax.vmap(product))(x, gates)
+    np.testing.assert_allclose(y.reshape(4, -1), oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("w", "gates", "dtype", "named"),
+    [
+        ((64 * 3, 128 * 4), (3, 4), "float32", "64 x 128.*multiples of 128"),
+        ((128 * 3, 192 * 4), (3, 4), "float32", "128 x 192.*multiples of 128"),
+        ((4, 3, 128, 64), (3, 4), "float32", "128 x 64.*multiples of 128"),
+        ((128, 128), (1, 1), "float16", "float16.*bfloat16"),
+        ((2048, 1024), (1, 1), "float32", "2048 x 1024.*1048576"),
+        ((257 * 128, 256 * 128), (257, 256), "bfloat16", "257 x 256.*65536"),
+        ((128, 1025 * 128), (1, 1025), "bfloat16", "131200.*131072"),
+    ],
+)
+def test_what_does_not_suit_the_kernels_is_refused_in_a_sentence(w, gates, dtype, named):
+    features = w[0] if len(w) == 2 else w[1] * w[2]
+    arrays = (
+        jax.ShapeDtypeStruct(shape, kind)
+        for shape, kind in (((2, features), dtype), (w, dtype), ((2, *gates), "float32"))
+    )
+    with pytest.raises(ValueError, match=f'{named}.*implementation="xla"\\.'):
+        mosaic_tpu.check(*arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 16, 40, 5000])
+def test_what_is_not_refused_has_a_plan(rows, dtype):
+    for num_r, num_c, bk, bn in ((1, 1024, 128, 128), (1024, 1, 128, 128), (256, 256, 512, 512), (4, 8, 1024, 1024)):
+        x, w, gates = (
+            jax.ShapeDtypeStruct(shape, kind)
+            for shape, kind in (
+                ((rows, num_r * bk), dtype),
+                ((num_r * bk, num_c * bn), dtype),
+                ((rows, num_r, num_c), "float32"),
+            )
+        )
+        mosaic_tpu.check(x, w, gates)
+        for cut in (
+            mosaic_tpu_plan.plan_tiles(rows, num_c, w, (bk, bn), whole=num_r * bk, outputs=bn, lanes=num_r),
+            mosaic_tpu_plan.plan_tiles(
+                rows, num_r, w, (bk, bn), whole=num_c * bn, outputs=bk, inputs=bk, lanes=2 * num_c
+            ),
+        ):
+            assert cut.vmem < 56 * 2**20
+
+
+# Compiled for chips ---------------------------------------------------------------------------------------------------
+
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "TPU7x": "tpu7x:2x2x1"}
+each_chip = pytest.mark.parametrize("chip", CHIPS)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, libtpu, is not installed"
+)
+
+
+@functools.cache
+def one_device(chip: str) -> jax.sharding.NamedSharding:
+    device = topologies.get_topology_desc(CHIPS[chip], platform="tpu").devices[0]
+    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array([device]), ("d",)), jax.sharding.PartitionSpec())
+
+
+def compile_for(chip, function, rows, dtype, *, grid=(12, 48), layout="row-major", steps=()):
+    """Compiles ``function(x, w, gates, dy)`` for one device; checks that it holds a kernel and no copy of ``w``."""
+    r, c = grid
+    struct = functools.partial(jax.ShapeDtypeStruct, sharding=one_device(chip))
+    w = struct((r * 128, c * 128) if layout == "row-major" else (c, r, *BLOCK), dtype)
+    compiled = (
+        jax.jit(function)
+        .lower(
+            struct((*steps, rows, r * 128), dtype),
+            w,
+            struct((*steps, rows, r, c), "float32"),
+            struct((*steps, rows, c * 128), dtype),
+        )
+        .compile()
+    )
+    assert "tpu_custom_call" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < w.size * w.dtype.itemsize / 2
+
+
+def forward(x, w, gates, dy):
+    return mosaic_tpu.forward(x, w, gates)
+
+
+@needs_libtpu
+@each_chip
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_compile(chip, dtype):
+    for rows in (1, 16, 64):
+        compile_for(chip, forward, rows, dtype)
+        compile_for(chip, mosaic_tpu.input_gradients, rows, dtype)
+    compile_for(chip, mosaic_tpu.weight_gradient, 64, dtype)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", ["v5e", "TPU7x"])
+def test_kernels_compile_for_block_major_weights(chip):
+    for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
+        compile_for(chip, function, 16, "bfloat16", layout="block-major")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip", ["v5p", "TPU7x"])
+def test_large_tiles_fit_the_smaller_memories(chip):
+    for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
+        compile_for(chip, function, 1024, "float32", grid=(32, 128))
+
+
+@needs_libtpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["high", "float32"])
+def test_kernels_compile_at_any_precision_of_products(precision, dtype):
+    with jax.default_matmul_precision(precision):
+        for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
+            compile_for("v5e", function, 16, dtype)
+
+
+@needs_libtpu
+def test_a_scan_makes_no_copy_of_the_weight():
+    def steps(x, w, gates, dy):
+        return jax.lax.scan(lambda c, a: (c, mosaic_tpu.forward(a[0], w, a[1])), 0, (x, gates))[1]
+
+    compile_for("v5e", steps, 1, "float32", steps=(8,))
