@@ -40,7 +40,8 @@ def nucleus(logits, temperature, top_p):
     scaled = logits.astype(np.float64) / temperature
     p = np.exp(scaled - scaled.max())
     p /= p.sum()
-    order = np.argsort(-p, kind="stable")
+    # By logit: two that differ by less than float64 resolves have equal probabilities.
+    order = np.argsort(-logits, kind="stable")
     before = np.cumsum(p[order]) - p[order]
     kept = np.zeros_like(p)
     kept[order[before < top_p]] = p[order[before < top_p]]
