@@ -20,7 +20,7 @@ IMPLEMENTATIONS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton"
 
 def _choose(implementation: str | None, x, w, gates) -> ModuleType:
     """The module that is named, or the portable one. Raises ``ValueError`` where a named one cannot run."""
-    name = implementation or "xla"
+    name = "xla" if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {name!r}; it must be None or one of {', '.join(IMPLEMENTATIONS)}.")
     # Imported when it is needed: the accelerators' compilers are of no use to most.
