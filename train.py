@@ -23,7 +23,8 @@ from typing import Annotated, Any
 import tyro
 
 from bwds.cli import parsed, run, shell_command
-from bwds.config import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.presets import PRESETS
 
 SCRIPT = Path(__file__)
 

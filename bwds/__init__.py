@@ -1,10 +1,11 @@
 """Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
 
 from bwds import nn
-from bwds.config import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import Cost, cost
 from bwds.gating import num_kept_blocks, topk_gates
 from bwds.model import Info, LanguageModel, decode_params, language_model
+from bwds.presets import PRESETS
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 
 from bwds import cli, model
-from bwds.config import PRESETS
+from bwds.presets import PRESETS
 from bwds.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
