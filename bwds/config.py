@@ -75,7 +75,7 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """Compute type of the products. Parameters, gates and softmax are float32 always."""
     implementation: Implementation | None = None
-    """Kernel of the block-sparse product; None: xla, which runs everywhere."""
+    """Kernel of the block-sparse product; None: the platform's own, or else xla, which runs everywhere."""
 
     def __post_init__(self) -> None:
         _require_choice("cell", self.cell, Cell)

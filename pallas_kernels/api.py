@@ -8,32 +8,59 @@
 import functools
 import importlib
 import math
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-IMPLEMENTATIONS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "gpu"}
-"""Modules of this package, and the platform each needs, if any."""
+from pallas_kernels.mesh_axes import alike
+
+PLATFORMS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "cuda"}
+"""Modules of this package, and the platform each is for; None: all of them."""
+
+Modules = tuple[tuple[str, ModuleType], ...]
+"""What runs where: (platform, module), the last one for every other platform under the name "default"."""
 
 
-def _choose(implementation: str | None, x, w, gates) -> ModuleType:
-    """The module that is named, or the portable one. Raises ``ValueError`` where a named one cannot run."""
-    name = "xla" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {name!r}; it must be None or one of {', '.join(IMPLEMENTATIONS)}.")
-    # Imported when it is needed: the accelerators' compilers are of no use to most.
-    module = importlib.import_module(f"pallas_kernels.{name}")
-    needed, here = IMPLEMENTATIONS[name], jax.default_backend()
+def _module(name: str) -> ModuleType:
+    # Imported when it is needed: a named implementation needs no other.
+    return importlib.import_module(f"pallas_kernels.{name}")
+
+
+def _suited(name: str, x, w, gates) -> ModuleType | None:
+    """The module, unless it refuses these arguments or this jax has no such compiler."""
+    try:
+        module = _module(name)
+        module.check(x, w, gates)
+    except (ValueError, ImportError):
+        return None
+    return module
+
+
+def _choose(implementation: str | None, x, w, gates) -> Modules:
+    """The module that is named, or for each platform the best that takes these arguments.
+
+    Raises ``ValueError`` where a named one cannot run.
+    """
+    if implementation is None:
+        kernels = ((platform, _suited(name, x, w, gates)) for name, platform in PLATFORMS.items() if platform)
+        return (*((platform, module) for platform, module in kernels if module), ("default", _module("xla")))
+    if implementation not in PLATFORMS:
+        raise ValueError(f"implementation is {implementation!r}; it must be None or one of {', '.join(PLATFORMS)}.")
+    module, needed = _module(implementation), PLATFORMS[implementation]
     if needed is not None:
+        needed, here = "gpu" if needed == "cuda" else needed, jax.default_backend()
         if here != needed:
             raise ValueError(
-                f"implementation {name!r} needs the platform {needed}, and JAX runs on {here} here; "
+                f"implementation {implementation!r} needs the platform {needed}, and JAX runs on {here} here; "
                 "implementation='xla' runs everywhere."
             )
         module.check(x, w, gates)
-    return module
+    return (("default", module),)
 
 
 def _check(x, w, gates) -> None:
@@ -70,19 +97,55 @@ def _check(x, w, gates) -> None:
         raise ValueError(f"w has shape {w.shape}; it must be [K, N], or block-major [C, R, K/R, N/C].")
 
 
+@functools.cache
+def _operation(name: str, modules: Modules) -> Callable[..., Any]:
+    """``forward``, ``input_gradients`` or ``weight_gradient`` of (x, w, gates[, dy]), by platform and with a vmap.
+
+    The platform is that of the lowering, so a program exported for another machine holds the kernel of that one.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def operation(*arrays):
+        functions = {platform: getattr(module, name) for platform, module in modules}
+        if len(functions) == 1:
+            return functions["default"](*arrays)
+        return lax.platform_dependent(*arrays, **functions)
+
+    @operation.def_vmap
+    def _(size, batched, *arrays):
+        if batched[1] or name == "weight_gradient":
+            # A weight, or its gradient, for every example: one after the other.
+            mapped = [array for array, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
+
+            def one(mapped):
+                mapped = iter(mapped)
+                return operation(*(next(mapped) if m else a for a, m in zip(arrays, batched, strict=True)))
+
+            out = lax.map(one, mapped)
+        else:
+            # Examples are rows, and share every read of the weight.
+            rows = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(arrays, batched, strict=True)]
+            flat = [array.reshape(-1, *array.shape[2:]) for array in rows]
+            flat[1] = arrays[1]
+            out = jax.tree.map(lambda array: array.reshape(size, -1, *array.shape[1:]), operation(*flat))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return operation
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(module: ModuleType, x, w, gates):
-    return module.forward(x, w, gates)
+def _product(modules: Modules, x, w, gates):
+    return _operation("forward", modules)(x, w, gates)
 
 
-def _product_fwd(module, x, w, gates):
-    return module.forward(x, w, gates), (x, w, gates)
+def _product_fwd(modules, x, w, gates):
+    return _product(modules, x, w, gates), (x, w, gates)
 
 
-def _product_bwd(module, residuals, dy):
-    x, w, gates = residuals
-    dx, dgates = module.input_gradients(x, w, gates, dy)
-    return dx, module.weight_gradient(x, w, gates, dy), dgates
+def _product_bwd(modules, residuals, dy):
+    dx, dgates = _operation("input_gradients", modules)(*residuals, dy)
+    dw = _operation("weight_gradient", modules)(*residuals, dy)
+    return dx, dw, dgates
 
 
 _product.defvjp(_product_fwd, _product_bwd)
@@ -114,8 +177,8 @@ def block_sparse_matmul(
         w: weight [K, N] in the dtype of ``x``, or block-major [C, R, K/R, N/C] (see ``to_block_major``), the layout
             in which a kept block is one contiguous read.
         gates: [..., R, C], zero where a block is omitted.
-        implementation: "reference"; "xla", which None stands for; "mosaic_tpu" (TPU) or "triton" (NVIDIA GPU). A named
-            one runs or raises.
+        implementation: "reference", "xla", "mosaic_tpu" (TPU) or "triton" (NVIDIA GPU): it runs or raises. None: on
+            each platform its kernel where that takes these arguments, otherwise "xla".
 
     Returns:
         y [..., N] in the dtype of ``x``.
@@ -124,8 +187,8 @@ def block_sparse_matmul(
         ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
     """
     _check(x, w, gates)
-    module = _choose(implementation, x, w, gates)
-    y = _jitted_product(module, _flat(x, 1), w, _flat(gates, 2))
+    modules = _choose(implementation, x, w, gates)
+    y = _jitted_product(modules, *alike(_flat(x, 1), w, _flat(gates, 2)))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -138,8 +201,8 @@ def block_sparse_input_gradients(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"]]:
     """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step."""
-    module = _choose(implementation, x, w, gates)
-    dx, dgates = module.input_gradients(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))
+    operation = _operation("input_gradients", _choose(implementation, x, w, gates))
+    dx, dgates = operation(*alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
 
 
@@ -155,5 +218,5 @@ def block_sparse_weight_gradient(
 
     Of ``w`` only shape, layout and dtype matter.
     """
-    module = _choose(implementation, x, w, gates)
-    return module.weight_gradient(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1))
+    operation = _operation("weight_gradient", _choose(implementation, x, w, gates))
+    return operation(*alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))

@@ -19,12 +19,12 @@ mapped rows into the leading dimension instead.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_plan import Plan, kept_list, plan_tiles
 from pallas_kernels.mosaic_tpu_tiles import (
     LANES,
@@ -100,7 +100,7 @@ def forward(x, w, gates, *, interpret=False):
         (starts, r, c),
         [(pad_rows(x, plan.rows), _whole(plan, x.shape[1])), (lanes, _lanes(plan, lanes))],
         w,
-        [(jax.ShapeDtypeStruct((plan.rows, num_c * bn), x.dtype), _window(plan, bn))],
+        [(result((plan.rows, num_c * bn), x.dtype, x), _window(plan, bn))],
         interpret,
     )
     return y[:rows]
@@ -125,8 +125,8 @@ def input_gradients(x, w, gates, dy, *, interpret=False):
         ],
         w,
         [
-            (jax.ShapeDtypeStruct((plan.rows, num_r * bk), x.dtype), _window(plan, bk)),
-            (jax.ShapeDtypeStruct(lanes.shape, jnp.float32), _lanes(plan, lanes)),
+            (result((plan.rows, num_r * bk), x.dtype, x), _window(plan, bk)),
+            (result(lanes.shape, jnp.float32, lanes), _lanes(plan, lanes)),
         ],
         interpret,
     )

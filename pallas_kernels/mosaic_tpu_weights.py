@@ -9,12 +9,12 @@ instead of one, because a single one loses a digit of the result.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_tiles import (
     LANES,
     block_at,
@@ -66,7 +66,7 @@ def weight_gradient(x, w, gates, dy, *, interpret=False):
             out_specs=out_spec,
             scratch_shapes=[pltpu.VMEM((height, width), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct(w.shape, w.dtype),
+        out_shape=result(w.shape, w.dtype, x),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=vmem
         ),

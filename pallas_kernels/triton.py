@@ -26,7 +26,6 @@ Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``ow
 import functools
 import warnings
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -34,6 +33,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
 from pallas_kernels import triton_kernels
+from pallas_kernels.mesh_axes import result
 from pallas_kernels.triton_kernels import Plan
 
 # jax 0.11 announced the end of this backend, and says so at every lowering: in the caller's jit, out of reach of a
@@ -75,7 +75,7 @@ def forward(
     plan = _plan(x, block, result=(columns, block[1]), walked=(gates.shape[1], block[0]), interpret=interpret)
     gates = _rows_last(gates)
     bits = _bits(_by_tile(gates, plan.row_tile), 0, repeats=block[0] // plan.step, splits=plan.splits)
-    out = _result(plan, columns * block[1], x.dtype)
+    out = _result(plan, columns * block[1], x)
     kernel = triton_kernels.matvec_kernel if plan.rows == 1 else triton_kernels.forward_kernel
     return _add_splits(_call(kernel, plan, out, bits, gates, x, w), x.dtype)
 
@@ -98,8 +98,8 @@ def input_gradients(
     bits = _bits(_by_tile(by_row, plan.row_tile), 1, repeats=bn // plan.step, splits=plan.splits)
     parts = (num_r, bk // plan.owned, num_c, bn // plan.step, rows)
     out = (
-        _result(plan, num_r * bk, x.dtype),
-        jax.ShapeDtypeStruct((parts[0] * parts[1], parts[2] * parts[3], rows), jnp.float32),
+        _result(plan, num_r * bk, x),
+        result((parts[0] * parts[1], parts[2] * parts[3], rows), jnp.float32, x),
     )
     dx, dgates = _call(triton_kernels.input_gradients_kernel, plan, out, bits, by_row, x, w, dy)
     dgates = dgates.reshape(parts).sum((1, 3)).transpose(2, 0, 1)
@@ -137,7 +137,7 @@ def weight_gradient(
     )
     gates = _rows_last(gates)
     bits = _bits(_by_tile(gates, row_tile), 2)
-    out = jax.ShapeDtypeStruct(w.shape, w.dtype)
+    out = result(w.shape, w.dtype, x)
     return _call(triton_kernels.weight_gradient_kernel, plan, out, bits, gates, x, dy)
 
 
@@ -210,8 +210,8 @@ def _bits(kept, axis, *, repeats=1, splits=1):
     return lax.bitcast_convert_type(packed, jnp.int32)
 
 
-def _result(plan: Plan, width, dtype):
-    return jax.ShapeDtypeStruct((plan.splits, plan.rows, width), dtype if plan.splits == 1 else jnp.float32)
+def _result(plan: Plan, width, x):
+    return result((plan.splits, plan.rows, width), x.dtype if plan.splits == 1 else jnp.float32, x)
 
 
 def _add_splits(parts, dtype):

@@ -1,7 +1,7 @@
 """Portable path through plain XLA operations, written for CPUs.
 
-Two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``: loops over the list of kept blocks
-read those and no others. With more rows nearly every block is kept by some row, so all are computed, with the gate
+Two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads the kept
+blocks and no others. With more rows nearly every block is kept by some row, so all are computed, with the gate
 of each row applied behind the dot. There the loops are chosen so that each product is a large one and its result,
 at most [tile, N] or [tile, K], is used while it is in cache:
 
@@ -15,7 +15,9 @@ so forward and backward are three products, as many as dense has.
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import xla_decode
 from pallas_kernels.layout import from_block_major, to_block_major
+from pallas_kernels.mesh_axes import zeros
 
 DECODE_ROWS = 16
 # Rows of a large batch that are taken at a time, so that temporaries stay in cache.
@@ -25,7 +27,7 @@ TILE_ROWS = 256
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
     if x.shape[0] <= DECODE_ROWS:
-        return _decode_forward(x, w, gates)
+        return xla_decode.forward(x, w, gates)
     w = from_block_major(w) if w.ndim == 4 else w
     return _over_tiles(_batched_forward, w, x, gates)
 
@@ -33,7 +35,7 @@ def forward(x, w, gates):
 def input_gradients(x, w, gates, dy):
     """dx [b, K] and dgates [b, R, C]; see ``reference.input_gradients``."""
     if x.shape[0] <= DECODE_ROWS:
-        dx, dgates = _decode_input_gradients(x, w, gates, dy)
+        dx, dgates = xla_decode.input_gradients(x, w, gates, dy)
     else:
         dx, dgates = _over_tiles(_batched_input_gradients, w, x, gates, dy)
     return dx, jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
@@ -56,77 +58,7 @@ def weight_gradient(x, w, gates, dy):
     return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
 
 
-# Decode: loops over the kept blocks.
-
-
-def _kept_list(gates):
-    """Column and row of the blocks that some row keeps, column by column, and how many there are.
-
-    Places in the list are running counts, taken by two small triangular products: on a CPU that is many times
-    faster than a sort. Entries past the count are undefined.
-    """
-    _, num_r, num_c = gates.shape
-    num_blocks = num_r * num_c
-    kept = (gates != 0).any(0).T
-    in_column = jnp.dot(kept.astype(jnp.float32), jnp.triu(jnp.ones((num_r, num_r), jnp.float32)))
-    before = jnp.dot(jnp.tril(jnp.ones((num_c, num_c), jnp.float32), -1), in_column[:, -1])
-    place = (in_column + before[:, None]).astype(jnp.int32) - 1
-    place = jnp.where(kept, place, num_blocks).reshape(-1)
-    order = jnp.zeros((num_blocks + 1,), jnp.int32).at[place].set(jnp.arange(num_blocks, dtype=jnp.int32))
-    return lax.div(order, num_r), lax.rem(order, num_r), kept.sum(dtype=jnp.int32)
-
-
-def _block_shape(w, gates):
-    _, num_r, num_c = gates.shape
-    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
-
-
-def _block(w, r, c, shape):
-    if w.ndim == 4:
-        return lax.dynamic_slice(w, (c, r, 0, 0), (1, 1, *shape)).reshape(shape)
-    return lax.dynamic_slice(w, (r * shape[0], c * shape[1]), shape)
-
-
-def _gate(gates, r, c):
-    return lax.dynamic_slice(gates, (0, r, c), (gates.shape[0], 1, 1))[:, 0].astype(jnp.float32)
-
-
-def _columns(array, block, width):
-    return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
-
-
-def _add_columns(array, part, block):
-    at = (0, block * part.shape[1])
-    return lax.dynamic_update_slice(array, lax.dynamic_slice(array, at, part.shape) + part, at)
-
-
-def _decode_forward(x, w, gates):
-    shape = _block_shape(w, gates)
-    columns, rows, count = _kept_list(gates)
-
-    def body(i, y):
-        c, r = columns[i], rows[i]
-        part = jnp.dot(_columns(x, r, shape[0]), _block(w, r, c, shape), preferred_element_type=jnp.float32)
-        return _add_columns(y, part * _gate(gates, r, c), c)
-
-    y = jnp.zeros((x.shape[0], gates.shape[2] * shape[1]), jnp.float32)
-    return lax.fori_loop(0, count, body, y).astype(x.dtype)
-
-
-def _decode_input_gradients(x, w, gates, dy):
-    shape = _block_shape(w, gates)
-    columns, rows, count = _kept_list(gates)
-
-    def body(i, carry):
-        dx, dgates = carry
-        c, r = columns[i], rows[i]
-        q = _dot_transposed(_columns(dy, c, shape[1]), _block(w, r, c, shape))
-        dgate = (_columns(x, r, shape[0]).astype(jnp.float32) * q).sum(-1)[:, None, None]
-        return _add_columns(dx, q * _gate(gates, r, c), r), lax.dynamic_update_slice(dgates, dgate, (0, r, c))
-
-    init = jnp.zeros(x.shape, jnp.float32), jnp.zeros(gates.shape, jnp.float32)
-    dx, dgates = lax.fori_loop(0, count, body, init)
-    return dx.astype(x.dtype), dgates
+# Batched: every block, gate behind the dot.
 
 
 def _dot_transposed(a, b):
@@ -134,7 +66,8 @@ def _dot_transposed(a, b):
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-# Batched: every block, gate behind the dot.
+def _columns(array, block, width):
+    return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
 
 
 def _over_tiles(function, w, *arrays):
@@ -159,7 +92,7 @@ def _over_tiles(function, w, *arrays):
 def _batched_forward(w, x, gates):
     rows, num_r, num_c = gates.shape
     k, n = w.shape
-    y = jnp.zeros((rows, num_c, n // num_c), jnp.float32)
+    y = zeros((rows, num_c, n // num_c), x)
 
     def row_block(y, step):
         x, w, gate = step
@@ -189,6 +122,6 @@ def _batched_input_gradients(w, x, gates, dy):
         dx += q * lax.dynamic_slice(gates, (0, 0, c), (rows, num_r, 1))
         return dx, lax.dynamic_update_slice(dgates, dgate, (c, 0, 0))
 
-    init = jnp.zeros(x_blocks.shape, jnp.float32), jnp.zeros((num_c, rows, num_r), jnp.float32)
+    init = zeros(x_blocks.shape, x), zeros((num_c, rows, num_r), x)
     dx, dgates = lax.fori_loop(0, num_c, column_block, init)
     return dx.reshape(x.shape).astype(x.dtype), dgates.transpose(1, 2, 0)

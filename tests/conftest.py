@@ -11,6 +11,8 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Several devices to shard over; all else runs on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 # An int is fine where a float is annotated, as everywhere in Python.
 jaxtyping.install_import_hook(
     ["bwds", "pallas_kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

@@ -18,8 +18,8 @@ import pytest
 import tiny_run
 
 from bwds import cli, model
-from bwds.presets import PRESETS
 from bwds.metrics import read_metrics
+from bwds.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

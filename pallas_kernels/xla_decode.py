@@ -1,0 +1,149 @@
+"""Products of few rows through plain XLA operations, written for CPUs: loops over the list of kept blocks.
+
+Up to 16 rows a product is bound by the bytes of ``w``, and these read the kept blocks and no others. Two things decide
+how fast (measured; ``docs/performance.md``):
+
+- XLA copies a slice before a dot, so a block would be read, written and read again. A sum of products of slices is one
+  fused loop that reads the weight where it lies. With several rows the dot wins in spite of the copy.
+- One core draws far more from memory by reading several places in turn than by reading on and on. So a block is cut
+  into ``STREAMS`` parts of consecutive rows, and each pass of the loop takes a piece of all of them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.mesh_axes import zeros
+
+STREAMS = 8
+STREAMED_ROWS = 4
+"""Rows up to which the fused loop is faster than copy and dot."""
+
+
+def forward(x, w, gates):
+    """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
+    product = _streamed_blocks if x.shape[0] <= STREAMED_ROWS else _dots
+    return product(x.astype(jnp.float32), _sliceable(w), gates.astype(jnp.float32)).astype(x.dtype)
+
+
+def input_gradients(x, w, gates, dy):
+    """dx [b, K] in the dtype of ``x`` and dgates [b, R, C] in float32; see ``reference.input_gradients``."""
+    shape, w = _block_shape(w, gates), _sliceable(w)
+    dtype, x, dy = x.dtype, x.astype(jnp.float32), dy.astype(jnp.float32)
+
+    def block(c, r, carry):
+        dx, dgates = carry
+        q = lax.dot_general(_columns(dy, c, shape[1]), _block(w, r, c, shape), (((1,), (1,)), ((), ())))
+        dgate = (_columns(x, r, shape[0]) * q).sum(-1)[:, None, None]
+        return _add_columns(dx, q * _gate(gates, r, c), r), lax.dynamic_update_slice(dgates, dgate, (0, r, c))
+
+    walk = _walk(gates)
+    init = zeros(x.shape, x), zeros(gates.shape, x)
+    dx, dgates = lax.fori_loop(0, gates.shape[2], lambda c, carry: walk(c, block, carry), init)
+    return dx.astype(dtype), dgates
+
+
+def _streamed_blocks(x, w, gates):
+    rows, num_r, num_c = gates.shape
+    bk, bn = _block_shape(w, gates)
+    streams = next(number for number in range(STREAMS, 0, -1) if bk % number == 0)
+    length = bk // streams
+    x = x.reshape(rows, num_r, streams, length)
+    block_major = w.ndim == 4
+    w = w.reshape((num_c, num_r, streams, length, bn) if block_major else (num_r, streams, length, num_c, bn))
+
+    def stream(r, c, j):
+        if block_major:
+            part = lax.dynamic_slice(w, (c, r, j, 0, 0), (1, 1, 1, length, bn))
+        else:
+            part = lax.dynamic_slice(w, (r, j, 0, c, 0), (1, 1, length, 1, bn))
+        return _widen(part.reshape(1, length, bn))
+
+    def block(c, r, sums):
+        scaled = lax.dynamic_slice(x, (0, r, 0, 0), (rows, 1, streams, length))[:, 0]
+        scaled *= _gate(gates, r, c)[:, :, None]
+        return sums + functools.reduce(jnp.add, (scaled[:, j, :, None] * stream(r, c, j) for j in range(streams)))
+
+    return _by_column(gates, block, zeros((rows, length, bn), x), lambda sums: sums.sum(1))
+
+
+def _dots(x, w, gates):
+    shape = _block_shape(w, gates)
+
+    def block(c, r, sums):
+        return sums + jnp.dot(_columns(x, r, shape[0]), _block(w, r, c, shape)) * _gate(gates, r, c)
+
+    return _by_column(gates, block, zeros((x.shape[0], shape[1]), x), lambda sums: sums)
+
+
+def _by_column(gates, block, init, finish):
+    """y [b, N]: for each column of blocks, ``block(c, r, sums)`` over those kept, from ``init``, then ``finish``."""
+    rows, _, num_c = gates.shape
+    walk = _walk(gates)
+    result = jax.eval_shape(finish, init)
+
+    def column(c, y):
+        return lax.dynamic_update_slice(y, finish(walk(c, block, init))[None], (c, 0, 0))
+
+    y = lax.fori_loop(0, num_c, column, zeros((num_c, *result.shape), init))
+    return y.swapaxes(0, 1).reshape(rows, num_c * result.shape[1])
+
+
+def _walk(gates):
+    """``walk(c, block, carry)``: ``carry = block(c, r, carry)`` for the blocks (r, c) of a column that some row keeps.
+
+    The rows r come from a table with a line for each column. A row's place is the running count of kept ones, and the
+    table is filled by comparing places: on a CPU that takes a tenth of the time of a sort.
+    """
+    num_r = gates.shape[1]
+    kept = (gates != 0).any(0).T
+    counts = jnp.dot(kept.astype(jnp.float32), jnp.triu(jnp.ones((num_r, num_r), jnp.float32))).astype(jnp.int32)
+    r = jnp.arange(num_r, dtype=jnp.int32)
+    here = kept[:, :, None] & (counts[:, :, None] == r[None, None, :] + 1)
+    table = jnp.where(here, r[None, :, None], 0).sum(1)
+
+    def walk(c, block, carry):
+        return lax.fori_loop(0, counts[c, -1], lambda i, carry: block(c, table[c, i], carry), carry)
+
+    return walk
+
+
+def _block_shape(w, gates):
+    _, num_r, num_c = gates.shape
+    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
+
+
+def _sliceable(w):
+    """A bfloat16 weight as its bits, uint16, anything else as it is.
+
+    XLA slices no bfloat16 on a CPU: it makes a float32 copy of the whole weight outside of the loop and slices that.
+    """
+    return lax.bitcast_convert_type(w, jnp.uint16) if w.dtype == jnp.bfloat16 else w
+
+
+def _widen(part):
+    """A part of the weight, as ``_sliceable`` gives it, in float32."""
+    if part.dtype != jnp.uint16:
+        return part.astype(jnp.float32)
+    return lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def _block(w, r, c, shape):
+    if w.ndim == 4:
+        return _widen(lax.dynamic_slice(w, (c, r, 0, 0), (1, 1, *shape)).reshape(shape))
+    return _widen(lax.dynamic_slice(w, (r * shape[0], c * shape[1]), shape))
+
+
+def _gate(gates, r, c):
+    return lax.dynamic_slice(gates, (0, r, c), (gates.shape[0], 1, 1))[:, 0].astype(jnp.float32)
+
+
+def _columns(array, block, width):
+    return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
+
+
+def _add_columns(array, part, block):
+    at = (0, block * part.shape[1])
+    return lax.dynamic_update_slice(array, lax.dynamic_slice(array, at, part.shape) + part, at)
