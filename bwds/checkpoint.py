@@ -114,7 +114,8 @@ class Checkpoints:
         unless ``read_only``.
 
         Args:
-            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved.
+            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. Arrays are placed as
+                they are in it; on the first device where it does not say.
 
         Raises:
             ValueError: there is no checkpoint, or none can be read.
@@ -159,7 +160,15 @@ class Checkpoints:
         if (path / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") != _files_digest(path):
             raise ValueError("its files have changed")
         args = self._ocp.args
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def place(leaf: Any) -> jax.ShapeDtypeStruct:
+            # Told, since those that were written down may be of devices that are not here.
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=first if leaf.sharding is None else leaf.sharding
+            )
+
+        template = jax.tree.map(place, template)
         got: Any = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )

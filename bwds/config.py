@@ -214,6 +214,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How a run is spread over devices. No part of its configuration: it may go on with another mesh."""
+
+    data: int | None = None
+    """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
+    model: int = 1
+    """Devices that share the columns of the weights, and the words of embedding and softmax."""
+    shard_optimizer: bool = False
+    """Spread the state of the optimiser over --mesh.data as well."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(1, mesh_model=self.model)
+        if self.data is not None:
+            _require_at_least(1, mesh_data=self.data)
+
+
+@dataclass(frozen=True)
 class Config:
     """All that one training run needs."""
 

@@ -1,9 +1,12 @@
 """Dropout as functions of an explicit key."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Float
+from bwds.axes import global_rows
 
 
 def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked: bool = False) -> Float[Array, "B T H"]:
@@ -22,6 +25,8 @@ def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked:
         raise ValueError(f"The dropout rate is {rate}; it must be at least 0 and less than 1.")
     if key is None or rate == 0.0:
         return x
-    shape = (x.shape[0], 1, x.shape[2]) if locked else x.shape
-    kept = jax.random.bernoulli(key, 1.0 - rate, shape)
+    shape = (1, x.shape[2]) if locked else x.shape[1:]
+    # A key for every row, so that masks do not depend on how the batch is spread over devices.
+    keys = jax.vmap(partial(jax.random.fold_in, key))(global_rows(x))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -9,6 +9,7 @@ from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
 from bwds.config import Activation, Scope, check_sparsity
+from pallas_kernels.mesh_axes import like
 
 # Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
 SAFE_SUM = 1e-4
@@ -74,7 +75,7 @@ def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
             ok = accept(middle)
             return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
 
-        return lax.fori_loop(0, steps, halve, (low, high))[0]
+        return lax.fori_loop(0, steps, halve, like((low, high), keys))[0]
 
     def count(mask):
         return mask.sum(-1, keepdims=True, dtype=jnp.int32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Float, Int
+from bwds.axes import look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout
 from bwds.linear import Params
@@ -78,7 +79,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
         keys = [None] * (config.num_layers + 1)
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, config.num_layers + 1))
-        x = params["embedding"][tokens].astype(dtype)
+        x = look_up(params["embedding"], tokens).astype(dtype)
         carry_out, used = [], {}
         for i in range(config.num_layers):
             x = dropout(keys[i], x, config.dropout, locked=config.locked_dropout)

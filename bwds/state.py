@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
+from bwds.axes import averaged, cross_entropy
 from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.optim import Optimizer, Plateau, init_plateau
+from bwds.sharding import P, Placement, over_devices
+from pallas_kernels.mesh_axes import like
 
 
 class TrainState(NamedTuple):
@@ -49,16 +52,20 @@ class StepMetrics(NamedTuple):
     learning_rate: Float32[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size"))
-def init_state(lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int) -> TrainState:
+@partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size", "placement"))
+def init_state(
+    lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int, placement: Placement | None = None
+) -> TrainState:
     """The state before the first step: initial parameters and the key of dropout come from ``key``."""
     params_key, dropout_key = jax.random.split(key)
     params = lm.init(params_key)
     carry = lm.init_carry(batch_size)
-    return TrainState(params, optimizer.transformation.init(params), carry, dropout_key, jnp.int32(0), init_plateau())
+    opt_state = optimizer.transformation.init(params)
+    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau())
+    return state if placement is None else placement.constrain(state)
 
 
-@partial(jax.jit, static_argnames=("lm", "optimizer"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("lm", "optimizer", "placement"), donate_argnames="state")
 def train_step(
     lm: LanguageModel,
     optimizer: Optimizer,
@@ -67,6 +74,7 @@ def train_step(
     targets: Int32[Any, "B T"],
     new_epoch: Bool[Any, ""],
     sparsity: Float[Any, ""] | None,
+    placement: Placement | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of truncated backpropagation; the state is donated.
 
@@ -78,22 +86,38 @@ def train_step(
         targets: the token after each input, [B, T].
         new_epoch: the carried state starts from zeros.
         sparsity: a traced scalar for schedules; None: the model's own.
+        placement: of the state and the batch; None: all on one device.
     """
 
-    def loss_of(params: Params) -> tuple[Array, tuple[Any, Array]]:
-        carry = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), state.carry)
-        key = jax.random.fold_in(state.key, state.step)
-        logits, carry, info = lm.apply(params, inputs, carry, dropout_key=key, sparsity=sparsity)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-        return losses.mean(), (carry, info.density)
+    def differentiate(params, carry, key, inputs, targets, new_epoch, sparsity):
+        """On each device with its rows of the batch. All have as many, so the mean of their means is the mean."""
 
-    (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def loss_of(params: Params) -> tuple[Array, tuple[Any, Array]]:
+            before = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), carry)
+            logits, after, info = lm.apply(params, inputs, before, dropout_key=key, sparsity=sparsity)
+            return cross_entropy(logits, targets).mean(), (after, info.density)
+
+        # Told apart here, so that the gradients are those of these rows, and added up once, below.
+        params = like(params, inputs)
+        (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return *averaged((loss, density, gradients)), carry
+
+    params_spec, rows = (P(), P()) if placement is None else (placement.specs(state.params), placement.rows)
+    gradients_of = over_devices(
+        placement,
+        differentiate,
+        in_specs=(params_spec, rows, P(), rows, rows, P(), P()),
+        out_specs=(P(), P(), params_spec, rows),
+    )
+    key = jax.random.fold_in(state.key, state.step)
+    loss, density, gradients, carry = gradients_of(state.params, state.carry, key, inputs, targets, new_epoch, sparsity)
     updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
     params: Any = optax.apply_updates(state.params, updates)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
-    return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau), metrics
+    state = TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau)
+    return (state if placement is None else placement.constrain(state)), metrics
 
 
 @jax.jit

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
-from bwds.config import Config
+from bwds.config import Config, MeshConfig
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError, StopSignals
@@ -23,6 +23,7 @@ from bwds.linear import Params
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.sharding import Placement, first_device, make_placement
 from bwds.state import StepMetrics, TrainState, all_finite, init_state, train_step
 from bwds.summary import summarise
 
@@ -39,22 +40,24 @@ def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
 class _Run:
     """One call of ``train``: what the loop needs besides the state."""
 
-    def __init__(self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, *, progress: bool) -> None:
+    def __init__(
+        self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, placement: Placement, *, progress: bool
+    ) -> None:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
+        self.placement = placement
         self.lm = language_model(config.model)
         self.optimizer = make_optimizer(config.optim, config.train.steps)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
         # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
-        self.sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        fresh = partial(init_state, self.lm, self.optimizer, batch_size=config.data.batch_size)
+        fresh = partial(init_state, self.lm, self.optimizer, batch_size=config.data.batch_size, placement=placement)
         key = jax.random.key(config.train.seed)
         if self.last.steps:
-            state, info = self.last.restore(jax.eval_shape(fresh, key))
+            state, info = self.last.restore(placement.template(fresh, key))
             self.saved = info["step"]
         else:
             state = fresh(key)
-        self.state: TrainState = jax.device_put(state, self.sharding)
+        self.state: TrainState = jax.device_put(state, placement.shardings(state))
         self.step = self.saved or 0
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
@@ -101,18 +104,18 @@ class _Run:
 
     def dispatch(self) -> StepMetrics:
         """Starts the next step and does not wait for it."""
-        data = self.config.data
-        batch = train_batch(
-            self.corpus.train, self.step, batch_size=data.batch_size, sequence_length=data.sequence_length
-        )
+        data, step = self.config.data, self.step
+        shape = (data.batch_size, data.sequence_length)
+        batch = partial(train_batch, self.corpus.train, step, batch_size=shape[0], sequence_length=shape[1])
         self.state, metrics = train_step(
             self.lm,
             self.optimizer,
             self.state,
-            batch.inputs,
-            batch.targets,
-            np.bool_(batch.new_epoch),
-            _traced_sparsity(self.config, self.step),
+            self.placement.spread_rows(shape, lambda rows: batch(rows=rows).inputs),
+            self.placement.spread_rows(shape, lambda rows: batch(rows=rows).targets),
+            np.bool_(batch(rows=slice(0)).new_epoch),
+            _traced_sparsity(self.config, step),
+            self.placement,
         )
         self.step += 1
         return metrics
@@ -150,6 +153,7 @@ class _Run:
             self.corpus.vocabulary.eos_id,
             sparsity=_traced_sparsity(config, step),
             after_batch=self.stop.check,
+            placement=self.placement,
         )
         if not math.isfinite(loss):
             self.fail(f"The validation loss is {loss} after step {step}")
@@ -163,7 +167,7 @@ class _Run:
         is_best = int(plateau.best_step) == step
         if is_best:
             self.best.save(step, self.state.params, loss=loss, density=density)
-        self.state = self.state._replace(plateau=jax.device_put(plateau, self.sharding))
+        self.state = self.state._replace(plateau=self.placement.put(plateau))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
     def save(self) -> None:
@@ -189,13 +193,16 @@ class _Run:
         self.progress.close()
 
 
-def train(config: Config, workdir: Path, *, progress: bool = True, command: str = "") -> dict[str, Any]:
+def train(
+    config: Config, workdir: Path, *, mesh: MeshConfig | None = None, progress: bool = True, command: str = ""
+) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
 
     Args:
         config: what to train; the size of the vocabulary is taken from the data.
         workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
             checkpoints and, at the end, summary.json.
+        mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
         progress: show progress on stderr.
         command: noted in the summary.
 
@@ -203,25 +210,29 @@ def train(config: Config, workdir: Path, *, progress: bool = True, command: str 
         What summary.json holds; for a finished run it is read from there.
 
     Raises:
-        ValueError: the data are not usable, or the folder holds another run.
+        ValueError: the data are not usable, the folder holds another run, or the mesh does not fit.
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
     """
     corpus = load_corpus(config.data)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
+    placement = first_device()
+    if mesh is not None:
+        placement = make_placement(mesh, config.model, batch_size=config.data.batch_size)
     claim_workdir(workdir, config, corpus.vocabulary)
     finished = read_summary(workdir)
     if finished is not None:
         return finished
     with StopSignals() as stop:
-        run = _Run(config, corpus, workdir, stop, progress=progress)
+        run = _Run(config, corpus, workdir, stop, placement, progress=progress)
         try:
             run.loop()
         finally:
             run.close()
         try:
-            summary = summarise(config, workdir, run.state.params, run.best, command=command, check=stop.check)
+            params = placement.gathered(run.state.params)
+            summary = summarise(config, workdir, params, run.best, command=command, check=stop.check)
         except InterruptedRunError as interrupted:
             message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
             raise InterruptedRunError(interrupted.signum, message) from None

@@ -46,7 +46,7 @@ def config(corpus: Path, **changes: Any) -> Config:
 
 def arguments(config: Config, workdir: Path) -> list[str]:
     """The same run for train.py."""
-    flags = ["--workdir", str(workdir)]
+    flags = ["--workdir", str(workdir), "--mesh.data", "1"]
     for section in ("model", "data", "optim", "train"):
         for name, value in vars(getattr(config, section)).items():
             if name == "vocab_size":
