@@ -425,7 +425,8 @@ def test_penalties_are_in_the_gradient_and_not_in_the_loss(regularised):
     lm, optimizer, state, tokens = regularised
 
     def terms(params):
-        logits, _, info = lm.apply(params, tokens[:, :-1], state.carry, dropout_key=jax.random.fold_in(state.key, 0))
+        inputs, key = jnp.asarray(tokens[:, :-1]), jax.random.fold_in(state.key, 0)
+        logits, _, info = lm.apply(params, inputs, state.carry, dropout_key=key)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)
         return -chosen.mean(), info.output_square, info.output_change
 
