@@ -34,11 +34,14 @@ def _awd(dataset: str) -> Config:
     around that, with the learning rate in proportion); evaluation uses a moving average over some 5,000 steps from the
     start (theirs: the mean since validation stopped improving, NT-ASGD); weight decay spares biases; no fine-tuning.
     The method, dynamic at half the blocks, is not part of the original: ``--model.method dense`` is without it.
+    Its gate is softplus: in a trial of 150 steps with layers of 128, at this learning rate, the linear one had gradient
+    norms of 1e5 to 1e18 and did not learn.
     """
     return Config(
         model=ModelConfig(
             hidden_size=1152,
             num_layers=3,
+            gate_activation="softplus",
             dropout=0.4,
             dropout_hidden=0.25,
             embedding_dropout=0.1,

@@ -115,6 +115,7 @@ def test_the_setting_of_awd_lstm():
     assert (model.num_layers, model.hidden_size, model.locked_dropout, model.tied_softmax) == (3, 1152, True, True)
     assert (model.dropout, model.dropout_input, model.dropout_hidden) == (0.4, None, 0.25)
     assert (model.embedding_dropout, model.weight_dropout) == (0.1, 0.5)
+    assert model.gate_activation == "softplus"
     assert (optim.name, optim.learning_rate, optim.clip_norm, optim.weight_decay) == ("sgd", 30.0, 0.25, 1.2e-6)
     assert (optim.activation_penalty, optim.slowness_penalty) == (2.0, 1.0)
     assert optim.ema_decay > 0
