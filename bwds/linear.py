@@ -39,8 +39,8 @@ class Gating(NamedTuple):
 
 
 def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> GateOptions | None:
-    """Options of the gate of a [num_features, num_outputs] matrix; None if the model is dense."""
-    if config.method == "dense":
+    """Options of the gate of a [num_features, num_outputs] matrix; None if the model has no gates."""
+    if config.method != "dynamic":
         return None
     grid = (num_features // config.block_size, num_outputs // config.block_size)
     return GateOptions(grid, config.gate_activation, config.gate_scope, config.implementation)

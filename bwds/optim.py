@@ -8,6 +8,7 @@ import optax
 
 from bwds.array_types import Array, Float32, Int32
 from bwds.config import Config, OptimConfig
+from bwds.sparsity import cubic_sparsity
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -100,14 +101,8 @@ def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float,
 
 
 def sparsity_at(config: Config, step: int) -> float:
-    """The model's sparsity after ``step`` steps: s(t) = S (1 - (1 - (t - b) / (e - b))^3) for the cubic schedule.
-
-    That is the schedule of Zhu and Gupta (arXiv 1710.01878) from 0, constant before b and after e. Dense: 0.
-    """
-    if config.model.method == "dense":
-        return 0.0
-    if config.train.sparsity_schedule == "constant":
-        return config.model.sparsity
-    begin, end = config.train.sparsity_begin, config.train.sparsity_end
-    way = min(max((step - begin) / (end - begin), 0.0), 1.0)
-    return config.model.sparsity * (1.0 - (1.0 - way) ** 3)
+    """The model's sparsity after ``step`` steps: constant, or by ``cubic_sparsity``. Dense: 0."""
+    final = 0.0 if config.model.method == "dense" else config.model.sparsity
+    if not config.rising_sparsity:
+        return final
+    return cubic_sparsity(step, config.train.sparsity_steps, initial=config.train.sparsity_initial, final=final)

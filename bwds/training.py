@@ -32,7 +32,7 @@ class NonFiniteError(Exception):
 
 
 def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    scheduled = config.train.sparsity_schedule != "constant" and config.model.method != "dense"
+    scheduled = config.rising_sparsity and config.model.method == "dynamic"
     return np.float32(sparsity_at(config, step)) if scheduled else None
 
 
