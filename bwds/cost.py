@@ -106,18 +106,19 @@ def equal_cost_dense(config: Configuration) -> Configuration:
     Raises:
         ValueError: no hidden size comes within 1%, as can happen with tiny models.
     """
-    model = config.model if isinstance(config, Config) else config
-    target = cost(model).total
+    if isinstance(config, Config):
+        return dataclasses.replace(config, model=equal_cost_dense(config.model))
+    target = cost(config).total
     # One layer has w * H^2 weights: layers * w * H^2 + V * H = target.
-    per_layer = 8 if model.cell == "lstm" else 6
-    a, v = model.num_layers * per_layer, model.vocab_size
+    per_layer = 8 if config.cell == "lstm" else 6
+    a, v = config.num_layers * per_layer, config.vocab_size
     root = (math.sqrt(v * v + 4 * a * target) - v) / (2 * a)
-    sizes = [dataclasses.replace(model, method="dense", hidden_size=max(1, math.floor(root) + i)) for i in (0, 1)]
-    found = min(sizes, key=lambda m: abs(cost(m).total - target))
+    sizes = [dataclasses.replace(config, method="dense", hidden_size=max(1, math.floor(root) + i)) for i in (0, 1)]
+    found = min(sizes, key=lambda model: abs(cost(model).total - target))
     off = cost(found).total / target - 1.0
     if abs(off) > 0.01:
         raise ValueError(
             f"No dense model comes within 1% of {target:,} multiply-adds a token: hidden size {found.hidden_size} is "
             f"{100 * off:+.1f}% off. Take a larger model."
         )
-    return dataclasses.replace(config, model=found) if isinstance(config, Config) else found
+    return found

@@ -1,6 +1,6 @@
 """Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,15 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 class Optimizer(NamedTuple):
     """An optimiser and, to be shown, its learning rate before the plateau's factor."""
 
-    transformation: optax.GradientTransformation
+    transformation: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """Clipping of the global norm, then sgd (the paper's: no momentum) or adamw.
 
-    Weight decay, if any, acts on matrices only: biases are left alone.
+    Weight decay, if any, acts on matrices only: biases are left alone. The update takes the plateau's factor as the
+    keyword ``scale``.
 
     Args:
         config: the optimiser's options.
@@ -48,13 +49,20 @@ def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     schedule = learning_rate_schedule(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "sgd":
-        return Optimizer(optax.chain(clip, optax.sgd(schedule)), schedule)
+        return Optimizer(optax.chain(clip, optax.sgd(schedule), _scaled()), schedule)
 
     def matrices(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
-    return Optimizer(optax.chain(clip, adamw), schedule)
+    return Optimizer(optax.chain(clip, adamw, _scaled()), schedule)
+
+
+def _scaled() -> optax.GradientTransformationExtraArgs:
+    def update(updates: optax.Updates, state: Any, params: Any = None, *, scale: Any = 1.0, **_: Any) -> Any:
+        return jax.tree.map(lambda update: scale * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 class Plateau(NamedTuple):

@@ -1,8 +1,11 @@
 """Arithmetic of the baselines: the cubic schedule of the sparsity, and block-diagonal masks."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 
-from bwds.array_types import Bool
+from bwds.array_types import Array, Bool, Float
 
 
 def schedule_steps(steps: int, *, begin: float, end: float, every: int) -> range:
@@ -87,3 +90,11 @@ def block_diagonal_mask(grid: tuple[int, int], num_blocks: int, groups: int) -> 
     size = num_blocks // groups
     group_of_row, group_of_column = (np.arange(length) % num_blocks // size for length in grid)
     return group_of_row[:, None] == group_of_column[None, :]
+
+
+def where_kept(mask: Bool[Any, "R C"], kernel: Float[Array, "K N"], other: Any = 0.0) -> Float[Array, "K N"]:
+    """The kernel in the blocks that a mask keeps, ``other`` elsewhere. R divides K and C divides N."""
+    for axis in (0, 1):
+        if mask.shape[axis] < kernel.shape[axis]:
+            mask = jnp.repeat(mask, kernel.shape[axis] // mask.shape[axis], axis)
+    return jnp.where(mask, kernel, other)

@@ -88,8 +88,9 @@ def train_step(
         return losses.mean(), (carry, info.density)
 
     (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
+    updates, opt_state = optimizer.transformation.update(
+        gradients, state.opt_state, state.params, scale=state.plateau.scale
+    )
     params: Any = optax.apply_updates(state.params, updates)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
