@@ -59,8 +59,7 @@ class ModelConfig:
     cell: Cell = "lstm"
     """Recurrent cell."""
     method: Method = "dynamic"
-    """dynamic: a gate chooses blocks for every input; dense: every weight is used; static-block: block-diagonal
-    matrices; magnitude: training prunes the smallest weights."""
+    """dynamic: a gate chooses blocks for every input; static-block: block-diagonal; magnitude: pruned in training."""
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
     magnitude_unit: MagnitudeUnit = "weight"
@@ -68,14 +67,13 @@ class ModelConfig:
     block_size: int = 128
     """Rows and columns of a block; divides the hidden size."""
     gate_rank: int | None = None
-    """Rank of the gate's projection; None: a full matrix."""
+    """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
     """linear: the paper's gate; softplus: positive, safe at any sparsity."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
-    """learned; controls: frozen: the gate's initial projection stays; bias: learned, the same for every input;
-    random: a hash of the input, equal gates. The last two have no projection."""
+    """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of the input."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     locked_dropout: bool = False
@@ -197,16 +195,15 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     sparsity_schedule: SparsitySchedule | None = None
-    """constant: the model's sparsity from the start; cubic: 0, then from --train.sparsity-initial up to it;
-    None: cubic for magnitude, constant for the others."""
+    """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others."""
     sparsity_initial: float = 0.05
-    """Sparsity at which the cubic schedule begins."""
+    """Where the cubic schedule starts to rise; 0 before it begins."""
     sparsity_begin: float = 0.05
     """Where the cubic schedule begins, as a fraction of all steps."""
     sparsity_end: float = 0.5
     """Where it has reached the model's sparsity."""
     sparsity_every: int = 10
-    """Steps between two changes of the sparsity on the way; the end moves forward to a whole number of them."""
+    """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
 
     def __post_init__(self) -> None:
         _require_at_least(
