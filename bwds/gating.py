@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
-from bwds.config import Activation, Scope, check_sparsity
+from bwds.config import Activation, GateSource, Scope, check_sparsity
+from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 
 # Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
@@ -167,12 +168,17 @@ def topk_gates(
     return gate_values(scores, kept, activation=activation)
 
 
-def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None = None) -> dict[str, Array]:
+def init_gate(
+    key: Array, num_features: int, num_blocks: int, rank: int | None = None, source: GateSource = "learned"
+) -> dict[str, Array]:
     """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
 
     Returns:
-        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}.
+        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. The
+        source "bias" has {"bias"} alone, "random" nothing.
     """
+    if source == "random":
+        return {}
     keys = jax.random.split(key, 3)
 
     def uniform(key, shape, fan_in):
@@ -180,6 +186,8 @@ def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None =
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
     bias = uniform(keys[0], (num_blocks,), num_features)
+    if source == "bias":
+        return {"bias": bias}
     if rank is None:
         return {"kernel": uniform(keys[1], (num_features, num_blocks), num_features), "bias": bias}
     # The product of two uniform factors is smaller than one of them: scaled so that scores start at the same size.
@@ -190,8 +198,10 @@ def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None =
     }
 
 
-def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int]) -> Float[Array, "*b R C"]:
-    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias.
+def gate_scores(
+    params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
+) -> Float[Array, "*b R C"]:
+    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. And three controls.
 
     The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores.
 
@@ -199,9 +209,17 @@ def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[i
         params: as ``init_gate`` makes them.
         x: input [..., K].
         grid: (R, C).
+        source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
+            the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
     """
-    dtype = x.dtype
-    if "kernel" in params:
+    dtype, num_blocks = x.dtype, grid[0] * grid[1]
+    if source == "random":
+        return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
+    if source == "frozen":
+        params = lax.stop_gradient(params)
+    if source == "bias":
+        scores = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
+    elif "kernel" in params:
         scores = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
     else:
         inner = jnp.matmul(x, params["down"].astype(dtype), preferred_element_type=jnp.float32)

@@ -100,8 +100,9 @@ def train_step(
         return total, (loss, carry, info.density)
 
     (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
+    updates, opt_state = optimizer.transformation.update(
+        gradients, state.opt_state, state.params, scale=state.plateau.scale
+    )
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:

@@ -23,6 +23,7 @@ from bwds.linear import Params
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.pruning import constrain
 from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import summarise
 
@@ -32,7 +33,7 @@ class NonFiniteError(Exception):
 
 
 def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    scheduled = config.train.sparsity_schedule != "constant" and config.model.method != "dense"
+    scheduled = config.rising_sparsity and config.model.method == "dynamic"
     return np.float32(sparsity_at(config, step)) if scheduled else None
 
 
@@ -42,7 +43,7 @@ class _Run:
     def __init__(self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, *, progress: bool) -> None:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.lm = language_model(config.model)
-        self.optimizer = make_optimizer(config.optim, config.train.steps)
+        self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
         # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
@@ -244,7 +245,7 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
     """
     lm = language_model(config.model)
     if which == "last":
-        optimizer = make_optimizer(config.optim, config.train.steps)
+        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
         template = jax.eval_shape(fresh, jax.random.key(0))
         state, info = last_checkpoints(workdir, read_only=True).restore(template)

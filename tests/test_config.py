@@ -46,15 +46,16 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (TrainConfig, {"steps": 0}, r"steps is 0"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
+        (TrainConfig, {"sparsity_initial": 1.0}, r"sparsity_initial is 1\.0"),
+        (TrainConfig, {"sparsity_every": 0}, r"sparsity_every is 0"),
+        (ModelConfig, {"magnitude_unit": "row"}, r"magnitude_unit is 'row'"),
+        (ModelConfig, {"gate_source": "oracle"}, r"gate_source is 'oracle'"),
+        (ModelConfig, {"method": "static-block", "sparsity": 0.9}, r"12 blocks a side can have 0, 0\.5, 0\.6667,"),
+        (ModelConfig, {"method": "static-block", "hidden_size": 100}, r"100 is not a multiple of block_size 128"),
         (
-            TrainConfig,
-            {"sparsity_schedule": "cubic", "sparsity_begin": 5, "sparsity_end": 5},
-            r"sparsity_begin 5 must be less than sparsity_end 5",
-        ),
-        (
-            TrainConfig,
-            {"sparsity_schedule": "cubic", "sparsity_end": 9, "steps": 8},
-            r"sparsity_end 9 is past the last of 8 steps",
+            ModelConfig,
+            {"method": "magnitude", "magnitude_unit": "block", "hidden_size": 100},
+            r"100 is not a multiple of block_size 128",
         ),
     ],
 )
@@ -64,8 +65,37 @@ def test_a_value_out_of_range_is_refused(section, options, message):
         section(**options)
 
 
-def test_a_dense_model_needs_no_block_that_divides_it():
-    assert ModelConfig(method="dense", hidden_size=100).hidden_size == 100
+@pytest.mark.parametrize("method", ["dense", "magnitude"])
+def test_a_model_without_blocks_needs_none_that_divides_it(method):
+    assert ModelConfig(method=method, hidden_size=100).hidden_size == 100
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({}, {"sparsity_begin": 0.5}, r"sparsity_begin is 0\.5 and sparsity_end 0\.5; both are fractions"),
+        ({}, {"sparsity_begin": -0.1}, r"sparsity_begin is -0\.1"),
+        ({}, {"sparsity_end": 1.1}, r"sparsity_end 1\.1"),
+        ({}, {"sparsity_end": math.nan}, r"sparsity_end nan"),
+        ({}, {"steps": 2}, r"steps is 2; the sparsity would have to rise between step 1 and step 1"),
+        ({"sparsity": 0.5}, {"sparsity_initial": 0.6}, r"sparsity_initial is 0\.6, above the model's sparsity 0\.5"),
+        ({"method": "static-block"}, {}, r"'cubic'; static-block keeps the same blocks"),
+        ({"method": "magnitude"}, {"sparsity_schedule": "constant"}, r"'constant'; magnitude pruning needs the cubic"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_schedule_that_cannot_be_kept_is_refused(model, train, message):
+    with pytest.raises(ValueError, match=message):
+        Config(model=ModelConfig(**model), train=TrainConfig(**{"sparsity_schedule": "cubic", **train}))
+
+
+def test_who_follows_the_schedule():
+    rising = lambda method, schedule: (  # noqa: E731
+        Config(model=ModelConfig(method=method), train=TrainConfig(sparsity_schedule=schedule)).rising_sparsity
+    )
+    assert [rising(m, None) for m in ("dynamic", "dense", "static-block", "magnitude")] == [False, False, False, True]
+    assert [rising(m, "cubic") for m in ("dynamic", "dense", "magnitude")] == [True, False, True]
+    assert not rising("dynamic", "constant")
 
 
 @pytest.mark.parametrize("name", PRESETS)

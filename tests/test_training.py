@@ -275,7 +275,8 @@ def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path, monkeypa
 
 
 def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
-    config = tiny_run.config(corpus, sparsity_schedule="cubic", sparsity_begin=2, sparsity_end=10, eval_every=4)
+    schedule = {"sparsity_begin": 2 / 16, "sparsity_end": 10 / 16, "sparsity_every": 2}
+    config = tiny_run.config(corpus, sparsity_schedule="cubic", **schedule, eval_every=4)
     traces = []
 
     def counting_model(model):
