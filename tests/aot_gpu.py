@@ -117,6 +117,6 @@ if __name__ == "__main__":
         # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
         if not version("jax").startswith("0.10."):
-            flags += " --xla_dump_emitter_re=.*"
+            flags += " --xla_dump_emitter_re=ptx"
         os.environ["XLA_FLAGS"] = flags
         compile_all(Path(directory), ptxas)

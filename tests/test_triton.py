@@ -228,7 +228,7 @@ def compiled_ahead_of_time(no_compiler) -> dict[tuple, dict]:
     """What ``aot_gpu.py`` found out, by (function, dtype, rows, layout)."""
     script = Path(__file__).with_name("aot_gpu.py")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=600)
     if done.returncode == 3:
         no_compiler(done.stdout.strip())
     assert done.returncode == 0, done.stderr[-2000:]
