@@ -206,8 +206,11 @@ def run(args):
         raise ValueError(f"Part {', '.join(sorted(unknown))} is unknown; choose decode, batched or both.")
     for sparsity in args.sparsity:
         num_kept_blocks(1, sparsity)
-    if args.copies < 1 or args.devices < 1:
-        raise ValueError(f"copies is {args.copies} and devices is {args.devices}; both must be at least 1.")
+    for name in ("copies", "devices", "block", "gate_rank", "hidden"):
+        values = getattr(args, name)
+        smallest = min(values) if isinstance(values, list) else values
+        if smallest is not None and smallest < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {smallest}; it must be at least 1.")
     parts = args.parts or ("decode", "batched")
     if args.devices > 1:
         if "batched" in parts:
