@@ -55,6 +55,13 @@ def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least
     return {name: Timing(statistics.quantiles(values, n=4)) for name, values in seconds.items()}
 
 
+def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
+    """Median and quartiles of each call, as they are written down."""
+    scale = {"us": 1e6, "ms": 1e3}[unit]
+    medians = {f"{name}_{unit}": t.median * scale for name, t in times.items()}
+    return medians | {f"{name}_quartiles_{unit}": [float(f"{q * scale:.5g}") for q in t] for name, t in times.items()}
+
+
 def copy_bandwidth(megabytes: int = 256) -> float:
     """Bytes a second of a large update in place, read and written."""
     x = jnp.zeros((megabytes * 2**18,), jnp.float32)
@@ -76,18 +83,22 @@ def matmul_rate(size: int = 2048, dtype: Any = jnp.float32) -> float:
     return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, Any]:
     """Device, versions, revision and command: what anyone needs to run it again."""
     device = jax.devices()[0]
     revision = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     ).stdout.strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
-        "cores": cores,
+        "cores": cores(),
         "processor": _processor(),
         "python": platform.python_version(),
         "jax": importlib.metadata.version("jax"),

@@ -2,7 +2,7 @@
 
 from bwds import nn
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from bwds.cost import Cost, cost
+from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.gating import num_kept_blocks, topk_gates
 from bwds.model import Info, LanguageModel, decode_params, language_model
 from bwds.presets import PRESETS
@@ -23,6 +23,7 @@ __all__ = [
     "block_sparse_matmul",
     "cost",
     "decode_params",
+    "equal_cost_dense",
     "from_block_major",
     "language_model",
     "nn",

@@ -35,6 +35,12 @@ def own_columns(array: Array, owner: Array, axis: int = -1) -> Array:
     return _own(array, axis % array.ndim) if MODEL in axes_of(owner) else array
 
 
+def whole_shape(array: Array) -> tuple[int, ...]:
+    """The shape of the array with the columns of all devices."""
+    *leading, columns = array.shape
+    return (*leading, columns * lax.axis_size(MODEL) if MODEL in axes_of(array) else columns)
+
+
 def all_columns(array: Array, axis: int = -1) -> Array:
     """The columns of all devices, the same on all; ``array`` as it is if it does not differ along ``model``."""
     if MODEL not in axes_of(array):
@@ -50,13 +56,13 @@ def summed(tree: Any, axis: str = MODEL) -> Any:
     return structure.unflatten([next(sums) if d else leaf for leaf, d in zip(leaves, differ, strict=True)])
 
 
-def averaged(tree: Any) -> Any:
-    """Means over the devices along ``data``."""
+def averaged(tree: Any, axis: str = DATA) -> Any:
+    """Means over the devices along an axis, in one message."""
 
-    def divide(mean: Array, leaf: Array) -> Array:
-        return mean / lax.axis_size(DATA) if DATA in axes_of(leaf) else mean
+    def divide(total: Array, leaf: Array) -> Array:
+        return total / lax.axis_size(axis) if axis in axes_of(leaf) else total
 
-    return jax.tree.map(divide, summed(tree, DATA), tree)
+    return jax.tree.map(divide, summed(tree, axis), tree)
 
 
 # The transpose that JAX finds would place a device's share among zeros and add up those of all: twice the traffic.

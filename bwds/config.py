@@ -6,8 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from bwds.sparsity import diagonal_groups, schedule_steps
+
 Cell = Literal["lstm", "qrnn"]
-Method = Literal["dynamic", "dense"]
+Method = Literal["dynamic", "dense", "static-block", "magnitude"]
+MagnitudeUnit = Literal["weight", "block"]
+GateSource = Literal["learned", "frozen", "bias", "random"]
 Activation = Literal["linear", "softplus"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
@@ -34,6 +38,11 @@ def _require_at_least(minimum: float, **values: float) -> None:
         )
 
 
+def _require_rates(**values: float | None) -> None:
+    for name, value in values.items():
+        _require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
     _require(
@@ -44,7 +53,7 @@ def check_sparsity(sparsity: float) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A recurrent language model whose large products are dense or block-wise dynamically sparse."""
+    """A recurrent language model whose large products are dense, statically or block-wise dynamically sparse."""
 
     vocab_size: int = 10_000
     """Words in the vocabulary, V. Training takes it from the data."""
@@ -55,19 +64,31 @@ class ModelConfig:
     cell: Cell = "lstm"
     """Recurrent cell."""
     method: Method = "dynamic"
-    """dynamic: a gate chooses blocks for every input; dense: every weight is always used."""
+    """dynamic: a gate chooses blocks for every input; static-block: block-diagonal; magnitude: pruned in training."""
     sparsity: float = 0.5
-    """Fraction of blocks omitted, in [0, 1)."""
+    """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
+    magnitude_unit: MagnitudeUnit = "weight"
+    """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
     """Rows and columns of a block; divides the hidden size."""
     gate_rank: int | None = None
-    """Rank of the gate's projection; None: a full matrix."""
+    """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
     """linear: the paper's gate; softplus: positive, safe at any sparsity."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
+    gate_source: GateSource = "learned"
+    """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of the input."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
+    dropout_input: float | None = None
+    """Rate at the first layer's input; None: that of --model.dropout."""
+    dropout_hidden: float | None = None
+    """Rate between layers; None: that of --model.dropout."""
+    embedding_dropout: float = 0.0
+    """Share of the vocabulary whose embeddings are zero for a window."""
+    weight_dropout: float = 0.0
+    """Share of the recurrent weights (lstm: on h; qrnn: all) that are zero for a window."""
     locked_dropout: bool = False
     """One dropout mask for all time steps of a window (variational dropout)."""
     tied_softmax: bool = False
@@ -82,6 +103,8 @@ class ModelConfig:
         _require_choice("method", self.method, Method)
         _require_choice("gate_activation", self.gate_activation, Activation)
         _require_choice("gate_scope", self.gate_scope, Scope)
+        _require_choice("magnitude_unit", self.magnitude_unit, MagnitudeUnit)
+        _require_choice("gate_source", self.gate_source, GateSource)
         _require_choice("dtype", self.dtype, Dtype)
         if self.implementation is not None:
             _require_choice("implementation", self.implementation, Implementation)
@@ -93,15 +116,18 @@ class ModelConfig:
             block_size=self.block_size,
         )
         check_sparsity(self.sparsity)
-        _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
-        if self.method == "dynamic":
+        rates = ("dropout", "dropout_input", "dropout_hidden", "embedding_dropout", "weight_dropout")
+        _require_rates(**{name: getattr(self, name) for name in rates})
+        if self.method in ("dynamic", "static-block") or (self.method, self.magnitude_unit) == ("magnitude", "block"):
             _require(
                 self.hidden_size % self.block_size == 0,
                 f"hidden_size {self.hidden_size} is not a multiple of block_size {self.block_size}; "
                 "choose a block size that divides it.",
             )
-            if self.gate_rank is not None:
-                _require_at_least(1, gate_rank=self.gate_rank)
+        if self.method == "dynamic" and self.gate_rank is not None:
+            _require_at_least(1, gate_rank=self.gate_rank)
+        if self.method == "static-block":
+            diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -148,11 +174,17 @@ class OptimConfig:
     clip_norm: float = 0.25
     """Largest global norm of the gradients."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (adamw only)."""
+    """Decoupled weight decay of matrices, times the learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most half of all (adamw only)."""
     plateau_factor: float = 0.5
     """Factor on the learning rate when validation does not improve (sgd only)."""
+    activation_penalty: float = 0.0
+    """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
+    slowness_penalty: float = 0.0
+    """Weight in the objective of its mean squared change from step to step, before dropout (TAR)."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
     def __post_init__(self) -> None:
         _require_choice("optimiser name", self.name, Optimizer)
@@ -162,6 +194,8 @@ class OptimConfig:
         )
         _require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
         _require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        _require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
+        _require_rates(ema_decay=self.ema_decay)
         _require(
             0.0 < self.plateau_factor <= 1.0,
             f"plateau_factor is {self.plateau_factor}; it must be above 0 and at most 1.",
@@ -182,12 +216,16 @@ class TrainConfig:
     """Steps between checkpoints; the best on validation is kept besides."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
-    sparsity_schedule: SparsitySchedule = "constant"
-    """constant: the model's sparsity from the start; cubic: from 0 up to it between two steps."""
-    sparsity_begin: int = 0
-    """Step at which the cubic schedule leaves 0."""
-    sparsity_end: int = 0
-    """Step at which the cubic schedule reaches the model's sparsity."""
+    sparsity_schedule: SparsitySchedule | None = None
+    """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others."""
+    sparsity_initial: float = 0.05
+    """Where the cubic schedule starts to rise; 0 before it begins."""
+    sparsity_begin: float = 0.05
+    """Where the cubic schedule begins, as a fraction of all steps."""
+    sparsity_end: float = 0.5
+    """Where it has reached the model's sparsity."""
+    sparsity_every: int = 10
+    """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -197,20 +235,20 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
         )
-        _require_at_least(0, seed=self.seed, sparsity_begin=self.sparsity_begin)
+        _require_at_least(0, seed=self.seed)
         _require(self.seed < 2**32, f"seed is {self.seed}; it must be less than 2**32: JAX keeps 32 bits of it.")
-        _require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
-        if self.sparsity_schedule == "cubic":
-            _require(
-                self.sparsity_begin < self.sparsity_end,
-                f"sparsity_begin {self.sparsity_begin} must be less than sparsity_end {self.sparsity_end} "
-                "for the cubic schedule.",
-            )
-            _require(
-                self.sparsity_end <= self.steps,
-                f"sparsity_end {self.sparsity_end} is past the last of {self.steps} steps: the model would not reach "
-                "its sparsity.",
-            )
+        _require(
+            0.0 <= self.sparsity_initial < 1.0,
+            f"sparsity_initial is {self.sparsity_initial}; it must be at least 0 and less than 1.",
+        )
+        _require_at_least(1, sparsity_every=self.sparsity_every)
+        if self.sparsity_schedule is not None:
+            _require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
+
+    @property
+    def sparsity_steps(self) -> range:
+        """Steps at which the cubic schedule changes the sparsity; at the last it is the model's."""
+        return schedule_steps(self.steps, begin=self.sparsity_begin, end=self.sparsity_end, every=self.sparsity_every)
 
 
 @dataclass(frozen=True)
@@ -238,6 +276,29 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        method, initial = self.model.method, self.train.sparsity_initial
+        _require(
+            method != "magnitude" or self.rising_sparsity,
+            "sparsity_schedule is 'constant'; magnitude pruning needs the cubic one: nothing is known before training.",
+        )
+        _require(
+            method != "static-block" or not self.rising_sparsity,
+            "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
+        )
+        if self.rising_sparsity:
+            _require(
+                initial <= self.model.sparsity,
+                f"sparsity_initial is {initial}, above the model's sparsity {self.model.sparsity}; take at most that.",
+            )
+            _ = self.train.sparsity_steps
+
+    @property
+    def rising_sparsity(self) -> bool:
+        """Whether the sparsity follows the cubic schedule."""
+        schedule = self.train.sparsity_schedule or ("cubic" if self.model.method == "magnitude" else "constant")
+        return schedule == "cubic" and self.model.method != "dense"
 
     def to_json(self) -> str:
         """JSON text, one object a section, from which ``from_json`` makes an equal configuration."""

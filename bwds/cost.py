@@ -1,9 +1,15 @@
 """What one token costs: multiply-adds of all matrix products, gates included, and bytes of weights read."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bwds.config import Config, ModelConfig
-from bwds.gating import kept_count
+from bwds.gating import kept_count, num_kept_blocks
+from bwds.sparsity import diagonal_groups
+
+Configuration = TypeVar("Configuration", ModelConfig, Config)
 
 
 @dataclass(frozen=True)
@@ -11,12 +17,16 @@ class Cost:
     """Cost of one token at batch 1. Elementwise work and the embedding look-up are not counted.
 
     Attributes:
-        gates: multiply-adds of the gates' scores.
-        blocks: multiply-adds of the recurrent layers' weights that are used.
+        gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash).
+        blocks: multiply-adds of the recurrent layers' weights that are used. For pruned and static-block models those
+            of the weights that remain at the end of training.
         softmax: multiply-adds of the softmax.
         dense: multiply-adds of the dense model of the same size, softmax included.
         bytes_read: bytes of weights read at batch 1, gates, softmax and one embedding row included.
         dense_bytes_read: the same for the dense model.
+
+    Pruned and static-block models save multiply-adds on paper only: their products here are dense, so all weights are
+    read. For whole blocks a kernel that skips them could save as much; for single weights hardly any can.
     """
 
     gates: int
@@ -50,14 +60,10 @@ def cost(config: ModelConfig | Config) -> Cost:
     gates = blocks = dense = 0
     for k, n in shapes * model.num_layers:
         dense += k * n
-        if model.method == "dense":
-            blocks += k * n
-            continue
-        bk, bn = model.block_shape
-        r, c = k // bk, n // bn
-        kept = kept_count((r, c), model.sparsity, model.gate_scope) * (c if model.gate_scope == "column" else 1)
-        blocks += int(kept) * bk * bn
-        gates += k * r * c if model.gate_rank is None else model.gate_rank * (k + r * c)
+        blocks += _used_weights(model, k, n)
+        if model.method == "dynamic" and model.gate_source in ("learned", "frozen"):
+            num_blocks = (k * n) // math.prod(model.block_shape)
+            gates += k * num_blocks if model.gate_rank is None else model.gate_rank * (k + num_blocks)
     softmax = h * model.vocab_size
     width = 2 if model.dtype == "bfloat16" else 4
 
@@ -69,6 +75,50 @@ def cost(config: ModelConfig | Config) -> Cost:
         blocks=blocks,
         softmax=softmax,
         dense=dense + softmax,
-        bytes_read=bytes_of(gates + blocks + softmax),
+        bytes_read=bytes_of(gates + (blocks if model.method == "dynamic" else dense) + softmax),
         dense_bytes_read=bytes_of(dense + softmax),
     )
+
+
+def _used_weights(model: ModelConfig, k: int, n: int) -> int:
+    """Weights of a [k, n] matrix of the recurrent layers that one token uses."""
+    bk, bn = model.block_shape
+    r, c = k // bk, n // bn
+    if model.method == "dense":
+        return k * n
+    if model.method == "static-block":
+        return k * n // diagonal_groups(model.hidden_size // bk, model.sparsity)
+    if model.method == "magnitude" and model.magnitude_unit == "weight":
+        return num_kept_blocks(k * n, model.sparsity)
+    if model.method == "dynamic" and model.gate_scope == "column":
+        return int(kept_count((r, c), model.sparsity, "column")) * c * bk * bn
+    return num_kept_blocks(r * c, model.sparsity) * bk * bn
+
+
+def equal_cost_dense(config: Configuration) -> Configuration:
+    """The dense model whose multiply-adds per token, softmax included, come closest to those of a configuration.
+
+    Only the method and the hidden size change. The comparison is at equal computation, not at equal parameters.
+
+    Args:
+        config: of a model, or of a whole run; the same kind is returned.
+
+    Raises:
+        ValueError: no hidden size comes within 1%, as can happen with tiny models.
+    """
+    if isinstance(config, Config):
+        return dataclasses.replace(config, model=equal_cost_dense(config.model))
+    target = cost(config).total
+    # One layer has w * H^2 weights: layers * w * H^2 + V * H = target.
+    per_layer = 8 if config.cell == "lstm" else 6
+    a, v = config.num_layers * per_layer, config.vocab_size
+    root = (math.sqrt(v * v + 4 * a * target) - v) / (2 * a)
+    sizes = [dataclasses.replace(config, method="dense", hidden_size=max(1, math.floor(root) + i)) for i in (0, 1)]
+    found = min(sizes, key=lambda model: abs(cost(model).total - target))
+    off = cost(found).total / target - 1.0
+    if abs(off) > 0.01:
+        raise ValueError(
+            f"No dense model comes within 1% of {target:,} multiply-adds a token: hidden size {found.hidden_size} is "
+            f"{100 * off:+.1f}% off. Take a larger model."
+        )
+    return found

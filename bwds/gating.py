@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
-from bwds.config import Activation, Scope, check_sparsity
-from pallas_kernels.mesh_axes import like
+from bwds.config import Activation, GateSource, Scope, check_sparsity
+from bwds.hashing import hashed_scores
+from pallas_kernels import largest
 
 # Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
 SAFE_SUM = 1e-4
@@ -46,58 +47,6 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
         return num_kept_blocks(num_blocks, sparsity)
     kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
     return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
-
-
-def _sortable(scores: Float[Array, "*b n"]) -> Int32[Array, "*b n"]:
-    """Integers in the same order as the float32 ``scores``; -0.0 and 0.0 are one value."""
-    scores = scores.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.int32)
-    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@jax.jit
-def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
-    """Marks the ``k`` largest of the last axis; among equals the first ones.
-
-    The k-th largest is found by bisection over the 32 bits of the scores. That needs no sort, which is the slowest
-    part of a top-k on every platform, and takes a traced ``k``. Jitted, so that calls outside of a jit compile once.
-    """
-    keys = _sortable(scores)
-    n = scores.shape[-1]
-
-    def bisect(low, high, accept, steps):
-        """Largest value in [low, high) for which ``accept`` holds; it holds for ``low`` and is decreasing."""
-
-        def halve(_, bounds):
-            low, high = bounds
-            # Mean of two integers without overflow.
-            middle = (low & high) + ((low ^ high) >> 1)
-            ok = accept(middle)
-            return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-        return lax.fori_loop(0, steps, halve, like((low, high), keys))[0]
-
-    def count(mask):
-        return mask.sum(-1, keepdims=True, dtype=jnp.int32)
-
-    shape = (*keys.shape[:-1], 1)
-    lowest, highest = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
-    threshold = bisect(jnp.full(shape, lowest), jnp.full(shape, highest), lambda middle: count(keys >= middle) >= k, 32)
-
-    def break_ties():
-        above, equal = keys > threshold, keys == threshold
-        index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
-        room = k - count(above)
-        last = bisect(
-            jnp.zeros(shape, jnp.int32),
-            jnp.full(shape, n + 1, jnp.int32),
-            lambda middle: count(equal & (index < middle)) <= room,
-            (n + 1).bit_length(),
-        )
-        return above | (equal & (index < last))
-
-    at_least = keys >= threshold
-    return lax.cond((count(at_least) == k).all(), lambda: at_least, break_ties)
 
 
 def select_blocks(
@@ -138,8 +87,8 @@ def select_blocks(
         if k == n:
             return jnp.ones(scores.shape, bool)
     if scope == "matrix":
-        return _largest(scores.reshape(*leading, n), k).reshape(scores.shape)
-    return _largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
+        return largest(scores.reshape(*leading, n), k).reshape(scores.shape)
+    return largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
 
 
 def gate_values(
@@ -219,12 +168,17 @@ def topk_gates(
     return gate_values(scores, kept, activation=activation)
 
 
-def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None = None) -> dict[str, Array]:
+def init_gate(
+    key: Array, num_features: int, num_blocks: int, rank: int | None = None, source: GateSource = "learned"
+) -> dict[str, Array]:
     """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
 
     Returns:
-        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}.
+        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. The
+        source "bias" has {"bias"} alone, "random" nothing.
     """
+    if source == "random":
+        return {}
     keys = jax.random.split(key, 3)
 
     def uniform(key, shape, fan_in):
@@ -232,6 +186,8 @@ def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None =
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
     bias = uniform(keys[0], (num_blocks,), num_features)
+    if source == "bias":
+        return {"bias": bias}
     if rank is None:
         return {"kernel": uniform(keys[1], (num_features, num_blocks), num_features), "bias": bias}
     # The product of two uniform factors is smaller than one of them: scaled so that scores start at the same size.
@@ -242,8 +198,10 @@ def init_gate(key: Array, num_features: int, num_blocks: int, rank: int | None =
     }
 
 
-def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int]) -> Float[Array, "*b R C"]:
-    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias.
+def gate_scores(
+    params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
+) -> Float[Array, "*b R C"]:
+    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. And three controls.
 
     The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores.
 
@@ -251,9 +209,17 @@ def gate_scores(params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[i
         params: as ``init_gate`` makes them.
         x: input [..., K].
         grid: (R, C).
+        source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
+            the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
     """
-    dtype = x.dtype
-    if "kernel" in params:
+    dtype, num_blocks = x.dtype, grid[0] * grid[1]
+    if source == "random":
+        return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
+    if source == "frozen":
+        params = lax.stop_gradient(params)
+    if source == "bias":
+        scores = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
+    elif "kernel" in params:
         scores = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
     else:
         inner = jnp.matmul(x, params["down"].astype(dtype), preferred_element_type=jnp.float32)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
 from bwds.axes import all_columns, own_columns, summed
-from bwds.config import Activation, ModelConfig, Scope
+from bwds.config import Activation, GateSource, ModelConfig, Scope
 from bwds.gating import Count, gate_scores, gate_values, init_gate, kept_count, select_blocks
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
 
@@ -32,6 +32,7 @@ class GateOptions(NamedTuple):
     activation: Activation = "linear"
     scope: Scope = "matrix"
     implementation: str | None = None
+    source: GateSource = "learned"
 
 
 class Gating(NamedTuple):
@@ -43,11 +44,11 @@ class Gating(NamedTuple):
 
 
 def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> GateOptions | None:
-    """Options of the gate of a [num_features, num_outputs] matrix; None if the model is dense."""
-    if config.method == "dense":
+    """Options of the gate of a [num_features, num_outputs] matrix; None if the model has no gates."""
+    if config.method != "dynamic":
         return None
     grid = (num_features // config.block_size, num_outputs // config.block_size)
-    return GateOptions(grid, config.gate_activation, config.gate_scope, config.implementation)
+    return GateOptions(grid, config.gate_activation, config.gate_scope, config.implementation, config.gate_source)
 
 
 def init_linear(
@@ -58,7 +59,7 @@ def init_linear(
     params: Params = {"kernel": jax.random.uniform(kernel_key, (num_features, num_outputs), jnp.float32, -bound, bound)}
     if options is not None:
         r, c = options.grid
-        params["gate"] = init_gate(gate_key, num_features, r * c, gate_rank)
+        params["gate"] = init_gate(gate_key, num_features, r * c, gate_rank, options.source)
     return params
 
 
@@ -87,8 +88,11 @@ def apply_linear(
     kernel = params["kernel"].astype(x.dtype)
     if options is None:
         return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype), None
-    scores = gate_scores(params["gate"], x, options.grid)
+    scores = gate_scores(params["gate"], x, options.grid, options.source)
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope)
+    if options.source == "random":
+        # They only choose: all kept gates are R * C / k.
+        scores = jnp.ones_like(scores)
     gates = gate_values(scores, kept, activation=options.activation)
     y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(scores, kept, gates)
@@ -110,7 +114,7 @@ def input_cotangents(
     dx, dgates = summed(dx), all_columns(dgates)
     _, pull_values = jax.vjp(lambda s: gate_values(s, gating.kept, activation=options.activation), gating.scores)
     (dscores,) = pull_values(dgates)
-    _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid), x)
+    _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
     return dx + pull_scores(dscores)[0], dscores
 
 
@@ -130,7 +134,7 @@ def parameter_cotangents(
         return {"kernel": dkernel.astype(kernel.dtype)}
     gates = own_columns(gating.gates, kernel)
     dkernel = block_sparse_weight_gradient(x, kernel, gates, dy, implementation=options.implementation)
-    _, pull = jax.vjp(lambda gate: gate_scores(gate, x, options.grid), params["gate"])
+    _, pull = jax.vjp(lambda gate: gate_scores(gate, x, options.grid, options.source), params["gate"])
     return {"kernel": dkernel, "gate": pull(dscores)[0]}
 
 

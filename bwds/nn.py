@@ -108,6 +108,8 @@ class _Recurrent(nnx.Module):
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
     ):
+        if method not in ("dynamic", "dense"):
+            raise ValueError(f"method is {method!r}; a layer alone is 'dynamic' or 'dense': the others need training.")
         self.config = ModelConfig(
             cell=self._cell,
             hidden_size=hidden_size,

@@ -1,6 +1,6 @@
 """Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import optax
 
 from bwds.array_types import Array, Float32, Int32
 from bwds.config import Config, OptimConfig
+from bwds.linear import Params
+from bwds.sparsity import cubic_sparsity
 
 
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -29,16 +31,18 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 class Optimizer(NamedTuple):
-    """An optimiser and, to be shown, its learning rate before the plateau's factor."""
+    """An optimiser; its learning rate before the plateau's factor, to be shown; the options it was made from."""
 
-    transformation: optax.GradientTransformation
+    transformation: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
+    options: OptimConfig
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """Clipping of the global norm, then sgd (the paper's: no momentum) or adamw.
 
-    Weight decay, if any, acts on matrices only: biases are left alone.
+    Weight decay, if any, acts on matrices only: biases are left alone. The update takes the plateau's factor as the
+    keyword ``scale``.
 
     Args:
         config: the optimiser's options.
@@ -46,14 +50,49 @@ def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """
     schedule = learning_rate_schedule(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm)
-    if config.name == "sgd":
-        return Optimizer(optax.chain(clip, optax.sgd(schedule)), schedule)
 
     def matrices(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
-    return Optimizer(optax.chain(clip, adamw), schedule)
+    if config.name == "adamw":
+        rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
+    elif config.weight_decay:
+        rule = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=matrices), optax.sgd(schedule))
+    else:
+        rule = optax.sgd(schedule)
+    return Optimizer(optax.chain(clip, rule, _scaled()), schedule, config)
+
+
+def update_average(average: Params, params: Params, *, step: Int32[Array, ""], decay: float) -> Params:
+    """The moving average of the parameters after one more step: d * average + (1 - d) * params.
+
+    d = min(decay, (1 + step) / (10 + step)), so that a young average spans about the last tenth of all steps and
+    forgets where training began.
+
+    Args:
+        average: the average before; at the start the initial parameters.
+        params: the parameters after the step.
+        step: steps done before it.
+        decay: d in the long run; the average then spans about 1 / (1 - decay) steps.
+    """
+    step_size = jnp.maximum(1.0 - decay, 9.0 / (10.0 + step))
+    updated: Any = optax.incremental_update(params, average, step_size)
+    return updated
+
+
+def averaged_params(average: Params, params: Params) -> Params:
+    """What is evaluated: the average, but zero wherever the latest parameter is exactly zero.
+
+    Such a weight was pruned. Its average still decays from what it was before, and would bring it back.
+    """
+    return jax.tree.map(lambda a, p: jnp.where(p == 0.0, 0.0, a), average, params)
+
+
+def _scaled() -> optax.GradientTransformationExtraArgs:
+    def update(updates: optax.Updates, state: Any, params: Any = None, *, scale: Any = 1.0, **_: Any) -> Any:
+        return jax.tree.map(lambda update: scale * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 class Plateau(NamedTuple):
@@ -100,14 +139,8 @@ def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float,
 
 
 def sparsity_at(config: Config, step: int) -> float:
-    """The model's sparsity after ``step`` steps: s(t) = S (1 - (1 - (t - b) / (e - b))^3) for the cubic schedule.
-
-    That is the schedule of Zhu and Gupta (arXiv 1710.01878) from 0, constant before b and after e. Dense: 0.
-    """
-    if config.model.method == "dense":
-        return 0.0
-    if config.train.sparsity_schedule == "constant":
-        return config.model.sparsity
-    begin, end = config.train.sparsity_begin, config.train.sparsity_end
-    way = min(max((step - begin) / (end - begin), 0.0), 1.0)
-    return config.model.sparsity * (1.0 - (1.0 - way) ** 3)
+    """The model's sparsity after ``step`` steps: constant, or by ``cubic_sparsity``. Dense: 0."""
+    final = 0.0 if config.model.method == "dense" else config.model.sparsity
+    if not config.rising_sparsity:
+        return final
+    return cubic_sparsity(step, config.train.sparsity_steps, initial=config.train.sparsity_initial, final=final)

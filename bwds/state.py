@@ -11,7 +11,7 @@ from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
 from bwds.axes import averaged, cross_entropy
 from bwds.linear import Params
 from bwds.model import LanguageModel
-from bwds.optim import Optimizer, Plateau, init_plateau
+from bwds.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
 from bwds.sharding import P, Placement, over_devices
 from pallas_kernels.mesh_axes import like
 
@@ -26,6 +26,7 @@ class TrainState(NamedTuple):
         key: key of dropout; a step uses ``fold_in(key, step)``.
         step: steps done, int32.
         plateau: what evaluations have shown, and the factor on the learning rate.
+        average: moving average of the parameters; None without ``ema_decay``.
     """
 
     params: Params
@@ -34,14 +35,15 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     step: Int32[Array, ""]
     plateau: Plateau
+    average: Params | None
 
 
 class StepMetrics(NamedTuple):
     """What one step shows.
 
     Attributes:
-        loss: mean loss of its batch in nats per token, float32.
-        gradient_norm: global norm of the gradients before clipping, float32.
+        loss: mean cross-entropy of its batch in nats per token, without penalties, float32.
+        gradient_norm: global norm of the gradients of the whole objective before clipping, float32.
         density: realised density, float32.
         learning_rate: with the plateau's factor, float32.
     """
@@ -61,7 +63,8 @@ def init_state(
     params = lm.init(params_key)
     carry = lm.init_carry(batch_size)
     opt_state = optimizer.transformation.init(params)
-    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau())
+    average = params if optimizer.options.ema_decay else None
+    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau(), average)
     return state if placement is None else placement.constrain(state)
 
 
@@ -89,17 +92,25 @@ def train_step(
         placement: of the state and the batch; None: all on one device.
     """
 
+    options = optimizer.options
+
     def differentiate(params, carry, key, inputs, targets, new_epoch, sparsity):
         """On each device with its rows of the batch. All have as many, so the mean of their means is the mean."""
 
-        def loss_of(params: Params) -> tuple[Array, tuple[Any, Array]]:
+        def objective(params: Params) -> tuple[Array, tuple[Array, Any, Array]]:
             before = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), carry)
             logits, after, info = lm.apply(params, inputs, before, dropout_key=key, sparsity=sparsity)
-            return cross_entropy(logits, targets).mean(), (after, info.density)
+            loss = cross_entropy(logits, targets).mean()
+            total = loss
+            if options.activation_penalty:
+                total += options.activation_penalty * info.output_square
+            if options.slowness_penalty:
+                total += options.slowness_penalty * info.output_change
+            return total, (loss, after, info.density)
 
         # Told apart here, so that the gradients are those of these rows, and added up once, below.
         params = like(params, inputs)
-        (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         return *averaged((loss, density, gradients)), carry
 
     params_spec, rows = (P(), P()) if placement is None else (placement.specs(state.params), placement.rows)
@@ -111,13 +122,24 @@ def train_step(
     )
     key = jax.random.fold_in(state.key, state.step)
     loss, density, gradients, carry = gradients_of(state.params, state.carry, key, inputs, targets, new_epoch, sparsity)
-    updates, opt_state = optimizer.transformation.update(gradients, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: state.plateau.scale * u, updates)
+    updates, opt_state = optimizer.transformation.update(
+        gradients, state.opt_state, state.params, scale=state.plateau.scale
+    )
     params: Any = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = update_average(average, params, step=state.step, decay=options.ema_decay)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
-    state = TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau)
+    state = TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau, average)
     return (state if placement is None else placement.constrain(state)), metrics
+
+
+@partial(jax.jit, static_argnames="placement")
+def evaluated_params(state: TrainState, placement: Placement | None = None) -> Params:
+    """The parameters to evaluate, keep and decode with: the latest, or their moving average if there is one."""
+    params = state.params if state.average is None else averaged_params(state.average, state.params)
+    return params if placement is None else placement.constrain(params)
 
 
 @jax.jit

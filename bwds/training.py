@@ -23,8 +23,9 @@ from bwds.linear import Params
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.pruning import constrain
 from bwds.sharding import Placement, first_device, make_placement
-from bwds.state import StepMetrics, TrainState, all_finite, init_state, train_step
+from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import summarise
 
 
@@ -33,7 +34,7 @@ class NonFiniteError(Exception):
 
 
 def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    scheduled = config.train.sparsity_schedule != "constant" and config.model.method != "dense"
+    scheduled = config.rising_sparsity and config.model.method == "dynamic"
     return np.float32(sparsity_at(config, step)) if scheduled else None
 
 
@@ -46,7 +47,7 @@ class _Run:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.placement = placement
         self.lm = language_model(config.model)
-        self.optimizer = make_optimizer(config.optim, config.train.steps)
+        self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
         # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
@@ -145,9 +146,10 @@ class _Run:
         While a schedule still raises the sparsity, losses do not compare: they are written down only.
         """
         config, step = self.config, self.step
+        params = evaluated_params(self.state, self.placement)
         loss, density, _ = evaluate(
             self.lm,
-            self.state.params,
+            params,
             self.corpus.valid,
             config.data,
             self.corpus.vocabulary.eos_id,
@@ -166,7 +168,7 @@ class _Run:
         plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
         is_best = int(plateau.best_step) == step
         if is_best:
-            self.best.save(step, self.state.params, loss=loss, density=density)
+            self.best.save(step, params, loss=loss, density=density)
         self.state = self.state._replace(plateau=self.placement.put(plateau))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
@@ -231,7 +233,7 @@ def train(
         finally:
             run.close()
         try:
-            params = placement.gathered(run.state.params)
+            params = placement.gathered(evaluated_params(run.state, placement))
             summary = summarise(config, workdir, params, run.best, command=command, check=stop.check)
         except InterruptedRunError as interrupted:
             message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
@@ -241,7 +243,7 @@ def train(
 
 
 def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run and the step they are from; nothing in the folder is changed.
+    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
 
     Args:
         config: the run's.
@@ -253,10 +255,10 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
     """
     lm = language_model(config.model)
     if which == "last":
-        optimizer = make_optimizer(config.optim, config.train.steps)
+        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
         template = jax.eval_shape(fresh, jax.random.key(0))
         state, info = last_checkpoints(workdir, read_only=True).restore(template)
-        return state.params, info["step"]
+        return evaluated_params(state), info["step"]
     params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
     return params, info["step"]

@@ -4,7 +4,7 @@
 
 One JSON object a line: function, dtype, rows, layout; the kernel's registers and bytes spilled as ptxas counts them;
 tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and jax-cuda13-pjrt in the
-version of jax, and ptxas (nvidia-cuda-nvcc), all installed with --no-deps; where one is missing it says so and ends
+version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is missing it says so and ends
 with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads its flags once, when it
 starts.
 """
@@ -117,6 +117,6 @@ if __name__ == "__main__":
         # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
         if not version("jax").startswith("0.10."):
-            flags += " --xla_dump_emitter_re=.*"
+            flags += " --xla_dump_emitter_re=ptx"
         os.environ["XLA_FLAGS"] = flags
         compile_all(Path(directory), ptxas)

@@ -1,7 +1,8 @@
 """Settings of every test: the CPU unless JAX_PLATFORMS says otherwise, annotations checked, ranks never promoted."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -31,3 +32,13 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def no_compiler() -> Callable[[str], NoReturn]:
+    """Ends a test that needs a compiler for other chips: skipped, but in CI, where all are installed, failed."""
+
+    def end(reason: str) -> NoReturn:
+        (pytest.fail if "CI" in os.environ else pytest.skip)(f"{reason}; .ci/compilers installs it.")
+
+    return end

@@ -26,6 +26,10 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (ModelConfig, {"dtype": "float16"}, r"dtype is 'float16'"),
         (ModelConfig, {"implementation": "cuda"}, r"implementation is 'cuda'"),
         (ModelConfig, {"dropout": 1.0}, r"dropout is 1\.0"),
+        (ModelConfig, {"dropout_input": -0.5}, r"dropout_input is -0\.5"),
+        (ModelConfig, {"dropout_hidden": math.nan}, r"dropout_hidden is nan"),
+        (ModelConfig, {"embedding_dropout": 1.0}, r"embedding_dropout is 1\.0; .* at least 0 and less than 1"),
+        (ModelConfig, {"weight_dropout": 1.5}, r"weight_dropout is 1\.5"),
         (DataConfig, {"batch_size": 0}, r"batch_size is 0"),
         (DataConfig, {"sequence_length": 0}, r"sequence_length is 0"),
         (DataConfig, {"eval_batch_size": 0}, r"eval_batch_size is 0"),
@@ -36,18 +40,22 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (OptimConfig, {"clip_norm": 0.0}, r"clip_norm is 0\.0"),
         (OptimConfig, {"weight_decay": -1.0}, r"weight_decay is -1\.0"),
         (OptimConfig, {"plateau_factor": 0.0}, r"plateau_factor is 0\.0"),
+        (OptimConfig, {"activation_penalty": -1.0}, r"activation_penalty is -1\.0; it must be at least 0"),
+        (OptimConfig, {"slowness_penalty": math.nan}, r"slowness_penalty is nan"),
+        (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1\.0; it must be at least 0 and less than 1"),
         (TrainConfig, {"steps": 0}, r"steps is 0"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
+        (TrainConfig, {"sparsity_initial": 1.0}, r"sparsity_initial is 1\.0"),
+        (TrainConfig, {"sparsity_every": 0}, r"sparsity_every is 0"),
+        (ModelConfig, {"magnitude_unit": "row"}, r"magnitude_unit is 'row'"),
+        (ModelConfig, {"gate_source": "oracle"}, r"gate_source is 'oracle'"),
+        (ModelConfig, {"method": "static-block", "sparsity": 0.9}, r"12 blocks a side can have 0, 0\.5, 0\.6667,"),
+        (ModelConfig, {"method": "static-block", "hidden_size": 100}, r"100 is not a multiple of block_size 128"),
         (
-            TrainConfig,
-            {"sparsity_schedule": "cubic", "sparsity_begin": 5, "sparsity_end": 5},
-            r"sparsity_begin 5 must be less than sparsity_end 5",
-        ),
-        (
-            TrainConfig,
-            {"sparsity_schedule": "cubic", "sparsity_end": 9, "steps": 8},
-            r"sparsity_end 9 is past the last of 8 steps",
+            ModelConfig,
+            {"method": "magnitude", "magnitude_unit": "block", "hidden_size": 100},
+            r"100 is not a multiple of block_size 128",
         ),
     ],
 )
@@ -57,8 +65,37 @@ def test_a_value_out_of_range_is_refused(section, options, message):
         section(**options)
 
 
-def test_a_dense_model_needs_no_block_that_divides_it():
-    assert ModelConfig(method="dense", hidden_size=100).hidden_size == 100
+@pytest.mark.parametrize("method", ["dense", "magnitude"])
+def test_a_model_without_blocks_needs_none_that_divides_it(method):
+    assert ModelConfig(method=method, hidden_size=100).hidden_size == 100
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({}, {"sparsity_begin": 0.5}, r"sparsity_begin is 0\.5 and sparsity_end 0\.5; both are fractions"),
+        ({}, {"sparsity_begin": -0.1}, r"sparsity_begin is -0\.1"),
+        ({}, {"sparsity_end": 1.1}, r"sparsity_end 1\.1"),
+        ({}, {"sparsity_end": math.nan}, r"sparsity_end nan"),
+        ({}, {"steps": 2}, r"steps is 2; the sparsity would have to rise between step 1 and step 1"),
+        ({"sparsity": 0.5}, {"sparsity_initial": 0.6}, r"sparsity_initial is 0\.6, above the model's sparsity 0\.5"),
+        ({"method": "static-block"}, {}, r"'cubic'; static-block keeps the same blocks"),
+        ({"method": "magnitude"}, {"sparsity_schedule": "constant"}, r"'constant'; magnitude pruning needs the cubic"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_schedule_that_cannot_be_kept_is_refused(model, train, message):
+    with pytest.raises(ValueError, match=message):
+        Config(model=ModelConfig(**model), train=TrainConfig(**{"sparsity_schedule": "cubic", **train}))
+
+
+def test_who_follows_the_schedule():
+    rising = lambda method, schedule: (  # noqa: E731
+        Config(model=ModelConfig(method=method), train=TrainConfig(sparsity_schedule=schedule)).rising_sparsity
+    )
+    assert [rising(m, None) for m in ("dynamic", "dense", "static-block", "magnitude")] == [False, False, False, True]
+    assert [rising(m, "cubic") for m in ("dynamic", "dense", "magnitude")] == [True, False, True]
+    assert not rising("dynamic", "constant")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -92,3 +129,25 @@ def test_the_papers_setting():
     assert not config.model.tied_softmax
     # 40 epochs of 929,589 tokens.
     assert config.train.steps == 40 * ((929_589 - 1) // 128 // 35)
+
+
+def test_the_papers_presets_have_none_of_the_later_regularisation():
+    for name in ("ptb-lstm", "ptb-qrnn", "wikitext2-lstm"):
+        model, optim = PRESETS[name].model, PRESETS[name].optim
+        assert (model.dropout_input, model.dropout_hidden, model.locked_dropout) == (None, None, False)
+        assert (model.embedding_dropout, model.weight_dropout) == (0.0, 0.0)
+        assert (optim.activation_penalty, optim.slowness_penalty, optim.ema_decay) == (0.0, 0.0, 0.0)
+
+
+def test_the_setting_of_awd_lstm():
+    config = PRESETS["ptb-awd-lstm"]
+    model, optim = config.model, config.optim
+    assert (model.num_layers, model.hidden_size, model.locked_dropout, model.tied_softmax) == (3, 1152, True, True)
+    assert (model.dropout, model.dropout_input, model.dropout_hidden) == (0.4, None, 0.25)
+    assert (model.embedding_dropout, model.weight_dropout) == (0.1, 0.5)
+    assert model.gate_activation == "softplus"
+    assert (optim.name, optim.learning_rate, optim.clip_norm, optim.weight_decay) == ("sgd", 30.0, 0.25, 1.2e-6)
+    assert (optim.activation_penalty, optim.slowness_penalty) == (2.0, 1.0)
+    assert optim.ema_decay > 0
+    # 500 epochs of 929,589 tokens.
+    assert config.train.steps == 500 * ((929_589 - 1) // 20 // 70)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from bwds import generate as module
 from bwds.config import ModelConfig
-from bwds.generate import compare_decode_speed, decode_speed, generate, sample
+from bwds.generate import compare_decode_speed, decode_speed, generate, greedy_rollout, sample
 from bwds.model import decode_params, language_model
 
 CONFIG = ModelConfig(vocab_size=17, hidden_size=32, num_layers=1, block_size=16, sparsity=0.5)
@@ -178,6 +178,18 @@ def test_a_dense_model_is_compared_with_nothing(clock):
 
 
 def test_the_rollout_that_is_timed_is_greedy_decoding(lm, params):
-    tokens = module._greedy_rollout(lm, params, 8).tolist()
-    logits, _, _ = jax.jit(lm.apply)(params, jnp.array([[0, *tokens[:-1]]]), lm.init_carry(1))
-    assert logits[0].argmax(-1).tolist() == tokens
+    first = jnp.array([0, 5, 11])
+    tokens, carry = greedy_rollout(lm, params, first, lm.init_carry(3), steps=8)
+    read = jnp.concatenate([first[:, None], tokens[:, :-1]], axis=1)
+    logits, expected, _ = jax.jit(lm.apply)(params, read, lm.init_carry(3))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    assert len({tuple(stream) for stream in tokens.tolist()}) == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), carry, expected)
+
+
+def test_a_rollout_goes_on_where_it_ended(lm, params):
+    first = jnp.array([2, 3])
+    whole, _ = greedy_rollout(lm, params, first, lm.init_carry(2), steps=8)
+    begun, carry = greedy_rollout(lm, params, first, lm.init_carry(2), steps=3)
+    rest, _ = greedy_rollout(lm, params, begun[:, -1], carry, steps=5)
+    np.testing.assert_array_equal(whole, jnp.concatenate([begun, rest], axis=1))

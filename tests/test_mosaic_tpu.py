@@ -266,9 +266,13 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "TPU7x": "tpu7x:2x2x1"}
 each_chip = pytest.mark.parametrize("chip", CHIPS)
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, libtpu, is not installed"
-)
+needs_libtpu = pytest.mark.usefixtures("libtpu")
+
+
+@pytest.fixture
+def libtpu(no_compiler) -> None:
+    if importlib.util.find_spec("libtpu") is None:
+        no_compiler("The TPU compiler, libtpu, is not installed")
 
 
 @functools.cache

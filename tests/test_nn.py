@@ -95,3 +95,9 @@ def test_dense_and_bfloat16_layers():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("method", ["magnitude", "static-block"])
+def test_what_only_training_can_do_is_refused(method):
+    with pytest.raises(ValueError, match=f"method is '{method}'; a layer alone is 'dynamic' or 'dense'"):
+        nn.LSTM(16, method=method, block_size=4, rngs=nnx.Rngs(0))

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
-from bwds.optim import after_evaluation, init_plateau, learning_rate_schedule, make_optimizer, sparsity_at
+from bwds.optim import (
+    after_evaluation,
+    averaged_params,
+    init_plateau,
+    learning_rate_schedule,
+    make_optimizer,
+    sparsity_at,
+    update_average,
+)
+from bwds.sparsity import schedule_steps
 
 
 def test_adamw_warms_up_and_decays_by_a_cosine():
@@ -40,14 +49,46 @@ def test_sgd_subtracts_the_clipped_gradient(norm, expected):
         np.testing.assert_allclose(update, -20.0 * expected * direction[name], rtol=1e-6)
 
 
-def test_weight_decay_spares_biases():
-    config = OptimConfig(name="adamw", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_spares_biases(name):
+    config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     transformation = make_optimizer(config, 5).transformation
     params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = transformation.update(zeros, transformation.init(params), params)
     np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.1 * 0.5 * 2.0), rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+
+
+def test_sgd_decays_beside_the_clipped_gradient():
+    config = OptimConfig(name="sgd", learning_rate=2.0, clip_norm=0.25, weight_decay=0.3)
+    transformation = make_optimizer(config, 5).transformation
+    params, gradients = jnp.array([[1.0, -2.0]]), jnp.array([[3.0, 4.0]])
+    updates, _ = transformation.update(gradients, transformation.init(params), params)
+    clipped = 0.25 * np.array([[0.6, 0.8]])
+    np.testing.assert_allclose(updates, -2.0 * (clipped + 0.3 * np.array([[1.0, -2.0]])), rtol=1e-6)
+
+
+@given(
+    st.lists(st.floats(-3.0, 3.0, width=32), min_size=2, max_size=40),
+    st.sampled_from([0.5, 0.9, 0.999]),
+)
+def test_the_average_is_its_recurrence(values, decay):
+    first, *later = values
+    average, wanted = {"a": {"b": jnp.full((2, 1), first)}}, np.float64(first)
+    for step, value in enumerate(later):
+        average = update_average(average, {"a": {"b": jnp.full((2, 1), value)}}, step=jnp.int32(step), decay=decay)
+        d = min(decay, (1 + step) / (10 + step))
+        wanted = d * wanted + (1 - d) * value
+    np.testing.assert_allclose(average["a"]["b"], np.full((2, 1), wanted), atol=1e-5)
+
+
+def test_a_pruned_weight_is_zero_in_what_is_evaluated():
+    params = {"kernel": jnp.array([[0.0, 2.0], [-0.0, 1e-30]]), "bias": jnp.array([3.0])}
+    average = {"kernel": jnp.array([[0.4, 1.5], [-0.2, 0.3]]), "bias": jnp.array([2.5])}
+    found = averaged_params(average, params)
+    np.testing.assert_array_equal(found["kernel"], np.array([[0.0, 1.5], [0.0, 0.3]], np.float32))
+    np.testing.assert_array_equal(found["bias"], average["bias"])
 
 
 @given(st.lists(st.floats(0.5, 9.0, width=32), min_size=1, max_size=12), st.sampled_from([0.25, 0.5, 1.0]))
@@ -81,24 +122,44 @@ def test_the_state_of_a_plateau_keeps_its_types():
 
 
 def _scheduled(**model):
-    train = TrainConfig(steps=50, sparsity_schedule="cubic", sparsity_begin=10, sparsity_end=30)
+    train = TrainConfig(steps=50, sparsity_schedule="cubic", sparsity_begin=0.2, sparsity_end=0.7, sparsity_every=4)
     return Config(model=ModelConfig(sparsity=0.8, **model), train=train)
 
 
-def test_cubic_schedule_is_its_formula():
-    config = _scheduled()
+def published(t, *, s_i, s_f, t_0, n, dt):
+    """Equation 1 of Zhu and Gupta (arXiv 1710.01878), for the t that it names."""
+    return s_f + (s_i - s_f) * (1 - (t - t_0) / (n * dt)) ** 3
+
+
+@pytest.mark.parametrize("method", ["dynamic", "magnitude"])
+def test_cubic_schedule_is_the_published_formula_at_every_step(method):
+    config = _scheduled(method=method)
+    # Begins at 10; 35 - 10 is not a whole number of intervals of 4, so the last change is at 34.
+    changes = range(10, 35, 4)
+    expected = 0.0
     for step in range(51):
-        t = min(max(step, 10), 30)
-        assert sparsity_at(config, step) == pytest.approx(0.8 * (1 - (1 - (t - 10) / 20) ** 3))
-    assert [sparsity_at(config, step) for step in (0, 10, 30, 50)] == [0.0, 0.0, 0.8, 0.8]
+        if step in changes:
+            expected = published(step, s_i=0.05, s_f=0.8, t_0=10, n=6, dt=4)
+        assert sparsity_at(config, step) == pytest.approx(expected, abs=1e-15)
+    assert [sparsity_at(config, step) for step in (0, 9, 34, 50)] == [0.0, 0.0, 0.8, 0.8]
+    assert sparsity_at(config, 33) < 0.8
+
+
+@given(
+    st.integers(3, 5000),
+    st.floats(0, 0.4),
+    st.floats(0.5, 1),
+    st.integers(1, 2000),
+)
+def test_the_schedule_fits_the_run(steps, begin, end, every):
+    changes = schedule_steps(steps, begin=begin, end=end, every=every)
+    assert 1 <= changes[0] == max(1, round(begin * steps))
+    assert round(end * steps) - every < changes[-1] <= round(end * steps) <= steps
+    assert len(changes) >= 2
+    assert changes.step == min(every, round(end * steps) - changes[0])
 
 
 def test_other_schedules_are_constant():
     assert sparsity_at(_scheduled(method="dense"), 40) == 0.0
     constant = dataclasses.replace(_scheduled(), train=TrainConfig())
     assert {sparsity_at(constant, step) for step in (0, 5, 700)} == {0.8}
-
-
-def test_a_schedule_must_reach_its_sparsity():
-    with pytest.raises(ValueError, match="sparsity_end 30 is past the last of 20 steps"):
-        TrainConfig(steps=20, sparsity_schedule="cubic", sparsity_begin=10, sparsity_end=30)

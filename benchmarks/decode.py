@@ -1,0 +1,165 @@
+"""Tokens per second of whole models: block-wise dynamic at several sparsities, dense, and what one would take instead.
+
+    python benchmarks/decode.py [--cell lstm qrnn] [--hidden 1536] [--batch 1 4 16] [--sparsity 0.5 0.75 0.9]
+                                [--dtype float32 bfloat16] [--gate-rank RANK] [--implementation NAME] [--vocab 10000]
+                                [--output FILE]
+
+Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
+rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
+on their values. All models of one size take turns. Instead of the dense LSTM one would take PyTorch's on a CPU (if
+torch is installed) and cuDNN's on a GPU.
+
+The bound is the bytes of weights that one step has to read, those of the kept blocks and of everything dense, over the
+bandwidth of a large copy.
+"""
+
+import argparse
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from baselines import baseline
+from common import Results, copy_bandwidth, fields, time_in_turns
+
+from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
+from bwds.generate import greedy_rollout
+
+
+def parameters(config):
+    """A function of a key to parameters laid out for decoding, in one program that keeps no other copy of them."""
+
+    def make(key):
+        params = language_model(config).init(key)
+        # At first the biases of gates outweigh their inputs, and all streams keep much the same blocks. In training
+        # inputs grow; ten times the embedding lets them decide.
+        return decode_params(params | {"embedding": 10 * params["embedding"]}, config)
+
+    return jax.jit(make)
+
+
+def gibibytes(configs):
+    """What the parameters of all these models take."""
+    leaves = jax.tree.leaves([jax.eval_shape(parameters(config), jax.random.key(0)) for config in configs])
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) / 2**30
+
+
+@partial(jax.jit, static_argnames=("lm",))
+def share_read(lm, params, token, carry):
+    """Of all blocks, those that some stream of the batch keeps."""
+    usage = lm.apply(params, token, carry)[2].usage
+    return jnp.stack([(used > 0).mean() for used in usage.values()]).mean()
+
+
+def decode(results, args, bandwidth, dynamic, dense, batch, params):
+    """One line a sparsity, all from the same turns."""
+    first = jnp.arange(batch) * (dynamic.vocab_size // batch)
+
+    def rollout(config):
+        lm = language_model(config)
+        arguments = lm, params[config.method], first, lm.init_carry(batch)
+        return lambda: greedy_rollout(*arguments, steps=args.steps)
+
+    configs = {sparsity: dataclasses.replace(dynamic, sparsity=sparsity) for sparsity in args.sparsity}
+    other = baseline(dense, first, args.steps)
+    calls = {"dense": rollout(dense)} | {sparsity: rollout(config) for sparsity, config in configs.items()} | other
+    times = time_in_turns(calls, turns=args.turns, least=0.0)
+    per_step = {name: type(t)(q / args.steps for q in t) for name, t in times.items()}
+    dense_bound = cost(dense).dense_bytes_read / bandwidth
+    for sparsity, config in configs.items():
+        tokens, carry = calls[sparsity]()
+        share = float(share_read(language_model(config), params["dynamic"], tokens[:, -1:], carry))
+        costs = cost(config)
+        # The cost is that of one stream; several keep more blocks between them.
+        more = share * (costs.dense - costs.softmax) - costs.blocks
+        read = costs.bytes_read + more * jnp.dtype(config.dtype).itemsize
+        mine = {"dense": per_step["dense"], "dynamic": per_step[sparsity]} | {name: per_step[name] for name in other}
+        results.write(
+            "model_decode",
+            cell=config.cell,
+            hidden=config.hidden_size,
+            layers=config.num_layers,
+            vocab=config.vocab_size,
+            block=config.block_size,
+            gate_rank=config.gate_rank,
+            dtype=config.dtype,
+            implementation=config.implementation or "default",
+            batch=batch,
+            sparsity=sparsity,
+            share_read=share,
+            **fields(mine),
+            **{f"{name}_tokens_per_second": batch / t.median for name, t in mine.items()},
+            **{
+                f"speedup_over_{name}": t.median / mine["dynamic"].median
+                for name, t in mine.items()
+                if name != "dynamic"
+            },
+            bound_us=read / bandwidth * 1e6,
+            dense_bound_us=dense_bound * 1e6,
+        )
+
+
+def run(args):
+    """All models of the arguments."""
+    if max(args.batch) > args.vocab:
+        raise ValueError(f"batch is {max(args.batch)}; it must be at most {args.vocab}, the words of the vocabulary.")
+    cases = [
+        ModelConfig(
+            vocab_size=args.vocab,
+            hidden_size=hidden,
+            num_layers=args.layers,
+            cell=cell,
+            block_size=args.block,
+            gate_rank=args.gate_rank,
+            dtype=dtype,
+            implementation=args.implementation,
+        )
+        for cell in args.cell
+        for dtype in args.dtype
+        for hidden in args.hidden
+    ]
+    for sparsity in args.sparsity:
+        num_kept_blocks(1, sparsity)
+    results = Results(args.output)
+    bandwidth = copy_bandwidth()
+    results.write("copy", bytes_per_second=bandwidth)
+    for dynamic in cases:
+        dense = dataclasses.replace(dynamic, method="dense")
+        # The dense one twice: the model of another library is as large.
+        needed = gibibytes([dynamic, dense, dense])
+        if needed > args.max_gib:
+            name = f"{dynamic.cell} {dynamic.hidden_size} {dynamic.dtype}"
+            reason = f"{name} takes {needed:.1f} GiB in all, more than --max-gib {args.max_gib:g}: left out"
+            results.write("left_out", reason=reason)
+            continue
+        params = {config.method: parameters(config)(jax.random.key(0)) for config in (dynamic, dense)}
+        for batch in args.batch:
+            decode(results, args, bandwidth, dynamic, dense, batch, params)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", nargs="+", choices=["lstm", "qrnn"], default=["lstm", "qrnn"])
+    parser.add_argument("--hidden", type=int, nargs="+", default=[1536], help="width of every layer")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="streams decoded side by side")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocab", type=int, default=10_000)
+    parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
+    parser.add_argument("--gate-rank", type=int, help="rank of the gates; default: full")
+    parser.add_argument("--implementation", help="of the block-sparse product; default: the best one here")
+    parser.add_argument("--steps", type=int, default=16, help="words of one rollout")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--max-gib", type=float, default=16.0, help="models that together take more are left out")
+    parser.add_argument("--output", help="JSONL file that results are appended to")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
