@@ -269,6 +269,34 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes that train together. No part of a run's configuration either."""
+
+    coordinator: str | None = None
+    """Address and port of process 0, like 10.0.0.1:8476; with it go --distributed.processes and .process."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, counted from 0."""
+    auto: bool = False
+    """Let JAX find the others, as it can on a TPU pod slice, with SLURM or Open MPI."""
+
+    def __post_init__(self) -> None:
+        named = [value is not None for value in (self.coordinator, self.processes, self.process)]
+        _require(
+            all(named) or not any(named),
+            "--distributed.coordinator, --distributed.processes and --distributed.process go together; give all three.",
+        )
+        _require(not (self.auto and any(named)), "--distributed.auto finds the processes itself; do not name them.")
+        if self.processes is not None and self.process is not None:
+            _require_at_least(1, distributed_processes=self.processes)
+            _require(
+                0 <= self.process < self.processes,
+                f"--distributed.process is {self.process}; it must be from 0 to {self.processes - 1}.",
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """All that one training run needs."""
 

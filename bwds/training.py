@@ -7,6 +7,7 @@ checkpoint, so a run that was stopped, at any moment and in any way, ends with t
 import dataclasses
 import json
 import math
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import numpy as np
 from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
 from bwds.config import Config, MeshConfig
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
+from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.linear import Params
@@ -62,8 +64,9 @@ class _Run:
         self.step = self.saved or 0
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
-        self.metrics = MetricsWriter(workdir, train=self.step, valid=int(self.state.plateau.evaluated_step))
-        self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress)
+        evaluated = int(self.state.plateau.evaluated_step)
+        self.metrics = MetricsWriter(workdir, train=self.step, valid=evaluated) if is_first() else None
+        self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self.tokens_per_second: float | None = None
         if self.saved is not None:
@@ -101,7 +104,7 @@ class _Run:
             # The metrics of the step before are read while the device works on this one.
             if pending:
                 self.report(*pending)
-            pending = (self.step, metrics)
+            pending = (self.step, metrics, largest(self.stop.noted))
 
     def dispatch(self) -> StepMetrics:
         """Starts the next step and does not wait for it."""
@@ -121,8 +124,9 @@ class _Run:
         self.step += 1
         return metrics
 
-    def report(self, step: int, metrics: StepMetrics) -> None:
-        """Waits for a step, checks it and shows it."""
+    def report(self, step: int, metrics: StepMetrics, signum: Any) -> None:
+        """Waits for a step, checks it and shows it. ``signum`` is the signal that some process got before it."""
+        self.stop.hear(int(signum))
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         self.speed.step()
         for name in ("loss", "gradient_norm"):
@@ -130,7 +134,7 @@ class _Run:
                 self.fail(f"The {name.replace('_', ' ')} is {values[name]} at step {step}")
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.tokens_per_second = self.speed.take()
-            self.metrics.write(
+            self.write(
                 step=step,
                 split="train",
                 perplexity=perplexity(values["loss"]),
@@ -160,9 +164,7 @@ class _Run:
         if not math.isfinite(loss):
             self.fail(f"The validation loss is {loss} after step {step}")
         sparsity = sparsity_at(config, step)
-        self.metrics.write(
-            step=step, split="valid", loss=loss, perplexity=perplexity(loss), density=density, sparsity=sparsity
-        )
+        self.write(step=step, split="valid", loss=loss, perplexity=perplexity(loss), density=density, sparsity=sparsity)
         counts = sparsity == sparsity_at(config, config.train.steps)
         factor = config.optim.plateau_factor if config.optim.name == "sgd" else 1.0
         plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
@@ -189,9 +191,15 @@ class _Run:
             "--optim.clip-norm in another --workdir."
         )
 
+    def write(self, **values: Any) -> None:
+        """A line in the metrics, from the first process."""
+        if self.metrics is not None:
+            self.metrics.write(**values)
+
     def close(self) -> None:
         """Closes the files."""
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         self.progress.close()
 
 
@@ -216,29 +224,37 @@ def train(
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
     """
-    corpus = load_corpus(config.data)
+    corpus = first_then_all(partial(load_corpus, config.data))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
-    placement = first_device()
-    if mesh is not None:
-        placement = make_placement(mesh, config.model, batch_size=config.data.batch_size)
-    claim_workdir(workdir, config, corpus.vocabulary)
-    finished = read_summary(workdir)
+    # Processes that differ here would wait for each other for ever, or train on a mixture.
+    check_same("The configuration", zlib.crc32(config.to_json().encode()))
+    check_same("The text", zlib.crc32(np.concatenate([corpus.train, corpus.valid]).tobytes()))
+    if mesh is None and jax.process_count() == 1:
+        placement = first_device()
+    else:
+        placement = make_placement(mesh or MeshConfig(), config.model, batch_size=config.data.batch_size)
+    first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
+    finished = from_first(read_summary(workdir))
     if finished is not None:
         return finished
-    with StopSignals() as stop:
+    with StopSignals(together=jax.process_count() > 1) as stop:
         run = _Run(config, corpus, workdir, stop, placement, progress=progress)
         try:
             run.loop()
         finally:
             run.close()
         try:
-            params = placement.gathered(evaluated_params(run.state, placement))
-            summary = summarise(config, workdir, params, run.best, command=command, check=stop.check)
+            params = evaluated_params(run.state, placement)
+            best_params, info = run.best.restore(params)
+            params, best_params = placement.gathered((params, best_params))
+            make = partial(summarise, config, workdir, params, (best_params, info), command=command, check=stop.check)
+            summary = from_first(first_alone(make))
         except InterruptedRunError as interrupted:
             message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
             raise InterruptedRunError(interrupted.signum, message) from None
-    write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    if is_first():
+        write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 
 from bwds import cli, model
-from bwds.config import MeshConfig
+from bwds.config import DistributedConfig, MeshConfig
 from bwds.metrics import read_metrics
 from bwds.presets import PRESETS
 
@@ -259,9 +259,9 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypat
 
 def test_options_start_from_the_preset():
     parse = SCRIPTS["train"].parse
-    assert parse([]) == (PRESETS["quick"], Path("runs/quick"), MeshConfig())
-    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), MeshConfig())
-    config, workdir, mesh = parse(
+    assert parse([]) == (PRESETS["quick"], Path("runs/quick"), MeshConfig(), DistributedConfig())
+    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), MeshConfig(), DistributedConfig())
+    config, workdir, mesh, _ = parse(
         ["--mesh.model", "2", "--workdir", "here", "--train.eval-every", "7", "--model.method", "dense"]
     )
     assert (config.train.eval_every, config.model.method, workdir) == (7, "dense", Path("here"))
