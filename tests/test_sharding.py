@@ -103,19 +103,19 @@ def test_losses_are_those_of_one_device(config, mesh):
 
 
 def test_optimizer_state_is_spread_on_request():
-    config, mesh = LSTM, MeshConfig(4, 2, shard_optimizer=True)
-    expected, whole = curve(MeshConfig(4, 2), config, steps=5)
-    got, spread = curve(mesh, config, steps=5)
-    np.testing.assert_allclose(got, expected, rtol=2e-6)
-    for a, b in zip(jax.tree.leaves(spread.params), jax.tree.leaves(whole.params), strict=True):
-        assert a.sharding == b.sharding
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    expected, _ = alone(PRUNED)
+    got, state = curve(MeshConfig(4, 2, shard_optimizer=True), PRUNED, steps=5)
+    np.testing.assert_allclose(got, expected[:5], rtol=2e-6)
+    mu, kernel = state.opt_state.inner[1][0].mu, ("layer_0", "hidden", "kernel")
+    for tree, parts in ((state.params, (1, 2)), (mu, (4, 2))):
+        whole = functools.reduce(dict.__getitem__, kernel, tree)
+        assert whole.sharding.shard_shape(whole.shape) == (32 // parts[0], 128 // parts[1])
 
-    def elements(state):
+    def elements(tree):
         """On the first device."""
-        return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(state.opt_state))
+        return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree))
 
-    assert elements(spread) < 0.27 * elements(whole)
+    assert elements(mu) < 0.27 * elements(state.params)
 
 
 def test_shards_hold_whole_blocks_and_words():
@@ -178,9 +178,9 @@ def test_words_spread_over_devices():
 COLLECTIVES = r"= .*? (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
 
 
-@pytest.mark.parametrize("config", [LSTM, QRNN], ids=["lstm", "qrnn"])
-def test_data_parallel_step_only_adds_up_gradients(config):
+def test_data_parallel_step_only_adds_up_gradients():
     """The compiled step holds all-reduces alone, over no more numbers than parameters, loss and density."""
+    config = LSTM
     placement = placed(MeshConfig(8, 1), config)
     state = fresh(placement, config)
     tokens = placement.spread_rows((BATCH, TIME), lambda rows: np.zeros((BATCH, TIME), np.int32)[rows])
@@ -196,14 +196,11 @@ def test_data_parallel_step_only_adds_up_gradients(config):
     assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(state.params)) + 2
 
 
-def test_one_device_needs_no_collective():
-    placement = placed(MeshConfig(1, 1), PRUNED)
-    state = fresh(placement, PRUNED)
-    tokens = np.zeros((BATCH, TIME), np.int32)
-    arguments = (model(PRUNED), optimizer(PRUNED), state, tokens, tokens, np.bool_(False), None)
-    text = train_step.lower(*arguments, placement).compile().as_text()
-    assert not re.search(COLLECTIVES, text)
-    assert "num_partitions=1" in text or "num_partitions" not in text
+def test_a_mesh_of_one_device_changes_nothing():
+    state, tokens = fresh(None, LSTM), np.zeros((BATCH, TIME), np.int32)
+    arguments = (model(LSTM), optimizer(LSTM), state, tokens, tokens, np.bool_(False), None)
+    text = train_step.lower(*arguments, placed(MeshConfig(1, 1), LSTM)).as_text()
+    assert text == train_step.lower(*arguments).as_text()
 
 
 @pytest.mark.parametrize("mesh", [MESHES["data=8"], MESHES["data=2,model=4"]], ids=["data", "both"])
@@ -221,7 +218,7 @@ def test_evaluation_counts_every_token_once(mesh):
 def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     """Stopped on 4 devices, then on 2 x 2, finished on one: no other run, and the same numbers."""
     corpus = tiny_run.write_corpus(tmp_path / "text")
-    changes = {"eval_every": 4, "checkpoint_every": 3, "learning_rate": 1e-3, "vocab_limit": 32}
+    changes = {"eval_every": 4, "checkpoint_every": 3, "learning_rate": 1e-3, "vocab_limit": 32, "method": "dense"}
     config = tiny_run.config(corpus, steps=8, **changes)
     expected = train(config, tmp_path / "alone", progress=False)
     moved, write, stop_at = tmp_path / "moved", MetricsWriter.write, 0
@@ -236,7 +233,6 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
         with pytest.raises(InterruptedRunError, match=f"Stopped after step {stop_at} of 8"):
             train(config, moved, mesh=mesh, progress=False)
     got = train(config, moved, progress=False)
-    print(*((workdir / METRICS_FILE).read_text() for workdir in (tmp_path / "alone", moved)))
     losses = [
         [line["loss"] for line in read_metrics(workdir / METRICS_FILE)] for workdir in (tmp_path / "alone", moved)
     ]
