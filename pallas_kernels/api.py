@@ -46,6 +46,8 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
 
     Raises ``ValueError`` where a named one cannot run.
     """
+    # As the modules get them: with one leading dimension.
+    x, gates = _flat(x, 1), _flat(gates, 2)
     if implementation is None:
         kernels = ((platform, _suited(name, x, w, gates)) for name, platform in PLATFORMS.items() if platform)
         return (*((platform, module) for platform, module in kernels if module), ("default", _module("xla")))
