@@ -38,6 +38,11 @@ def _require_at_least(minimum: float, **values: float) -> None:
         )
 
 
+def _require_rates(**values: float | None) -> None:
+    for name, value in values.items():
+        _require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
     _require(
@@ -76,6 +81,14 @@ class ModelConfig:
     """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of the input."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
+    dropout_input: float | None = None
+    """Rate at the first layer's input; None: that of --model.dropout."""
+    dropout_hidden: float | None = None
+    """Rate between layers; None: that of --model.dropout."""
+    embedding_dropout: float = 0.0
+    """Share of the vocabulary whose embeddings are zero for a window."""
+    weight_dropout: float = 0.0
+    """Share of the recurrent weights (lstm: on h; qrnn: all) that are zero for a window."""
     locked_dropout: bool = False
     """One dropout mask for all time steps of a window (variational dropout)."""
     tied_softmax: bool = False
@@ -103,7 +116,8 @@ class ModelConfig:
             block_size=self.block_size,
         )
         check_sparsity(self.sparsity)
-        _require(0.0 <= self.dropout < 1.0, f"dropout is {self.dropout}; it must be at least 0 and less than 1.")
+        rates = ("dropout", "dropout_input", "dropout_hidden", "embedding_dropout", "weight_dropout")
+        _require_rates(**{name: getattr(self, name) for name in rates})
         if self.method in ("dynamic", "static-block") or (self.method, self.magnitude_unit) == ("magnitude", "block"):
             _require(
                 self.hidden_size % self.block_size == 0,
@@ -160,11 +174,17 @@ class OptimConfig:
     clip_norm: float = 0.25
     """Largest global norm of the gradients."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (adamw only)."""
+    """Decoupled weight decay of matrices, times the learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most half of all (adamw only)."""
     plateau_factor: float = 0.5
     """Factor on the learning rate when validation does not improve (sgd only)."""
+    activation_penalty: float = 0.0
+    """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
+    slowness_penalty: float = 0.0
+    """Weight in the objective of its mean squared change from step to step, before dropout (TAR)."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
     def __post_init__(self) -> None:
         _require_choice("optimiser name", self.name, Optimizer)
@@ -174,6 +194,8 @@ class OptimConfig:
         )
         _require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
         _require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        _require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
+        _require_rates(ema_decay=self.ema_decay)
         _require(
             0.0 < self.plateau_factor <= 1.0,
             f"plateau_factor is {self.plateau_factor}; it must be above 0 and at most 1.",

@@ -1,27 +1,63 @@
-"""Dropout as functions of an explicit key."""
+"""Dropout as functions of an explicit key: of features, of words and of weights.
+
+All three zero with probability ``rate`` and scale what is left by 1 / (1 - rate), so that the mean stays. Without a key
+or a rate they return their input. A rate outside [0, 1) is a ``ValueError``.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from bwds.array_types import Array, Float
+from bwds.array_types import Array, Float, Int
+
+
+def _kept(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:
+    """Which entries stay; None: all."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"The dropout rate is {rate}; it must be at least 0 and less than 1.")
+    return None if key is None or rate == 0.0 else jax.random.bernoulli(key, 1.0 - rate, shape)
+
+
+def _zero(x: Array, kept: Array | None, rate: float) -> Array:
+    if kept is None:
+        return x
+    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
 def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked: bool = False) -> Float[Array, "B T H"]:
-    """Zeroes features with probability ``rate`` and scales the others by 1 / (1 - rate).
+    """Drops features.
 
     Args:
         key: random key; None: no dropout.
         x: [B, T, H].
         rate: in [0, 1).
         locked: one mask for all time steps (variational dropout, Gal and Ghahramani, arXiv 1512.05287).
-
-    Raises:
-        ValueError: ``rate`` is outside [0, 1).
     """
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"The dropout rate is {rate}; it must be at least 0 and less than 1.")
-    if key is None or rate == 0.0:
-        return x
     shape = (x.shape[0], 1, x.shape[2]) if locked else x.shape
-    kept = jax.random.bernoulli(key, 1.0 - rate, shape)
-    return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    return _zero(x, _kept(key, rate, shape), rate)
+
+
+def embedding_dropout(
+    key: Array | None, x: Float[Array, "B T H"], tokens: Int[Array, "B T"], rate: float, *, vocab_size: int
+) -> Float[Array, "B T H"]:
+    """Drops words of the vocabulary: every occurrence of a dropped word in the batch is zero (arXiv 1512.05287).
+
+    Args:
+        key: random key; None: no dropout.
+        x: embeddings of the tokens, [B, T, H].
+        tokens: which words they are, [B, T].
+        rate: in [0, 1).
+        vocab_size: words in the vocabulary.
+    """
+    kept = _kept(key, rate, (vocab_size,))
+    return _zero(x, None if kept is None else kept[tokens][..., None], rate)
+
+
+def weight_dropout(key: Array | None, kernel: Float[Array, "*k"], rate: float) -> Float[Array, "*k"]:
+    """Drops single weights of a matrix (DropConnect; in recurrent layers AWD-LSTM, arXiv 1708.02182).
+
+    Args:
+        key: random key; None: no dropout.
+        kernel: of any shape.
+        rate: in [0, 1).
+    """
+    return _zero(kernel, _kept(key, rate, kernel.shape), rate)

@@ -10,6 +10,7 @@ from jax import lax
 from bwds.array_types import Array, Bool, Float, Int32
 from bwds.config import Activation, GateSource, Scope, check_sparsity
 from bwds.hashing import hashed_scores
+from pallas_kernels import largest
 
 # Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
 SAFE_SUM = 1e-4
@@ -46,58 +47,6 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
         return num_kept_blocks(num_blocks, sparsity)
     kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
     return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
-
-
-def _sortable(scores: Float[Array, "*b n"]) -> Int32[Array, "*b n"]:
-    """Integers in the same order as the float32 ``scores``; -0.0 and 0.0 are one value."""
-    scores = scores.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.int32)
-    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
-@jax.jit
-def _largest(scores: Float[Array, "*b n"], k: Count) -> Bool[Array, "*b n"]:
-    """Marks the ``k`` largest of the last axis; among equals the first ones.
-
-    The k-th largest is found by bisection over the 32 bits of the scores. That needs no sort, which is the slowest
-    part of a top-k on every platform, and takes a traced ``k``. Jitted, so that calls outside of a jit compile once.
-    """
-    keys = _sortable(scores)
-    n = scores.shape[-1]
-
-    def bisect(low, high, accept, steps):
-        """Largest value in [low, high) for which ``accept`` holds; it holds for ``low`` and is decreasing."""
-
-        def halve(_, bounds):
-            low, high = bounds
-            # Mean of two integers without overflow.
-            middle = (low & high) + ((low ^ high) >> 1)
-            ok = accept(middle)
-            return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-        return lax.fori_loop(0, steps, halve, (low, high))[0]
-
-    def count(mask):
-        return mask.sum(-1, keepdims=True, dtype=jnp.int32)
-
-    shape = (*keys.shape[:-1], 1)
-    lowest, highest = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
-    threshold = bisect(jnp.full(shape, lowest), jnp.full(shape, highest), lambda middle: count(keys >= middle) >= k, 32)
-
-    def break_ties():
-        above, equal = keys > threshold, keys == threshold
-        index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
-        room = k - count(above)
-        last = bisect(
-            jnp.zeros(shape, jnp.int32),
-            jnp.full(shape, n + 1, jnp.int32),
-            lambda middle: count(equal & (index < middle)) <= room,
-            (n + 1).bit_length(),
-        )
-        return above | (equal & (index < last))
-
-    at_least = keys >= threshold
-    return lax.cond((count(at_least) == k).all(), lambda: at_least, break_ties)
 
 
 def select_blocks(
@@ -138,8 +87,8 @@ def select_blocks(
         if k == n:
             return jnp.ones(scores.shape, bool)
     if scope == "matrix":
-        return _largest(scores.reshape(*leading, n), k).reshape(scores.shape)
-    return _largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
+        return largest(scores.reshape(*leading, n), k).reshape(scores.shape)
+    return largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
 
 
 def gate_values(

@@ -9,7 +9,7 @@ import numpy as np
 
 from bwds.array_types import Array, Bool, Float, Int
 from bwds.config import ModelConfig
-from bwds.dropout import dropout
+from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
@@ -24,10 +24,16 @@ class Info(NamedTuple):
         density: float32 scalar, mean share of blocks used over the gated matrices; of pruned and static-block models
             the share of the recurrent layers' weights that are not zero; 1 for a dense model.
         usage: for every gated matrix, by name, the share of its inputs that used each block, float32 [R, C].
+        output_square: float32 scalar, mean square of the last layer's output after dropout: what activation
+            regularisation weighs (AR of AWD-LSTM, arXiv 1708.02182).
+        output_change: float32 scalar, mean square of the change of that output from one step of the window to the
+            next, before dropout: temporal activation regularisation (TAR); 0 for one step.
     """
 
     density: Float[Array, ""]
     usage: dict[str, Float[Array, "R C"]]
+    output_square: Float[Array, ""]
+    output_change: Float[Array, ""]
 
 
 class LanguageModel(NamedTuple):
@@ -47,7 +53,12 @@ class LanguageModel(NamedTuple):
     init_carry: Callable[[int], tuple[Any, ...]]
 
 
-_CELLS = {"lstm": (init_lstm, lstm, init_lstm_carry), "qrnn": (init_qrnn, qrnn, init_qrnn_carry)}
+# Last in each: the product whose weights weight dropout drops. For the LSTM that is the recurrent one; a QRNN has a
+# single product, and AWD-QRNN (Merity et al. 2018, arXiv 1803.08240) drops the weights of that.
+_CELLS = {
+    "lstm": (init_lstm, lstm, init_lstm_carry, "hidden"),
+    "qrnn": (init_qrnn, qrnn, init_qrnn_carry, "input"),
+}
 
 
 def language_model(config: ModelConfig) -> LanguageModel:
@@ -56,8 +67,11 @@ def language_model(config: ModelConfig) -> LanguageModel:
     Pruned and static-block models compute as dense ones, with zeros among the weights: those of static-block are there
     from the start, and ``bwds.pruning`` keeps them in training.
     """
-    init_layer, apply_layer, init_layer_carry = _CELLS[config.cell]
+    init_layer, apply_layer, init_layer_carry, weight_dropped = _CELLS[config.cell]
     dtype = jnp.dtype(config.dtype)
+    first_rate, hidden_rate = (
+        config.dropout if rate is None else rate for rate in (config.dropout_input, config.dropout_hidden)
+    )
 
     def init(key: Array) -> Params:
         embedding_key, softmax_key, *layer_keys = jax.random.split(key, 2 + config.num_layers)
@@ -84,17 +98,22 @@ def language_model(config: ModelConfig) -> LanguageModel:
         sparsity: Any = None,
     ) -> tuple[Float[Array, "B T V"], tuple[Any, ...], Info]:
         _check_tokens(tokens, carry, config)
-        keys = [None] * (config.num_layers + 1)
-        if dropout_key is not None:
-            keys = list(jax.random.split(dropout_key, config.num_layers + 1))
+        count = config.num_layers
+        keys = [None] * (2 * count + 2) if dropout_key is None else list(jax.random.split(dropout_key, 2 * count + 2))
+        *layer_keys, output_key = keys[: count + 1]
+        embedding_key, *weight_keys = keys[count + 1 :]
         x = params["embedding"][tokens].astype(dtype)
+        x = embedding_dropout(embedding_key, x, tokens, config.embedding_dropout, vocab_size=config.vocab_size)
         carry_out, used = [], {}
-        for i in range(config.num_layers):
-            x = dropout(keys[i], x, config.dropout, locked=config.locked_dropout)
-            x, layer_carry, stats = apply_layer(params[f"layer_{i}"], x, carry[i], config, sparsity=sparsity)
+        for i in range(count):
+            x = dropout(layer_keys[i], x, hidden_rate if i else first_rate, locked=config.locked_dropout)
+            layer = _drop_weights(weight_keys[i], params[f"layer_{i}"], weight_dropped, config.weight_dropout)
+            x, layer_carry, stats = apply_layer(layer, x, carry[i], config, sparsity=sparsity)
             carry_out.append(layer_carry)
             used |= {f"layer_{i}/{name}": value for name, value in stats.items()}
-        x = dropout(keys[-1], x, config.dropout, locked=config.locked_dropout)
+        output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / max(x[:, 1:].size, 1)
+        x = dropout(output_key, x, config.dropout, locked=config.locked_dropout)
+        output_square = jnp.square(x.astype(jnp.float32)).mean()
         kernel = params["embedding"].T if config.tied_softmax else params["softmax"]["kernel"]
         logits = jnp.matmul(x, kernel.astype(dtype), preferred_element_type=jnp.float32)
         logits += params["softmax"]["bias"][None, None, :]
@@ -102,7 +121,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
         if config.method in ("static-block", "magnitude"):
             kernels = recurrent_kernels(params).values()
             density = jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean()
-        return logits, tuple(carry_out), Info(density, used)
+        return logits, tuple(carry_out), Info(density, used, output_square, output_change)
 
     def init_carry(batch: int) -> tuple[Any, ...]:
         if batch < 1:
@@ -110,6 +129,12 @@ def language_model(config: ModelConfig) -> LanguageModel:
         return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
 
     return LanguageModel(init, apply, init_carry)
+
+
+def _drop_weights(key: Array | None, layer: Params, name: str, rate: float) -> Params:
+    """The layer with dropped weights in one of its products. A dropped weight is zero: its block is read as before."""
+    product = layer[name]
+    return {**layer, name: {**product, "kernel": weight_dropout(key, product["kernel"], rate)}}
 
 
 def _kernel_name(path: tuple[Any, ...]) -> str | None:

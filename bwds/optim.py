@@ -8,6 +8,7 @@ import optax
 
 from bwds.array_types import Array, Float32, Int32
 from bwds.config import Config, OptimConfig
+from bwds.linear import Params
 from bwds.sparsity import cubic_sparsity
 
 
@@ -30,10 +31,11 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 class Optimizer(NamedTuple):
-    """An optimiser and, to be shown, its learning rate before the plateau's factor."""
+    """An optimiser; its learning rate before the plateau's factor, to be shown; the options it was made from."""
 
     transformation: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
+    options: OptimConfig
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
@@ -48,14 +50,17 @@ def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """
     schedule = learning_rate_schedule(config, steps)
     clip = optax.clip_by_global_norm(config.clip_norm)
-    if config.name == "sgd":
-        return Optimizer(optax.chain(clip, optax.sgd(schedule), _scaled()), schedule)
 
     def matrices(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
-    return Optimizer(optax.chain(clip, adamw, _scaled()), schedule)
+    if config.name == "adamw":
+        rule = optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
+    elif config.weight_decay:
+        rule = optax.chain(optax.add_decayed_weights(config.weight_decay, mask=matrices), optax.sgd(schedule))
+    else:
+        rule = optax.sgd(schedule)
+    return Optimizer(optax.chain(clip, rule, _scaled()), schedule, config)
 
 
 def _scaled() -> optax.GradientTransformationExtraArgs:
@@ -63,6 +68,31 @@ def _scaled() -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda update: scale * update, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def update_average(average: Params, params: Params, *, step: Int32[Array, ""], decay: float) -> Params:
+    """The moving average of the parameters after one more step: d * average + (1 - d) * params.
+
+    d = min(decay, (1 + step) / (10 + step)), so that a young average spans about the last tenth of all steps and
+    forgets where training began.
+
+    Args:
+        average: the average before; at the start the initial parameters.
+        params: the parameters after the step.
+        step: steps done before it.
+        decay: d in the long run; the average then spans about 1 / (1 - decay) steps.
+    """
+    step_size = jnp.maximum(1.0 - decay, 9.0 / (10.0 + step))
+    updated: Any = optax.incremental_update(params, average, step_size)
+    return updated
+
+
+def averaged_params(average: Params, params: Params) -> Params:
+    """What is evaluated: the average, but zero wherever the latest parameter is exactly zero.
+
+    Such a weight was pruned. Its average still decays from what it was before, and would bring it back.
+    """
+    return jax.tree.map(lambda a, p: jnp.where(p == 0.0, 0.0, a), average, params)
 
 
 class Plateau(NamedTuple):

@@ -10,7 +10,7 @@ import optax
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
 from bwds.linear import Params
 from bwds.model import LanguageModel
-from bwds.optim import Optimizer, Plateau, init_plateau
+from bwds.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
 
 
 class TrainState(NamedTuple):
@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
         key: key of dropout; a step uses ``fold_in(key, step)``.
         step: steps done, int32.
         plateau: what evaluations have shown, and the factor on the learning rate.
+        average: moving average of the parameters; None without ``ema_decay``.
     """
 
     params: Params
@@ -31,14 +32,15 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     step: Int32[Array, ""]
     plateau: Plateau
+    average: Params | None
 
 
 class StepMetrics(NamedTuple):
     """What one step shows.
 
     Attributes:
-        loss: mean loss of its batch in nats per token, float32.
-        gradient_norm: global norm of the gradients before clipping, float32.
+        loss: mean cross-entropy of its batch in nats per token, without penalties, float32.
+        gradient_norm: global norm of the gradients of the whole objective before clipping, float32.
         density: realised density, float32.
         learning_rate: with the plateau's factor, float32.
     """
@@ -55,7 +57,9 @@ def init_state(lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, 
     params_key, dropout_key = jax.random.split(key)
     params = lm.init(params_key)
     carry = lm.init_carry(batch_size)
-    return TrainState(params, optimizer.transformation.init(params), carry, dropout_key, jnp.int32(0), init_plateau())
+    opt_state = optimizer.transformation.init(params)
+    average = params if optimizer.options.ema_decay else None
+    return TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau(), average)
 
 
 @partial(jax.jit, static_argnames=("lm", "optimizer"), donate_argnames="state")
@@ -80,21 +84,38 @@ def train_step(
         sparsity: a traced scalar for schedules; None: the model's own.
     """
 
-    def loss_of(params: Params) -> tuple[Array, tuple[Any, Array]]:
+    options = optimizer.options
+
+    def objective(params: Params) -> tuple[Array, tuple[Array, Any, Array]]:
         carry = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), state.carry)
         key = jax.random.fold_in(state.key, state.step)
         logits, carry, info = lm.apply(params, inputs, carry, dropout_key=key, sparsity=sparsity)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-        return losses.mean(), (carry, info.density)
+        loss = losses.mean()
+        total = loss
+        if options.activation_penalty:
+            total += options.activation_penalty * info.output_square
+        if options.slowness_penalty:
+            total += options.slowness_penalty * info.output_change
+        return total, (loss, carry, info.density)
 
-    (loss, (carry, density)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.transformation.update(
         gradients, state.opt_state, state.params, scale=state.plateau.scale
     )
     params: Any = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = update_average(average, params, step=state.step, decay=options.ema_decay)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
-    return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau), metrics
+    return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau, average), metrics
+
+
+@jax.jit
+def evaluated_params(state: TrainState) -> Params:
+    """The parameters to evaluate, keep and decode with: the latest, or their moving average if there is one."""
+    return state.params if state.average is None else averaged_params(state.average, state.params)
 
 
 @jax.jit

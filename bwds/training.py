@@ -24,7 +24,7 @@ from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
 from bwds.pruning import constrain
-from bwds.state import StepMetrics, TrainState, all_finite, init_state, train_step
+from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import summarise
 
 
@@ -143,9 +143,10 @@ class _Run:
         While a schedule still raises the sparsity, losses do not compare: they are written down only.
         """
         config, step = self.config, self.step
+        params = evaluated_params(self.state)
         loss, density, _ = evaluate(
             self.lm,
-            self.state.params,
+            params,
             self.corpus.valid,
             config.data,
             self.corpus.vocabulary.eos_id,
@@ -163,7 +164,7 @@ class _Run:
         plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
         is_best = int(plateau.best_step) == step
         if is_best:
-            self.best.save(step, self.state.params, loss=loss, density=density)
+            self.best.save(step, params, loss=loss, density=density)
         self.state = self.state._replace(plateau=jax.device_put(plateau, self.sharding))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
@@ -222,7 +223,8 @@ def train(config: Config, workdir: Path, *, progress: bool = True, command: str 
         finally:
             run.close()
         try:
-            summary = summarise(config, workdir, run.state.params, run.best, command=command, check=stop.check)
+            params = evaluated_params(run.state)
+            summary = summarise(config, workdir, params, run.best, command=command, check=stop.check)
         except InterruptedRunError as interrupted:
             message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
             raise InterruptedRunError(interrupted.signum, message) from None
@@ -231,7 +233,7 @@ def train(config: Config, workdir: Path, *, progress: bool = True, command: str 
 
 
 def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run and the step they are from; nothing in the folder is changed.
+    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
 
     Args:
         config: the run's.
@@ -247,6 +249,6 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
         fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
         template = jax.eval_shape(fresh, jax.random.key(0))
         state, info = last_checkpoints(workdir, read_only=True).restore(template)
-        return state.params, info["step"]
+        return evaluated_params(state), info["step"]
     params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
     return params, info["step"]

@@ -1,12 +1,17 @@
-"""Products with the kept blocks of a weight matrix. Knows nothing of models: x, w and gates come in, y goes out."""
+"""Products with the kept blocks of a weight matrix, and the search for the largest scores.
+
+Knows nothing of models: x, w and gates come in, y goes out.
+"""
 
 from pallas_kernels.api import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
 from pallas_kernels.layout import from_block_major, to_block_major
+from pallas_kernels.topk import largest
 
 __all__ = [
     "block_sparse_input_gradients",
     "block_sparse_matmul",
     "block_sparse_weight_gradient",
     "from_block_major",
+    "largest",
     "to_block_major",
 ]

@@ -26,6 +26,10 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (ModelConfig, {"dtype": "float16"}, r"dtype is 'float16'"),
         (ModelConfig, {"implementation": "cuda"}, r"implementation is 'cuda'"),
         (ModelConfig, {"dropout": 1.0}, r"dropout is 1\.0"),
+        (ModelConfig, {"dropout_input": -0.5}, r"dropout_input is -0\.5"),
+        (ModelConfig, {"dropout_hidden": math.nan}, r"dropout_hidden is nan"),
+        (ModelConfig, {"embedding_dropout": 1.0}, r"embedding_dropout is 1\.0; .* at least 0 and less than 1"),
+        (ModelConfig, {"weight_dropout": 1.5}, r"weight_dropout is 1\.5"),
         (DataConfig, {"batch_size": 0}, r"batch_size is 0"),
         (DataConfig, {"sequence_length": 0}, r"sequence_length is 0"),
         (DataConfig, {"eval_batch_size": 0}, r"eval_batch_size is 0"),
@@ -36,6 +40,9 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (OptimConfig, {"clip_norm": 0.0}, r"clip_norm is 0\.0"),
         (OptimConfig, {"weight_decay": -1.0}, r"weight_decay is -1\.0"),
         (OptimConfig, {"plateau_factor": 0.0}, r"plateau_factor is 0\.0"),
+        (OptimConfig, {"activation_penalty": -1.0}, r"activation_penalty is -1\.0; it must be at least 0"),
+        (OptimConfig, {"slowness_penalty": math.nan}, r"slowness_penalty is nan"),
+        (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1\.0; it must be at least 0 and less than 1"),
         (TrainConfig, {"steps": 0}, r"steps is 0"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
@@ -122,3 +129,25 @@ def test_the_papers_setting():
     assert not config.model.tied_softmax
     # 40 epochs of 929,589 tokens.
     assert config.train.steps == 40 * ((929_589 - 1) // 128 // 35)
+
+
+def test_the_papers_presets_have_none_of_the_later_regularisation():
+    for name in ("ptb-lstm", "ptb-qrnn", "wikitext2-lstm"):
+        model, optim = PRESETS[name].model, PRESETS[name].optim
+        assert (model.dropout_input, model.dropout_hidden, model.locked_dropout) == (None, None, False)
+        assert (model.embedding_dropout, model.weight_dropout) == (0.0, 0.0)
+        assert (optim.activation_penalty, optim.slowness_penalty, optim.ema_decay) == (0.0, 0.0, 0.0)
+
+
+def test_the_setting_of_awd_lstm():
+    config = PRESETS["ptb-awd-lstm"]
+    model, optim = config.model, config.optim
+    assert (model.num_layers, model.hidden_size, model.locked_dropout, model.tied_softmax) == (3, 1152, True, True)
+    assert (model.dropout, model.dropout_input, model.dropout_hidden) == (0.4, None, 0.25)
+    assert (model.embedding_dropout, model.weight_dropout) == (0.1, 0.5)
+    assert model.gate_activation == "softplus"
+    assert (optim.name, optim.learning_rate, optim.clip_norm, optim.weight_decay) == ("sgd", 30.0, 0.25, 1.2e-6)
+    assert (optim.activation_penalty, optim.slowness_penalty) == (2.0, 1.0)
+    assert optim.ema_decay > 0
+    # 500 epochs of 929,589 tokens.
+    assert config.train.steps == 500 * ((929_589 - 1) // 20 // 70)

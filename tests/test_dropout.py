@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bwds.dropout import dropout
+from bwds.dropout import dropout, embedding_dropout, weight_dropout
 
 SHAPE = (16, 12, 64)
 KEY = jax.random.key(3)
@@ -76,3 +78,58 @@ def test_dtype_is_kept_and_dropped_features_are_zero_even_where_the_input_is_not
 def test_a_rate_out_of_range_is_refused(rate):
     with pytest.raises(ValueError, match=rf"{rate}.*\."):
         dropout(KEY, jnp.ones((1, 2, 3)), rate)
+    with pytest.raises(ValueError, match=rf"{rate}.*\."):
+        embedding_dropout(KEY, jnp.ones((1, 2, 3)), jnp.zeros((1, 2), jnp.int32), rate, vocab_size=5)
+    with pytest.raises(ValueError, match=rf"{rate}.*\."):
+        weight_dropout(None, jnp.ones((2, 3)), rate)
+
+
+# Words and weights ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=5, max_size=5), min_size=1, max_size=4),
+    st.sampled_from([0.3, 0.6]),
+    st.integers(0, 2**31 - 1),
+)
+def test_a_word_is_dropped_everywhere_or_nowhere(tokens, rate, seed):
+    tokens = jnp.asarray(tokens, jnp.int32)
+    table = np.random.default_rng(seed).normal(size=(7, 3)).astype(np.float32)
+    y = embedding_dropout(jax.random.key(seed), jnp.asarray(table)[tokens], tokens, rate, vocab_size=7)
+    # Which words are left does not depend on the text: all seven in a row show it.
+    shown = embedding_dropout(
+        jax.random.key(seed), jnp.ones((1, 7, 1)), jnp.arange(7, dtype=jnp.int32)[None], rate, vocab_size=7
+    )
+    kept = np.asarray(shown)[0] != 0
+    np.testing.assert_allclose(y, (np.where(kept, table, 0.0) / (1 - rate))[np.asarray(tokens)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.7])
+def test_words_are_dropped_at_the_rate(rate):
+    words = jnp.arange(5000, dtype=jnp.int32)[None]
+    y = embedding_dropout(KEY, jnp.full((1, 5000, 2), 3.0, jnp.bfloat16), words, rate, vocab_size=5000)
+    kept = np.asarray(y, np.float32)[0, :, 0] != 0
+    assert y.dtype == jnp.bfloat16
+    assert abs(kept.mean() - (1 - rate)) < 4.5 * (rate * (1 - rate) / 5000) ** 0.5
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_weights_are_dropped_one_by_one_at_the_rate_and_the_mean_is_preserved(rate):
+    w = jnp.linspace(1.0, 2.0, 96 * 80).reshape(96, 80)
+    y = np.asarray(weight_dropout(KEY, w, rate))
+    kept = y != 0
+    np.testing.assert_allclose(y, np.where(kept, w / (1 - rate), 0), rtol=1e-6)
+    for share, draws in (
+        (kept.mean(), 96 * 80),
+        *((row.mean(), 80) for row in kept),
+        *((c.mean(), 96) for c in kept.T),
+    ):
+        assert abs(share - (1 - rate)) < 5 * (rate * (1 - rate) / draws) ** 0.5
+
+
+def test_without_a_rate_or_without_a_key_words_and_weights_stay():
+    x, tokens = jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32)
+    assert embedding_dropout(None, x, tokens, 0.5, vocab_size=9) is x
+    assert embedding_dropout(KEY, x, tokens, 0.0, vocab_size=9) is x
+    assert weight_dropout(None, x, 0.5) is x
+    assert weight_dropout(KEY, x, 0.0) is x

@@ -198,6 +198,117 @@ def test_gradients_of_embedding_and_softmax(case):
     oracle.assert_close({name: actual[name] for name in wanted}, wanted, tolerance=2e-3)
 
 
+# Regularisation -------------------------------------------------------------------------------------------------------
+
+
+def negative_log_likelihood(logits, tokens):
+    """Mean over the tokens, in float64."""
+    largest = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - largest).sum(-1)) + largest[..., 0]
+    return float((log_sum - np.take_along_axis(logits, tokens[..., None], -1)[..., 0]).mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weight_dropout_against_the_oracle(case):
+    """The zeros in the gradient show which weights were dropped; the oracle then has the same matrix."""
+    config = configuration(case, num_layers=1, weight_dropout=0.4, implementation="reference")
+    params, tokens = parameters(config), np.asarray(TOKENS)
+    name = "hidden" if config.cell == "lstm" else "input"
+    layer, key = params["layer_0"], jax.random.key(2)
+    gradients = gradients_of(config, params, TOKENS, key)["layer_0"]
+    kept = np.asarray(gradients[name]["kernel"]) != 0
+    other = set(layer) - {name, "bias"}
+    if config.method == "dense":
+        assert abs(kept.mean() - 0.6) < 4.5 * (0.24 / kept.size) ** 0.5
+        assert all(np.all(gradients[product]["kernel"]) for product in other)
+
+    def with_kernel(kernel):
+        dropped = np.where(kept, kernel, 0.0) / 0.6
+        return oracle_logits(config, {**params, "layer_0": {**layer, name: {**layer[name], "kernel": dropped}}}, TOKENS)
+
+    logits, _, info = run(config, params, TOKENS, None, key)
+    wanted, usage, margin = with_kernel(oracle.f64(layer[name]["kernel"]))
+    assert margin > 1e-4
+    np.testing.assert_allclose(logits, wanted, atol=1e-3)
+    oracle.assert_close(info.usage, usage, tolerance=1e-6)
+
+    differences = oracle.differences(
+        lambda kernel: negative_log_likelihood(with_kernel(kernel)[0], tokens), layer[name]["kernel"]
+    )
+    oracle.assert_close(gradients[name]["kernel"], differences, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("case", ["lstm", "qrnn"])
+def test_weights_are_dropped_once_for_a_window(case):
+    """The mask depends on the key alone: a window of four steps is four windows of one with the same key."""
+    config = configuration(case, weight_dropout=0.5)
+    params, key = parameters(config), jax.random.key(1)
+    whole, _, info = run(config, params, TOKENS, None, key)
+    carry, steps = None, []
+    for t in range(T):
+        logits, carry, _ = run(config, params, TOKENS[:, t : t + 1], carry, key)
+        steps.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-4)
+    undropped, _, as_many = run(config, params, TOKENS)
+    assert np.abs(whole - undropped).max() > 1e-2
+    # As many blocks are read as without: a dropped weight is a zero in its block.
+    for name, used in info.usage.items():
+        np.testing.assert_allclose(used.sum(), as_many.usage[name].sum(), rtol=1e-5)
+
+
+def test_a_dropped_word_is_zero_and_the_others_are_scaled():
+    config = configuration("lstm dense", num_layers=1, embedding_dropout=0.5)
+    params, key = parameters(config), jax.random.key(3)
+    gradients = np.asarray(gradients_of(config, params, TOKENS, key)["embedding"])
+    kept = np.any(gradients != 0, -1, keepdims=True)
+    assert 0 < kept.sum() < len(np.unique(TOKENS))
+    dropped = np.where(kept, oracle.f64(params["embedding"]), 0.0) / 0.5
+    wanted, _, _ = oracle_logits(config, {**params, "embedding": dropped}, TOKENS)
+    np.testing.assert_allclose(run(config, params, TOKENS, None, key)[0], wanted, atol=1e-3)
+
+
+def test_each_rate_acts_in_its_place():
+    def cells(**rates):
+        config = configuration("lstm dense", **rates)
+        logits, carry, _ = run(config, parameters(configuration("lstm dense")), TOKENS, None, jax.random.key(0))
+        return [np.asarray(layer.c) for layer in carry] + [np.asarray(logits)]
+
+    plain = cells()
+    at_input, between, at_output = (
+        cells(dropout_input=0.5),
+        cells(dropout_hidden=0.5),
+        cells(dropout=0.5, dropout_input=0.0, dropout_hidden=0.0),
+    )
+    same = [
+        [np.array_equal(a, b) for a, b in zip(plain, other, strict=True)] for other in (at_input, between, at_output)
+    ]
+    assert same == [[False, False, False], [True, False, False], [True, True, False]]
+    everywhere = cells(dropout=0.5)
+    for one, other in zip(everywhere, cells(dropout=0.5, dropout_input=0.5, dropout_hidden=0.5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(everywhere[0], at_input[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_activation_regularisation_weighs(case):
+    """The softmax copies the last layer's output into the logits, where NumPy can see it."""
+    config = configuration(case, tied_softmax=False, dropout=0.5, dropout_input=0.0, dropout_hidden=0.0)
+    copying = {"kernel": jnp.eye(H, V), "bias": jnp.zeros(V)}
+    params = {**parameters(config), "softmax": copying}
+    logits, _, info = run(config, params, TOKENS, None, jax.random.key(0))
+    undropped, _, without_key = run(config, params, TOKENS)
+    dropped, outputs = oracle.f64(logits)[..., :H], oracle.f64(undropped)[..., :H]
+    assert (dropped == 0).mean() > 0.2
+    change = np.square(outputs[:, 1:] - outputs[:, :-1]).mean()
+    np.testing.assert_allclose(info.output_square, np.square(dropped).mean(), rtol=1e-5)
+    np.testing.assert_allclose(without_key.output_square, np.square(outputs).mean(), rtol=1e-5)
+    for found in (info, without_key):
+        np.testing.assert_allclose(found.output_change, change, rtol=1e-4)
+        assert found.output_square.dtype == found.output_change.dtype == jnp.float32
+    one_step = run(config, params, TOKENS[:, :1])[2]
+    assert float(one_step.output_change) == 0.0
+
+
 # A schedule of the sparsity -------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
-from bwds.optim import after_evaluation, init_plateau, learning_rate_schedule, make_optimizer, sparsity_at
+from bwds.optim import (
+    after_evaluation,
+    averaged_params,
+    init_plateau,
+    learning_rate_schedule,
+    make_optimizer,
+    sparsity_at,
+    update_average,
+)
 from bwds.sparsity import schedule_steps
 
 
@@ -41,14 +49,46 @@ def test_sgd_subtracts_the_clipped_gradient(norm, expected):
         np.testing.assert_allclose(update, -20.0 * expected * direction[name], rtol=1e-6)
 
 
-def test_weight_decay_spares_biases():
-    config = OptimConfig(name="adamw", learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_spares_biases(name):
+    config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     transformation = make_optimizer(config, 5).transformation
     params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = transformation.update(zeros, transformation.init(params), params)
     np.testing.assert_allclose(updates["kernel"], np.full((2, 2), -0.1 * 0.5 * 2.0), rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], np.zeros(2))
+
+
+def test_sgd_decays_beside_the_clipped_gradient():
+    config = OptimConfig(name="sgd", learning_rate=2.0, clip_norm=0.25, weight_decay=0.3)
+    transformation = make_optimizer(config, 5).transformation
+    params, gradients = jnp.array([[1.0, -2.0]]), jnp.array([[3.0, 4.0]])
+    updates, _ = transformation.update(gradients, transformation.init(params), params)
+    clipped = 0.25 * np.array([[0.6, 0.8]])
+    np.testing.assert_allclose(updates, -2.0 * (clipped + 0.3 * np.array([[1.0, -2.0]])), rtol=1e-6)
+
+
+@given(
+    st.lists(st.floats(-3.0, 3.0, width=32), min_size=2, max_size=40),
+    st.sampled_from([0.5, 0.9, 0.999]),
+)
+def test_the_average_is_its_recurrence(values, decay):
+    first, *later = values
+    average, wanted = {"a": {"b": jnp.full((2, 1), first)}}, np.float64(first)
+    for step, value in enumerate(later):
+        average = update_average(average, {"a": {"b": jnp.full((2, 1), value)}}, step=jnp.int32(step), decay=decay)
+        d = min(decay, (1 + step) / (10 + step))
+        wanted = d * wanted + (1 - d) * value
+    np.testing.assert_allclose(average["a"]["b"], np.full((2, 1), wanted), atol=1e-5)
+
+
+def test_a_pruned_weight_is_zero_in_what_is_evaluated():
+    params = {"kernel": jnp.array([[0.0, 2.0], [-0.0, 1e-30]]), "bias": jnp.array([3.0])}
+    average = {"kernel": jnp.array([[0.4, 1.5], [-0.2, 0.3]]), "bias": jnp.array([2.5])}
+    found = averaged_params(average, params)
+    np.testing.assert_array_equal(found["kernel"], np.array([[0.0, 1.5], [0.0, 0.3]], np.float32))
+    np.testing.assert_array_equal(found["bias"], average["bias"])
 
 
 @given(st.lists(st.floats(0.5, 9.0, width=32), min_size=1, max_size=12), st.sampled_from([0.25, 0.5, 1.0]))

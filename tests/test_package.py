@@ -94,6 +94,7 @@ def test_presets():
         "ptb-qrnn",
         "ptb-lstm-small",
         "ptb-qrnn-small",
+        "ptb-awd-lstm",
         "wikitext2-lstm",
         "wikitext103-qrnn",
     } <= bwds.PRESETS.keys()

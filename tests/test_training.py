@@ -10,6 +10,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 import tiny_run
 
@@ -23,7 +24,7 @@ from bwds.interrupt import InterruptedRunError
 from bwds.metrics import MetricsWriter, read_metrics
 from bwds.model import language_model
 from bwds.optim import make_optimizer, sparsity_at
-from bwds.state import init_state, train_step
+from bwds.state import evaluated_params, init_state, train_step
 from bwds.training import NonFiniteError, load_params, train
 
 # The same functions for the same configuration: what jit has compiled for one run serves the next.
@@ -300,8 +301,8 @@ def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
 
 
 def sgd_config(corpus):
-    """Dense: it compiles faster, and the tests with it are not about gates."""
-    return tiny_run.config(corpus, method="dense", name="sgd", learning_rate=0.8, eval_every=2, steps=8)
+    """Dense, without an average: it compiles faster, and the tests with it are not about these."""
+    return tiny_run.config(corpus, method="dense", name="sgd", learning_rate=0.8, eval_every=2, steps=8, ema_decay=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -392,3 +393,92 @@ def test_a_text_shorter_than_a_batch_leaves_no_folder(corpus, tmp_path):
     with pytest.raises(ValueError, match="fewer than one batch"):
         train(tiny_run.config(corpus, batch_size=5000), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+# Objective and average ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def regularised(corpus):
+    """``(config, lm, optimizer, state, tokens)``; sgd that only subtracts the gradient, and an average."""
+    config = tiny_run.config(
+        corpus,
+        method="dense",
+        name="sgd",
+        learning_rate=1.0,
+        clip_norm=1e9,
+        activation_penalty=0.7,
+        slowness_penalty=0.4,
+        ema_decay=0.6,
+    )
+    model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
+    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    tokens = np.random.default_rng(0).integers(0, 31, (4, 9)).astype(np.int32)
+    return lm, optimizer, init_state(lm, optimizer, jax.random.key(0), batch_size=4), tokens
+
+
+def step_of(lm, optimizer, state, tokens):
+    copy = jax.tree.map(jnp.copy, state)
+    return train_step(lm, optimizer, copy, tokens[:, :-1], tokens[:, 1:], np.bool_(False), None)
+
+
+def test_penalties_are_in_the_gradient_and_not_in_the_loss(regularised):
+    lm, optimizer, state, tokens = regularised
+
+    def terms(params):
+        inputs, key = jnp.asarray(tokens[:, :-1]), jax.random.fold_in(state.key, 0)
+        logits, _, info = lm.apply(params, inputs, state.carry, dropout_key=key)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)
+        return -chosen.mean(), info.output_square, info.output_change
+
+    after, metrics = step_of(lm, optimizer, state, tokens)
+    loss, square, change = jax.jit(terms)(state.params)
+    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-6)
+    assert min(float(square), float(change)) > 1e-4
+    parts = jax.jit(jax.jacrev(terms))(state.params)
+    for before, now, *gradients in zip(*map(jax.tree.leaves, (state.params, after.params, *parts)), strict=True):
+        of_loss, of_square, of_change = (oracle.f64(g) for g in gradients)
+        wanted = of_loss + 0.7 * of_square + 0.4 * of_change
+        np.testing.assert_allclose(before - now, wanted, atol=1e-5 * max(np.abs(wanted).max(), 1e-2))
+    assert np.abs(parts[1]["layer_0"]["bias"]).max() > 1e-5
+
+
+def test_the_average_follows_the_parameters_and_is_what_counts(regularised):
+    lm, optimizer, state, tokens = regularised
+    wanted = oracle.f64(state.params)
+    for step in range(4):
+        state, _ = step_of(lm, optimizer, state, tokens)
+        d = min(0.6, (1 + step) / (10 + step))
+        wanted = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * oracle.f64(p), wanted, state.params)
+    oracle.assert_close(state.average, wanted, tolerance=1e-5)
+    pruned = state.params["layer_0"]["hidden"]["kernel"].at[3:20, 5:50].set(0.0)
+    state.params["layer_0"]["hidden"]["kernel"] = pruned
+    found = evaluated_params(state)
+    wanted["layer_0"]["hidden"]["kernel"][3:20, 5:50] = 0.0
+    oracle.assert_close(found, wanted, tolerance=1e-5)
+    assert not np.any(np.asarray(found["layer_0"]["hidden"]["kernel"])[3:20, 5:50])
+
+
+def test_without_an_average_the_parameters_count(stepper):
+    state, _ = stepper
+    assert state.average is None
+    for one, other in zip(jax.tree.leaves(evaluated_params(state)), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_checkpoints_hold_the_average(finished, config):
+    """What is evaluated last is not the last parameters; both are in the last checkpoint."""
+    workdir, summary = finished
+    model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
+    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    fresh = functools.partial(init_state, lm, optimizer, batch_size=4)
+    state, _ = last_checkpoints(workdir, read_only=True).restore(jax.eval_shape(fresh, jax.random.key(0)))
+    assert digest(evaluated_params(state)) == summary["parameters_sha256"] != digest(state.params)
+    text = load_corpus(config.data)
+    (line,) = [line for line in lines(workdir) if (line["split"], line["step"]) == ("valid", 16)]
+    of_average, of_latest = (
+        evaluate(lm, params, text.valid, config.data, text.vocabulary.eos_id).loss
+        for params in (state.average, state.params)
+    )
+    assert line["loss"] == pytest.approx(of_average, rel=1e-6)
+    assert abs(of_average - of_latest) > 1e-4

@@ -26,7 +26,14 @@ def write_corpus(directory: Path, *, seed: int = 0) -> Path:
 def config(corpus: Path, **changes: Any) -> Config:
     """A run of 12 steps in a fraction of an epoch more than one; ``changes`` are options by name, like ``steps=3``."""
     sections: dict[str, dict[str, Any]] = {
-        "model": {"hidden_size": 32, "num_layers": 1, "block_size": 16, "sparsity": 0.5, "dropout": 0.2},
+        "model": {
+            "hidden_size": 32,
+            "num_layers": 1,
+            "block_size": 16,
+            "sparsity": 0.5,
+            "dropout": 0.2,
+            "weight_dropout": 0.1,
+        },
         "data": {
             "dataset": "text",
             "directory": str(corpus),
@@ -34,7 +41,7 @@ def config(corpus: Path, **changes: Any) -> Config:
             "sequence_length": 8,
             "eval_batch_size": 2,
         },
-        "optim": {"name": "adamw", "learning_rate": 3e-2, "warmup_steps": 2},
+        "optim": {"name": "adamw", "learning_rate": 3e-2, "warmup_steps": 2, "ema_decay": 0.9},
         "train": {"steps": 16, "eval_every": 3, "checkpoint_every": 4, "log_every": 1},
     }
     classes = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}

@@ -1,0 +1,86 @@
+"""The search for the largest scores: plain and as kernels, against a stable sort."""
+
+import functools
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from pallas_kernels import largest, topk_kernels
+
+SEARCHES = {
+    "here": largest,
+    "tpu": functools.partial(topk_kernels.largest_tpu, interpret=True),
+    "cuda": functools.partial(topk_kernels.largest_cuda, interpret=True),
+}
+each_search = pytest.mark.parametrize("search", SEARCHES)
+
+
+def expected(scores, k):
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    mask = np.zeros(scores.shape, bool)
+    np.put_along_axis(mask, order, True, axis=-1)
+    return mask
+
+
+@each_search
+@hypothesis.given(
+    scores=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 9), st.integers(1, 150)),
+        elements=st.one_of(
+            st.sampled_from([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf]),
+            st.floats(width=32, allow_nan=False, allow_subnormal=False),
+        ),
+    ),
+    data=st.data(),
+)
+def test_as_a_stable_sort(search, scores, data):
+    k = data.draw(st.integers(1, scores.shape[1]))
+    np.testing.assert_array_equal(jax.jit(SEARCHES[search])(scores, jnp.int32(k)), expected(scores, k))
+
+
+@each_search
+@pytest.mark.parametrize(("rows", "n"), [(1, 576), (70, 576), (3, 4096), (300, 1000)])
+def test_sizes_of_models(search, rows, n):
+    scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(2)
+    np.testing.assert_array_equal(jax.jit(SEARCHES[search])(scores, jnp.int32(n // 4)), expected(scores, n // 4))
+
+
+def test_rows_of_more_than_one_tile(monkeypatch):
+    monkeypatch.setattr(topk_kernels, "TILE_BYTES", 8 * 128 * 4)
+    scores = np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
+    actual = topk_kernels.largest_tpu(scores, jnp.int32(7), interpret=True)
+    np.testing.assert_array_equal(actual, expected(scores, 7))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 5, 200])
+@pytest.mark.parametrize("n", [1, 33, 576, 4096, topk_kernels.MAX_SCORES, topk_kernels.MAX_SCORES + 1])
+def test_on_a_gpu(rows, n):
+    scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(3)
+    for k in {1, (n + 1) // 2, n}:
+        np.testing.assert_array_equal(largest(scores, k), expected(scores, k))
+
+
+def test_under_vmap_with_one_k_and_with_many():
+    scores = np.random.default_rng(0).normal(size=(4, 3, 20)).astype(np.float32)
+    one = jax.vmap(lambda s: largest(s, 5), in_axes=1, out_axes=1)(scores)
+    np.testing.assert_array_equal(one, expected(scores, 5))
+    many = jax.vmap(largest)(scores, jnp.array([1, 5, 9, 20]))
+    np.testing.assert_array_equal(many, [expected(s, k) for s, k in zip(scores, (1, 5, 9, 20), strict=True)])
+    shared = jax.vmap(largest, (None, 0))(scores[0], jnp.array([2, 3]))
+    np.testing.assert_array_equal(shared, [expected(scores[0], 2), expected(scores[0], 3)])
+
+
+def test_no_rows_and_inside_of_shard_map():
+    assert largest(jnp.zeros((0, 5)), 2).shape == (0, 5)
+    scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    mapped = jax.shard_map(lambda s: largest(s, 5), mesh=mesh, in_specs=spec, out_specs=spec)
+    np.testing.assert_array_equal(jax.jit(mapped)(scores), expected(scores, 5))
