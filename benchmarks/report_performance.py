@@ -108,6 +108,7 @@ def _product(row: Row) -> dict[str, Any]:
         "rows": row["rows"],
         "sparsity": row["sparsity"],
         "blocks read": f"{row['share_read']:.1%}",
+        "weights in turn": row.get("copies", 1),
         "dense": _time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),
         "dense, columns sharded": _time(row, "dense_sharded"),
@@ -179,10 +180,8 @@ def _section(runs: list[Run], kind: str) -> str:
         rows = run.of(kind)
         if not rows:
             continue
-        copies = {row.get("copies", 1) for row in rows}
-        told = f" The calls take {max(copies)} weights in turn." if max(copies) > 1 else ""
         cells = [COLUMNS[kind](row) for row in rows]
-        text += [f"{run.hardware}: `{run.environment['command']}` ({_raw(run)}).{told}", ""]
+        text += [f"{run.hardware}: `{run.environment['command']}` ({_raw(run)}).", ""]
         text += [*_table(list(cells[0]), [list(line.values()) for line in cells]), ""]
         text += [f"- {row['reason']}." for row in run.of("left_out")] + [""] * bool(run.of("left_out"))
     return "\n".join(text).rstrip() or "Nothing has been measured yet."
@@ -238,8 +237,7 @@ def _plot(path: Path, runs: list[Run], kind: str, ratios: dict[str, str]) -> str
             if row.get("rows", row.get("batch")) != 1:
                 continue
             cell = f"{row['cell'].upper()}, " if "cell" in row else ""
-            turns = f", {row['copies']} weights in turn" if row.get("copies", 1) > 1 else ""
-            panel = panels.setdefault(f"{run.hardware}\n{cell}{row['dtype']}, batch 1{turns}", {})
+            panel = panels.setdefault(f"{run.hardware}\n{cell}{row['dtype']}, batch 1", {})
             for key, label in ratios.items():
                 rank = f", gate rank {row['gate_rank']}" if row.get("gate_rank") else ""
                 series = panel.setdefault((f"H {row['hidden']}{rank}", label), {})

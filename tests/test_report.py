@@ -93,7 +93,10 @@ def page(report, tmp_path):
 
 def test_a_case_becomes_a_line_of_its_table(page, tmp_path):
     text = page(times=[environment(), decode_row(), {"benchmark": "left_out", "reason": "H 9 takes 9 GiB"}])
-    assert "| 512 | 128 | float32 | full | 1 | 0.75 | 25.0% | 2.00 ms (1.90-2.23) | 500 µs (490-512) | 250 µs |" in text
+    assert (
+        "| 512 | 128 | float32 | full | 1 | 0.75 | 25.0% | 1 | 2.00 ms (1.90-2.23) | 500 µs (490-512) | 250 µs |"
+        in text
+    )
     assert "800 µs (790-850) | 4.00 | 2.50 |" in text
     assert "- H 9 takes 9 GiB." in text
     assert "Chip, 2 cores: `python benchmarks/kernels.py` ([times.jsonl](../benchmarks/results/times.jsonl))" in text
