@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tables import MISSING, table
+
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
-MISSING = "-"
 KINDS = ("decode", "batched", "train_step", "model_decode")
 """Values of "benchmark" in the raw lines; what else a file may hold is not for this page."""
 BASELINES = {"pytorch": "PyTorch", "pytorch_without_onednn": "PyTorch without oneDNN", "cudnn": "cuDNN"}
@@ -87,13 +88,6 @@ def _bound(row: Row, name: str = "bound") -> str:
 
 def _ratio(row: Row, key: str) -> str:
     return f"{row[key]:.2f}" if key in row else MISSING
-
-
-def _table(header: list[str], lines: list[list[Any]]) -> list[str]:
-    """A table; columns in which nothing is known are left out."""
-    known = [i for i in range(len(header)) if any(str(line[i]) != MISSING for line in lines)]
-    cut = [[str(line[i]) for i in known] for line in [header, ["---"] * len(header), *lines]]
-    return ["| " + " | ".join(cells) + " |" for cells in cut]
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -182,7 +176,7 @@ def _section(runs: list[Run], kind: str) -> str:
             continue
         cells = [COLUMNS[kind](row) for row in rows]
         text += [f"{run.hardware}: `{run.environment['command']}` ({_raw(run)}).", ""]
-        text += [*_table(list(cells[0]), [list(line.values()) for line in cells]), ""]
+        text += [*table(list(cells[0]), [list(line.values()) for line in cells]), ""]
         text += [f"- {row['reason']}." for row in run.of("left_out")] + [""] * bool(run.of("left_out"))
     return "\n".join(text).rstrip() or "Nothing has been measured yet."
 
@@ -201,7 +195,7 @@ def _what_ran(runs: list[Run]) -> str:
             versions += f", PyTorch {found['torch']}"
         kinds = ", ".join(f"{len(run.of(kind))} {kind}" for kind in KINDS if run.of(kind))
         lines.append([run.hardware, versions, f"`{found['command']}`", kinds, f"`{found['revision'][:8]}`", _raw(run)])
-    table = _table(["hardware", "versions", "command", "cases", "revision", "raw lines"], lines)
+    text = table(["hardware", "versions", "command", "cases", "revision", "raw lines"], lines)
     platforms = {run.environment["platform"] for run in runs}
     compiled = [
         ("gpu", "NVIDIA GPU", "`triton`", "an H200 (sm_90a; `tests/test_triton.py`)"),
@@ -209,14 +203,14 @@ def _what_ran(runs: list[Run]) -> str:
     ]
     for platform, name, kernels, chips in compiled:
         if platform in platforms:
-            table += ["", f"The {kernels} kernels have run on {name}s: see the lines above."]
+            text += ["", f"The {kernels} kernels have run on {name}s: see the lines above."]
         else:
-            table += [
+            text += [
                 "",
                 f"**No {name} has run anything on this page.** The {kernels} kernels pass their tests in interpret "
                 f"mode and are compiled ahead of time for {chips}; how fast they are is not known.",
             ]
-    return "\n".join(table)
+    return "\n".join(text)
 
 
 # Plots ----------------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def figures(config: Config, preset: ModelConfig, workdir: Path, summary: dict[st
         "validation_perplexity": summary["validation_perplexity"],
         "test_perplexity": perplexity(test.loss),
         "test_tokens": test.tokens,
-        "realised_density": test.density,
+        "realised_density": float(test.density),
         "hidden_size": config.model.hidden_size,
         "parameters": summary["parameters"],
         "multiply_adds": {
@@ -222,7 +222,7 @@ class Stopwatch:
     def seconds(self) -> float | None:
         """All of them; None if a process was killed before it could write down its own."""
         known = [s for s in self._read() if s is not None]
-        return sum(known) if len(known) == len(self._read()) else None
+        return round(sum(known), 1) if len(known) == len(self._read()) else None
 
 
 def modified() -> bool:
