@@ -247,7 +247,9 @@ def _draw(path: Path, found: dict[str, dict[tuple[str, str], dict[float, float]]
     # Here, since tables need no matplotlib.
     from plots import panels
 
-    sizes = sorted({size for panel in found.values() for size, _ in panel}, key=lambda s: int(s.split()[1].strip(",")))
+    sizes = sorted(
+        {size for panel in found.values() for size, _ in panel}, key=lambda s: (int(s.split()[1].strip(",")), s)
+    )
     with panels(path, len(found)) as axes:
         for axis, (title, panel) in zip(axes, found.items(), strict=True):
             measured = sorted({s for series in panel.values() for s in series})

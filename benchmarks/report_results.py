@@ -222,9 +222,11 @@ def _draw(path: Path, lines: Lines) -> None:
                 for name in names:
                     if done := finished(lines[name]):
                         test = mean(values(done, "test_perplexity"))
-                        points.append(
-                            (horizontal(done[0]), test.value, math.nan if test.half_width is None else test.half_width)
-                        )
+                        half = math.nan if test.half_width is None else test.half_width
+                        points.append((horizontal(done[0]), test.value, half))
+                        # The sparsity; of a control, which one.
+                        tag = name.split("-")[1 if label == "controls" else -1].replace("dense", "")
+                        axis.annotate(tag, points[-1][:2], (4, 4), textcoords="offset points", fontsize="xx-small")
                 if not points:
                     continue
                 frontier = label == "dense of equal cost"
