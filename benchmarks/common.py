@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least
         turns: how often each function gets its turn.
         least: seconds of one turn; a fast function is called several times.
     """
+    if turns < 2:
+        raise ValueError(f"turns is {turns}; quartiles need at least 2.")
     repeats = {}
     for name, call in calls.items():
         jax.block_until_ready(call())
@@ -101,8 +104,7 @@ def environment() -> dict[str, Any]:
         "cores": cores(),
         "processor": _processor(),
         "python": platform.python_version(),
-        "jax": importlib.metadata.version("jax"),
-        "jaxlib": importlib.metadata.version("jaxlib"),
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch") if find_spec(name)},
         "revision": revision,
         "command": " ".join(["python", *sys.argv]),
     }

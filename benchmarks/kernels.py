@@ -2,13 +2,14 @@
 
     python benchmarks/kernels.py [decode] [batched] [--output FILE] [--implementation NAME] [--hidden 1536 4096]
                                  [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
-                                 [--copies 1] [--devices 1]
+                                 [--rotate-mib 128] [--devices 1]
 
 decode: products of 1, 4 and 16 rows, [H] -> [4H]; given the gates (with the indexing that needs) and from the input on
 (scores, selection and product: what a layer pays). Weights are block-major. The bound is the bytes of the kept blocks,
-for the layer also those of the gate, over the bandwidth of a large copy. --copies N gives the calls N weights in turn,
-so that none stays in a cache. --devices N, on a CPU: block columns are sharded over N devices, and so is a second dense
-product; the first one uses all cores as XLA sees fit.
+for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of the weight in turn, as
+many as it takes for the kept blocks of all of them to fill --rotate-mib: with one weight and the same gates every time
+these blocks would stay in a cache, as they never do in a model. --devices N, on a CPU: block columns are sharded over N
+devices, and so is a second dense product; the first one uses all cores as XLA sees fit.
 
 batched: value and all three gradients for 64 and 2240 rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
@@ -16,6 +17,7 @@ bound is dense's FLOPs at the measured rate of a large matmul.
 
 import argparse
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +55,7 @@ def in_turn(function, copies, array):
 
 
 def on_one_device(args, grid, x, w, gate):
-    """Calls without arguments, by name and sparsity, and the gates at each sparsity."""
+    """A function of a sparsity, gates and a number of copies to calls without arguments, by name."""
     blocks = to_block_major(w, (args.block, args.block))
 
     def layer(x, w, gate, sparsity):
@@ -63,11 +65,11 @@ def on_one_device(args, grid, x, w, gate):
     product = jax.jit(lambda x, w, gates: block_sparse_matmul(x, w, gates, implementation=args.implementation))
     layer = jax.jit(layer, static_argnames="sparsity")
 
-    def calls(sparsity, gates):
+    def calls(sparsity, gates, copies):
         return {
-            "dense": in_turn(lambda w: dense(x, w), args.copies, w),
-            "product": in_turn(lambda w: product(x, w, gates), args.copies, blocks),
-            "layer": in_turn(lambda w: layer(x, w, gate, sparsity), args.copies, blocks),
+            "dense": in_turn(lambda w: dense(x, w), copies, w),
+            "product": in_turn(lambda w: product(x, w, gates), copies, blocks),
+            "layer": in_turn(lambda w: layer(x, w, gate, sparsity), copies, blocks),
         }
 
     return calls
@@ -115,13 +117,13 @@ def on_several_devices(args, grid, x, w, gate):
         sharded(product, P(), P("model"), columns),
     )
 
-    def calls(sparsity, gates):
+    def calls(sparsity, gates, copies):
         gates, layer_sharded = place(gates, columns), layer(sparsity)
         return {
-            "dense": in_turn(lambda w: dense(x, w), args.copies, w),
-            "dense_sharded": in_turn(lambda w: dense_sharded(everywhere, w), args.copies, sharded_w),
-            "product": in_turn(lambda w: product_sharded(everywhere, w, gates), args.copies, blocks),
-            "layer": in_turn(lambda w: layer_sharded(everywhere, w, scorer), args.copies, blocks),
+            "dense": in_turn(lambda w: dense(x, w), copies, w),
+            "dense_sharded": in_turn(lambda w: dense_sharded(everywhere, w), copies, sharded_w),
+            "product": in_turn(lambda w: product_sharded(everywhere, w, gates), copies, blocks),
+            "layer": in_turn(lambda w: layer_sharded(everywhere, w, scorer), copies, blocks),
         }
 
     return calls
@@ -136,8 +138,9 @@ def decode(results, args, dtype):
         calls = (on_one_device if args.devices == 1 else on_several_devices)(args, grid, x, w, gate)
         for sparsity in args.sparsity:
             gates = topk_gates(gate_scores(gate, x, grid), sparsity=sparsity)
-            times = time_in_turns(calls(sparsity, gates))
             read = int((gates != 0).any(0).sum()) * args.block**2 * w.dtype.itemsize
+            copies = max(1, math.ceil(args.rotate_mib * 2**20 / read))
+            times = time_in_turns(calls(sparsity, gates, copies))
             gate_bytes = sum(value.nbytes for value in gate.values())
             results.write(
                 "decode",
@@ -147,7 +150,7 @@ def decode(results, args, dtype):
                 gate_rank=args.gate_rank,
                 dtype=dtype,
                 implementation=args.implementation or "default",
-                copies=args.copies,
+                copies=copies,
                 sparsity=sparsity,
                 share_read=read / w.nbytes,
                 **fields(times),
@@ -206,7 +209,7 @@ def run(args):
         raise ValueError(f"Part {', '.join(sorted(unknown))} is unknown; choose decode, batched or both.")
     for sparsity in args.sparsity:
         num_kept_blocks(1, sparsity)
-    for name in ("copies", "devices", "block", "gate_rank", "hidden"):
+    for name in ("devices", "block", "gate_rank", "hidden"):
         values = getattr(args, name)
         smallest = min(values) if isinstance(values, list) else values
         if smallest is not None and smallest < 1:
@@ -233,7 +236,7 @@ def main():
     parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     parser.add_argument("--gate-rank", type=int, help="rank of the gate of a layer; default: full")
-    parser.add_argument("--copies", type=int, default=1, help="weights that the calls of decode take in turn")
+    parser.add_argument("--rotate-mib", type=float, default=128.0, help="kept blocks of all copies of a weight; 0: one")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that block columns are sharded over")
     args = parser.parse_args()
     try:

@@ -63,6 +63,13 @@ def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     return Optimizer(optax.chain(clip, rule, _scaled()), schedule, config)
 
 
+def _scaled() -> optax.GradientTransformationExtraArgs:
+    def update(updates: optax.Updates, state: Any, params: Any = None, *, scale: Any = 1.0, **_: Any) -> Any:
+        return jax.tree.map(lambda update: scale * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def update_average(average: Params, params: Params, *, step: Int32[Array, ""], decay: float) -> Params:
     """The moving average of the parameters after one more step: d * average + (1 - d) * params.
 
@@ -86,13 +93,6 @@ def averaged_params(average: Params, params: Params) -> Params:
     Such a weight was pruned. Its average still decays from what it was before, and would bring it back.
     """
     return jax.tree.map(lambda a, p: jnp.where(p == 0.0, 0.0, a), average, params)
-
-
-def _scaled() -> optax.GradientTransformationExtraArgs:
-    def update(updates: optax.Updates, state: Any, params: Any = None, *, scale: Any = 1.0, **_: Any) -> Any:
-        return jax.tree.map(lambda update: scale * update, updates), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 class Plateau(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from pallas_kernels import block_sparse_matmul, to_block_major
+from pallas_kernels.api import _choose
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 P = PartitionSpec
@@ -74,6 +75,15 @@ def test_blocks_that_a_kernel_does_not_take_go_through_xla():
         assert kernel not in lowered_for(platform, block=24)
     assert "triton" in lowered_for("cuda", block=32)
     assert "tpu_custom_call" not in lowered_for("tpu", block=32)
+
+
+@pytest.mark.parametrize("leading", [(), (1, 1), (1, 4), (3, 2)])
+@pytest.mark.parametrize("block", [4, 128])
+def test_the_choice_does_not_hang_on_leading_dimensions(leading, block):
+    x, w, gates, _ = problem(block=block)
+    x, gates = (jnp.broadcast_to(array[0], (*leading, *array.shape[1:])) for array in (x, gates))
+    chosen = [platform for platform, _ in _choose(None, x, w, gates)]
+    assert chosen == (["default"] if block == 4 else ["tpu", "cuda", "default"])
 
 
 @cpu_only

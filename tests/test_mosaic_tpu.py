@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 # libtpu reads this when it is loaded: there is no metadata server to ask about chips.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Nor is there a chip that two processes could fight over.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp

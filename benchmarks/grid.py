@@ -1,0 +1,116 @@
+"""The cells of the comparison: every training run of benchmarks/reproduce.py, and what sets it apart from its preset.
+
+A cell is a preset, a variant (method and sparsity) and a seed. Every method has its preset's optimiser, dropout and
+number of steps; nothing is tuned for one of them alone.
+"""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from bwds import PRESETS, equal_cost_dense
+from bwds.config import Config
+
+PAPER = {"train.log_every": 100}
+"""At the paper's size only every hundredth step is logged: the logs are kept in the repository."""
+SIZES: dict[str, dict[str, Any]] = {"ptb-lstm-small": {}, "ptb-qrnn-small": {}, "ptb-lstm": PAPER, "ptb-qrnn": PAPER}
+"""Presets of the grid, with the options that all their cells change: two for CPU cores, two for a GPU."""
+
+SPARSITIES = (0.5, 0.75, 0.9)
+SEEDS = (0, 1, 2)
+HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
+"""Variants that are trained with all seeds; the others with the first."""
+GATE_SOURCES = ("frozen", "bias", "random")
+
+
+def variants(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of each variant of a preset, by name.
+
+    dense-equal-S has the hidden size with which the dense model costs what dynamic-S does, gate included. static-block
+    is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
+    """
+    found: dict[str, dict[str, Any]] = {"dense": {"model.method": "dense"}}
+    for s in SPARSITIES:
+        dynamic = dataclasses.replace(PRESETS[preset].model, method="dynamic", sparsity=s)
+        found[f"dense-equal-{s}"] = {
+            "model.method": "dense",
+            "model.hidden_size": equal_cost_dense(dynamic).hidden_size,
+        }
+    found |= {f"magnitude-{s}": {"model.method": "magnitude", "model.sparsity": s} for s in SPARSITIES}
+    found["magnitude-block-0.5"] = {
+        "model.method": "magnitude",
+        "model.sparsity": 0.5,
+        "model.magnitude_unit": "block",
+    }
+    found |= {f"static-block-{s}": {"model.method": "static-block", "model.sparsity": s} for s in SPARSITIES[:2]}
+    found |= {f"dynamic-{s}": {"model.method": "dynamic", "model.sparsity": s} for s in SPARSITIES}
+    for source in GATE_SOURCES:
+        found[f"dynamic-{source}-0.5"] = {
+            "model.method": "dynamic",
+            "model.sparsity": 0.5,
+            "model.gate_source": source,
+        }
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        preset: where its configuration starts from.
+        variant: method and sparsity, in one word.
+        seed: of parameters and dropout.
+        options: what differs from the preset, {"section.option": value}, the seed included.
+    """
+
+    preset: str
+    variant: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name, and where its files are below a folder."""
+        return f"{self.preset}/{self.variant}/seed{self.seed}"
+
+    def config(self, directory: str | None = None) -> Config:
+        """Its configuration; ``directory`` holds the text, or it is downloaded."""
+        sections: dict[str, dict[str, Any]] = {"data": {"directory": directory}}
+        for name, value in self.options.items():
+            section, option = name.split(".")
+            sections.setdefault(section, {})[option] = value
+        preset = PRESETS[self.preset]
+        changed = {name: dataclasses.replace(getattr(preset, name), **options) for name, options in sections.items()}
+        return dataclasses.replace(preset, **changed)
+
+    def command(self, workdir: str) -> str:
+        """The command of the same run. Its text is downloaded; --data.directory takes a local copy instead."""
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items()]
+        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", *flags])
+
+
+def cells() -> list[Cell]:
+    """All cells, in the order in which they are run: within a preset the headline cells first."""
+    found = []
+    for preset, shared in SIZES.items():
+        made = variants(preset)
+        runs = [(variant, seed) for seed in SEEDS for variant in HEADLINE]
+        runs += [(variant, SEEDS[0]) for variant in made if variant not in HEADLINE]
+        found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
+    return found
+
+
+def matching(patterns: list[str]) -> list[Cell]:
+    """Cells whose name matches any of the patterns, in which * stands for anything.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    everything = cells()
+    for pattern in patterns:
+        if not any(fnmatchcase(cell.name, pattern) for cell in everything):
+            raise ValueError(f"No cell is called {pattern!r}; --list shows all names, and * stands for anything.")
+    return [cell for cell in everything if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]

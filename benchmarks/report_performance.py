@@ -1,0 +1,289 @@
+"""docs/performance.md: tables and plots of times, put in place of the names in braces of performance_template.md.
+
+Every raw file is a list of runs, each an environment line and the lines of its cases (``common.Results``).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tables import MISSING, table
+
+HERE = Path(__file__).resolve().parent
+Row = dict[str, Any]
+KINDS = ("decode", "batched", "train_step", "model_decode")
+"""Values of "benchmark" in the raw lines; what else a file may hold is not for this page."""
+BASELINES = {"pytorch": "PyTorch", "pytorch_without_onednn": "PyTorch without oneDNN", "cudnn": "cuDNN"}
+
+
+class Run(NamedTuple):
+    """One run of one command."""
+
+    name: str
+    environment: Row
+    rows: list[Row]
+
+    @property
+    def hardware(self) -> str:
+        """What it ran on, in words."""
+        found = self.environment
+        number = found["cores"] if found["platform"] == "cpu" else found["devices"]
+        unit = "core" if found["platform"] == "cpu" else "device"
+        words = f"{found['processor'] if unit == 'core' else found['device']}, {number} {unit}{'s' * (number > 1)}"
+        if unit == "core" and found["devices"] > 1:
+            words += f", columns sharded over {found['devices']} CPU devices"
+        return words
+
+    def of(self, kind: str) -> list[Row]:
+        """Its cases of one kind."""
+        return [row for row in self.rows if row["benchmark"] == kind]
+
+
+def read_runs(results_dir: Path) -> list[Run]:
+    """All runs that have times, by the name of their file and in its order."""
+    runs: list[Run] = []
+    for path in sorted(results_dir.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row.get("benchmark") == "environment":
+                runs.append(Run(path.name, row, []))
+            elif runs and runs[-1].name == path.name and "benchmark" in row:
+                runs[-1].rows.append(row)
+    return [run for run in runs if any(run.of(kind) for kind in KINDS)]
+
+
+# Figures in words -----------------------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    """Three digits."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _seconds(microseconds: float) -> tuple[float, str]:
+    """What a time is divided by, and the unit."""
+    return (1.0, "µs") if microseconds < 1000 else (1e3, "ms") if microseconds < 1e6 else (1e6, "s")
+
+
+def _time(row: Row, name: str) -> str:
+    """Median and quartiles: "1.80 ms (1.73-1.94)"."""
+    unit = "ms" if f"{name}_ms" in row else "us"
+    if f"{name}_{unit}" not in row:
+        return MISSING
+    scale = 1e3 if unit == "ms" else 1.0
+    divisor, word = _seconds(row[f"{name}_{unit}"] * scale)
+    low, _, high = (_number(q * scale / divisor) for q in row[f"{name}_quartiles_{unit}"])
+    return f"{_number(row[f'{name}_{unit}'] * scale / divisor)} {word} ({low}-{high})"
+
+
+def _bound(row: Row, name: str = "bound") -> str:
+    value = row.get(f"{name}_us", row.get(f"{name}_ms", 0) * 1e3)
+    if not value:
+        return MISSING
+    divisor, word = _seconds(value)
+    return f"{_number(value / divisor)} {word}"
+
+
+def _ratio(row: Row, key: str) -> str:
+    return f"{row[key]:.2f}" if key in row else MISSING
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _product(row: Row) -> dict[str, Any]:
+    return {
+        "H": row["hidden"],
+        "block": row["block"],
+        "type": row["dtype"],
+        "gate rank": row.get("gate_rank") or "full",
+        "rows": row["rows"],
+        "sparsity": row["sparsity"],
+        "blocks read": f"{row['share_read']:.1%}",
+        "weights in turn": row.get("copies", 1),
+        "dense": _time(row, "dense"),
+        "bound of dense": _bound(row, "dense_bound"),
+        "dense, columns sharded": _time(row, "dense_sharded"),
+        "product": _time(row, "product"),
+        "bound of the product": _bound(row),
+        "layer": _time(row, "layer"),
+        "bound of the layer": _bound(row, "layer_bound"),
+        "speed-up of the product": _ratio(row, "speedup_product"),
+        "of the layer": _ratio(row, "speedup_layer"),
+    }
+
+
+def _batched(row: Row) -> dict[str, Any]:
+    return {
+        "rows": row["rows"],
+        "H": row["hidden"],
+        "block": row["block"],
+        "type": row["dtype"],
+        "dense": _time(row, "dense"),
+        "block-sparse": _time(row, "sparse"),
+        "bound": _bound(row),
+        "block-sparse / dense": _ratio(row, "sparse_over_dense"),
+    }
+
+
+def _train_step(row: Row) -> dict[str, Any]:
+    return {
+        "preset": f"`{row['preset']}`",
+        "type": row.get("dtype", "float32"),
+        "sparsity": row["sparsity"],
+        "dense": _time(row, "dense"),
+        "bound of dense": _bound(row, "dense_bound"),
+        "dynamic": _time(row, "dynamic"),
+        "bound of dynamic": _bound(row),
+        "dynamic / dense": _ratio(row, "dynamic_over_dense"),
+    }
+
+
+def _model_decode(row: Row) -> dict[str, Any]:
+    others = {
+        column: value
+        for name, title in BASELINES.items()
+        for column, value in ((title, _time(row, name)), (f"over {title}", _ratio(row, f"speedup_over_{name}")))
+    }
+    return {
+        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, {row['vocab']:,} words",
+        "block": row["block"],
+        "type": row["dtype"],
+        "gate rank": row["gate_rank"] or "full",
+        "batch": row["batch"],
+        "sparsity": row["sparsity"],
+        "blocks read": f"{row['share_read']:.1%}",
+        "dense": _time(row, "dense"),
+        "bound of dense": _bound(row, "dense_bound"),
+        "dynamic": _time(row, "dynamic"),
+        "bound of dynamic": _bound(row),
+        "tokens per second": _number(row["dynamic_tokens_per_second"]),
+        "speed-up over dense": _ratio(row, "speedup_over_dense"),
+    } | others
+
+
+COLUMNS = {"decode": _product, "batched": _batched, "train_step": _train_step, "model_decode": _model_decode}
+
+
+def _section(runs: list[Run], kind: str) -> str:
+    """A table for each run that has cases of this kind."""
+    text: list[str] = []
+    for run in runs:
+        rows = run.of(kind)
+        if not rows:
+            continue
+        cells = [COLUMNS[kind](row) for row in rows]
+        text += [f"{run.hardware}: `{run.environment['command']}` ({_raw(run)}).", ""]
+        text += [*table(list(cells[0]), [list(line.values()) for line in cells]), ""]
+        text += [f"- {row['reason']}." for row in run.of("left_out")] + [""] * bool(run.of("left_out"))
+    return "\n".join(text).rstrip() or "Nothing has been measured yet."
+
+
+def _raw(run: Run) -> str:
+    return f"[{run.name}](../benchmarks/results/{run.name})"
+
+
+def _what_ran(runs: list[Run]) -> str:
+    """Which command on which hardware, and what has only been compiled."""
+    lines = []
+    for run in runs:
+        found = run.environment
+        versions = f"jax {found['jax']}, Python {found['python']}"
+        if "torch" in found and any("pytorch_us" in row for row in run.rows):
+            versions += f", PyTorch {found['torch']}"
+        kinds = ", ".join(f"{len(run.of(kind))} {kind}" for kind in KINDS if run.of(kind))
+        lines.append([run.hardware, versions, f"`{found['command']}`", kinds, f"`{found['revision'][:8]}`", _raw(run)])
+    text = table(["hardware", "versions", "command", "cases", "revision", "raw lines"], lines)
+    platforms = {run.environment["platform"] for run in runs}
+    compiled = [
+        ("gpu", "NVIDIA GPU", "`triton`", "an H200 (sm_90a; `tests/test_triton.py`)"),
+        ("tpu", "TPU", "`mosaic_tpu`", "v5e, v5p, v6e and TPU7x (`tests/test_mosaic_tpu.py`)"),
+    ]
+    for platform, name, kernels, chips in compiled:
+        if platform in platforms:
+            text += ["", f"The {kernels} kernels have run on {name}s: see the lines above."]
+        else:
+            text += [
+                "",
+                f"**No {name} has run anything on this page.** The {kernels} kernels pass their tests in interpret "
+                f"mode and are compiled ahead of time for {chips}; how fast they are is not known.",
+            ]
+    return "\n".join(text)
+
+
+# Plots ----------------------------------------------------------------------------------------------------------------
+
+
+def _plot(path: Path, runs: list[Run], kind: str, ratios: dict[str, str]) -> str:
+    """Speed-up against sparsity for one row, a panel for each hardware, cell and type; a reference to the picture.
+
+    Args:
+        path: where the SVG goes; an old one is removed if there is nothing to show.
+        runs: all of them; of two equal cases the later one counts.
+        kind: the cases.
+        ratios: {key of a ratio: how its lines are labelled}.
+    """
+    panels: dict[str, dict[tuple[str, str], dict[float, float]]] = {}
+    for run in runs:
+        for row in run.of(kind):
+            if row.get("rows", row.get("batch")) != 1:
+                continue
+            cell = f"{row['cell'].upper()}, " if "cell" in row else ""
+            panel = panels.setdefault(f"{run.hardware}\n{cell}{row['dtype']}, batch 1", {})
+            for key, label in ratios.items():
+                rank = f", gate rank {row['gate_rank']}" if row.get("gate_rank") else ""
+                series = panel.setdefault((f"H {row['hidden']}{rank}", label), {})
+                series[row["sparsity"]] = row[key]
+    if not panels:
+        path.unlink(missing_ok=True)
+        return ""
+    _draw(path, panels, list(ratios.values()))
+    return f"![Speed-up against sparsity]({path.name})"
+
+
+def _draw(path: Path, found: dict[str, dict[tuple[str, str], dict[float, float]]], labels: list[str]) -> None:
+    # Here, since tables need no matplotlib.
+    from plots import panels
+
+    sizes = sorted(
+        {size for panel in found.values() for size, _ in panel}, key=lambda s: (int(s.split()[1].strip(",")), s)
+    )
+    with panels(path, len(found)) as axes:
+        for axis, (title, panel) in zip(axes, found.items(), strict=True):
+            measured = sorted({s for series in panel.values() for s in series})
+            ideal = [measured[0] + (measured[-1] - measured[0]) * i / 50 for i in range(51)]
+            axis.plot(ideal, [1 / (1 - s) for s in ideal], color="0.6", linestyle=":", label="1 / density")
+            axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+            for (size, label), series in panel.items():
+                style = ("-o", "--s")[labels.index(label)]
+                points = sorted(series.items())
+                axis.plot(*zip(*points, strict=True), style, color=f"C{sizes.index(size)}", label=f"{label}, {size}")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.set_xticks(measured)
+            axis.set_title(title, fontsize="small")
+            axis.set_xlabel("sparsity")
+            axis.set_ylabel("speed-up over dense")
+            axis.legend(fontsize="x-small", frameon=False)
+
+
+def write(results_dir: Path, docs_dir: Path) -> None:
+    """Writes performance.md and its plots.
+
+    Args:
+        results_dir: folder of the raw files, *.jsonl.
+        docs_dir: folder of the page.
+    """
+    runs = read_runs(results_dir)
+    parts = {kind: _section(runs, kind) for kind in KINDS} | {"what_ran": _what_ran(runs)}
+    products = {"speedup_product": "product", "speedup_layer": "layer"}
+    plots = {"decode": products, "model_decode": {"speedup_over_dense": "model"}}
+    for kind, ratios in plots.items():
+        picture = _plot(docs_dir / f"performance_{kind}.svg", runs, kind, ratios)
+        parts[kind] = f"{picture}\n\n{parts[kind]}" if picture else parts[kind]
+    text = (HERE / "performance_template.md").read_text()
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}\n", f"{part}\n")
+    (docs_dir / "performance.md").write_text(text)

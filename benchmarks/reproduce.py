@@ -1,0 +1,249 @@
+"""Runs cells of the comparison (benchmarks/grid.py): training, test perplexity, cost, and time to decode a word.
+
+    python benchmarks/reproduce.py --list ['ptb-lstm-small/*']
+    python benchmarks/reproduce.py [--data-directory DIR] 'ptb-*-small/*/seed0'
+    python benchmarks/reproduce.py '*'
+
+Patterns choose cells by name; * stands for anything. Each cell trains in a folder of its own, runs/grid/NAME, and goes
+on there if it was stopped. When it is finished, benchmarks/results/quality gets NAME.json, one line with all there is
+to know, and NAME.metrics.jsonl, its training log. A cell that is there is skipped and never overwritten, also one whose
+training failed: that is a result too. To run it anew, remove these files and its folder.
+
+Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the training of a cell failed; 2 a mistake on the
+command line, in the data or with a folder; 130 Ctrl-C with the state saved.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from common import environment, fields, time_in_turns
+from grid import Cell, cells, matching
+
+from bwds import PRESETS, cost, decode_params, language_model
+from bwds.checkpoint import SUMMARY_FILE, last_checkpoints, read_config
+from bwds.cli import run
+from bwds.config import Config, ModelConfig
+from bwds.data import load_corpus
+from bwds.evaluation import evaluate
+from bwds.generate import greedy_rollout
+from bwds.interrupt import InterruptedRunError
+from bwds.linear import Params
+from bwds.metrics import METRICS_FILE, perplexity, write_text
+from bwds.training import NonFiniteError, load_params, train
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = Path("runs/grid")
+RESULTS = ROOT / "benchmarks" / "results" / "quality"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cells", nargs="*", metavar="PATTERN", help="names of cells; '*' is all of them")
+    parser.add_argument("--list", action="store_true", help="show the cells and their state; run nothing")
+    parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
+    args = parser.parse_args(arguments)
+    if args.list:
+        for cell in matching(args.cells) if args.cells else cells():
+            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}")
+        return
+    if not args.cells:
+        parser.error("no cell is named; --list shows them, and '*' runs all")
+    failed = []
+    for cell in matching(args.cells):
+        if result_path(cell, RESULTS).exists():
+            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: skipped", flush=True)
+            continue
+        print(f"{cell.command(str(RUNS / cell.name))}", flush=True)
+        try:
+            result = run_cell(cell, RUNS, RESULTS, directory=args.data_directory)
+        except InterruptedRunError as stopped:
+            print(f"{stopped}\nThe same command goes on from there.", flush=True)
+            sys.exit(stopped.exit_code)
+        print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}", flush=True)
+        failed += [cell.name] * ("failed" in result)
+        # Programs of a finished cell are of no use to the next.
+        jax.clear_caches()
+    if failed:
+        print(f"error: training failed in {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def result_path(cell: Cell, results: Path) -> Path:
+    """File of a cell's line."""
+    return results / f"{cell.name}.json"
+
+
+def state(cell: Cell, runs: Path, results: Path) -> str:
+    """done, failed, missing, or how far it is; in words."""
+    path, workdir = result_path(cell, results), runs / cell.name
+    if path.exists():
+        result = json.loads(path.read_text())
+        return "failed" if "failed" in result else f"done (test {result['test_perplexity']:.2f})"
+    if (workdir / SUMMARY_FILE).exists():
+        return "trained, not evaluated"
+    if (workdir / "checkpoints" / "last").is_dir():
+        steps = last_checkpoints(workdir, read_only=True).steps
+        return f"at step {max(steps, default=0)} of {cell.config().train.steps}"
+    return "missing"
+
+
+def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = None) -> dict[str, Any]:
+    """Trains a cell, or goes on, evaluates it and writes its line and its log.
+
+    Args:
+        cell: which.
+        runs: the cell's own folder is in here.
+        results: folder of the results.
+        directory: of the text files; None: they are downloaded.
+
+    Returns:
+        The line; with "failed" instead of figures if a loss was not finite.
+
+    Raises:
+        ValueError: the data are not usable, or the cell's folder holds another run.
+        InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call goes on.
+        FileExistsError: there is a result already.
+    """
+    workdir, config, command = runs / cell.name, cell.config(directory), cell.command(str(runs / cell.name))
+    result: dict[str, Any] = {"cell": cell.name, "preset": cell.preset, "variant": cell.variant, "seed": cell.seed}
+    result |= {"dataset": config.data.dataset, "command": command, "options": cell.options}
+    watch = Stopwatch(workdir.with_name(f"{workdir.name}.seconds.json"))
+    try:
+        with watch:
+            summary = train(config, workdir, command=command)
+    except NonFiniteError as error:
+        # The first sentence is what happened; the others are advice and name folders.
+        result |= {"failed": str(error).split(". ")[0]}
+    else:
+        result |= figures(read_config(workdir), PRESETS[cell.preset].model, workdir, summary)
+    found = environment()
+    del found["command"]
+    result |= {"wall_seconds": watch.seconds, **found, "modified": modified()}
+    keep(result_path(cell, results), result, workdir / METRICS_FILE)
+    return result
+
+
+def figures(config: Config, preset: ModelConfig, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a finished run is worth: the checkpoint with the best validation loss on the test text, and its cost.
+
+    Args:
+        config: the run's, with the vocabulary of its data.
+        preset: the model its cell started from.
+        workdir: the run's folder.
+        summary: what training ended with.
+    """
+    params, step = load_params(config, workdir, "best")
+    corpus = load_corpus(config.data)
+    lm = language_model(config.model)
+    test = evaluate(lm, params, corpus.test, config.data, corpus.vocabulary.eos_id)
+    reference = dataclasses.replace(preset, method="dense", vocab_size=config.model.vocab_size)
+    counted = cost(config.model)
+    return {
+        "steps": config.train.steps,
+        "best_step": step,
+        "validation_perplexity": summary["validation_perplexity"],
+        "test_perplexity": perplexity(test.loss),
+        "test_tokens": test.tokens,
+        "realised_density": float(test.density),
+        "hidden_size": config.model.hidden_size,
+        "parameters": summary["parameters"],
+        "multiply_adds": {
+            "gates": counted.gates,
+            "blocks": counted.blocks,
+            "softmax": counted.softmax,
+            "total": counted.total,
+            "dense": counted.dense,
+            "preset_dense": cost(reference).total,
+        },
+        "relative_cost": counted.relative,
+        "bytes_read": counted.bytes_read,
+        "decode": decode_times(config.model, reference, params),
+        "train_tokens_per_second": summary["tokens_per_second"],
+        "parameters_sha256": summary["parameters_sha256"],
+        "versions": summary["versions"],
+    }
+
+
+def decode_times(config: ModelConfig, reference: ModelConfig, params: Params, *, steps: int = 32) -> dict[str, Any]:
+    """Microseconds a word of greedy decoding at batch 1, in turns with the dense model of the preset's size.
+
+    Args:
+        config: the model.
+        reference: the dense model; its parameters are random, on which speed does not depend.
+        params: of the model.
+        steps: words of one call.
+    """
+    models = {"model": (config, params)}
+    if config != reference:
+        models["dense"] = reference, jax.jit(language_model(reference).init)(jax.random.key(0))
+    calls = {}
+    for name, (made, raw) in models.items():
+        lm = language_model(made)
+        arguments = lm, decode_params(raw, made), jnp.zeros(1, jnp.int32), lm.init_carry(1)
+        calls[name] = lambda arguments=arguments: greedy_rollout(*arguments, steps=steps)
+    times = time_in_turns(calls, least=0.0)
+    return fields({name: type(t)(q / steps for q in t) for name, t in times.items()})
+
+
+class Stopwatch:
+    """Seconds spent inside it, by all processes that worked on a cell; not known once one was killed there.
+
+    Args:
+        path: file of a list, with null for a time that is running.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _read(self) -> list[float | None]:
+        return json.loads(self._path.read_text()) if self._path.exists() else []
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._start = time.monotonic()
+        write_text(self._path, json.dumps([*self._read(), None]) + "\n")
+
+    def __exit__(self, *_: object) -> None:
+        write_text(self._path, json.dumps([*self._read()[:-1], round(time.monotonic() - self._start, 1)]) + "\n")
+
+    @property
+    def seconds(self) -> float | None:
+        """All of them; None if a process was killed before it could write down its own."""
+        known = [s for s in self._read() if s is not None]
+        return round(sum(known), 1) if len(known) == len(self._read()) else None
+
+
+def modified() -> bool:
+    """Whether files of the repository differ from the revision."""
+    return bool(subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode)
+
+
+def keep(path: Path, result: dict[str, Any], metrics: Path) -> None:
+    """Writes the log and then the line, whole or not at all. Raises ``FileExistsError`` if there is a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    write_text(temporary, json.dumps(result) + "\n")
+    try:
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; remove it if the cell is to be run anew.")
+        write_text(path.with_name(f"{path.stem}.metrics.jsonl"), metrics.read_text())
+        # Unlike a rename, a link never replaces what another process wrote in the meantime.
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "benchmarks/reproduce.py", sys.argv[1:]))

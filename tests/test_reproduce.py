@@ -1,0 +1,220 @@
+"""The grid of the comparison, and how one of its cells is run: to the end, once, and on from where it was stopped."""
+
+import functools
+import json
+import os
+import shlex
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+import train as train_script
+from bwds import PRESETS, cost, training
+from bwds.interrupt import InterruptedRunError
+from bwds.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once():
+    """The same functions for the same configuration: what jit has compiled for one run serves the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "language_model", functools.cache(training.language_model))
+        patch.setattr(training, "make_optimizer", functools.cache(training.make_optimizer))
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
+
+
+def tiny(**options):
+    """A cell of 6 steps with a checkpoint every second."""
+    from grid import Cell
+
+    sizes = {"model.hidden_size": 32, "model.block_size": 16, "model.num_layers": 1, "model.sparsity": 0.5}
+    data = {"data.dataset": "text", "data.batch_size": 4, "data.sequence_length": 8, "data.eval_batch_size": 2}
+    steps = {"train.steps": 6, "train.eval_every": 3, "train.checkpoint_every": 2, "train.log_every": 1}
+    return Cell("ptb-lstm-small", "tiny", 0, sizes | data | steps | options)
+
+
+def test_names_are_unique_and_every_variant_has_its_seeds():
+    from grid import HEADLINE, SIZES, cells, variants
+
+    assert max(Counter(cell.name for cell in cells()).values()) == 1
+    for preset in SIZES:
+        for variant in variants(preset):
+            seeds = [cell.seed for cell in cells() if (cell.preset, cell.variant) == (preset, variant)]
+            assert seeds == ([0, 1, 2] if variant in HEADLINE else [0])
+
+
+def test_the_command_of_a_cell_is_its_configuration():
+    from grid import cells
+
+    for cell in cells():
+        python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
+        assert (python, script) == ("python", "train.py")
+        assert train_script.parse(arguments)[:2] == (cell.config(), Path(f"runs/{cell.name}"))
+
+
+def test_no_two_cells_are_the_same_run():
+    from grid import cells
+
+    assert max(Counter(cell.config() for cell in cells()).values()) == 1
+
+
+def test_dense_of_equal_cost_costs_what_dynamic_does():
+    from grid import SIZES, cells
+
+    costs = {cell.name: cost(cell.config()).total for cell in cells()}
+    for preset in SIZES:
+        for s in (0.5, 0.75, 0.9):
+            ratio = costs[f"{preset}/dense-equal-{s}/seed0"] / costs[f"{preset}/dynamic-{s}/seed0"]
+            assert abs(ratio - 1) < 0.01
+
+
+def test_patterns_choose_cells():
+    from grid import matching
+
+    assert [cell.name for cell in matching(["ptb-lstm/dense/*"])] == [f"ptb-lstm/dense/seed{i}" for i in range(3)]
+    assert len(matching(["*", "ptb-lstm/*"])) == len(matching(["*"]))
+    with pytest.raises(ValueError, match="No cell is called 'ptb-gru/"):
+        matching(["*", "ptb-gru/*"])
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """Folder and line of a cell that nothing stopped."""
+    folder = tmp_path_factory.mktemp("cell")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        from reproduce import run_cell
+
+        return folder, run_cell(tiny(), folder / "runs", folder / "results", directory=str(corpus))
+
+
+def test_a_finished_cell_has_a_line_and_its_log(finished):
+    from reproduce import state
+
+    folder, result = finished
+    line = json.loads((folder / "results/ptb-lstm-small/tiny/seed0.json").read_text())
+    assert line == result
+    counted = line["multiply_adds"]
+    # 8 weight blocks of 16 x 16 of each of two matrices; a score for each of 16 blocks takes 32; 31 words and <eos>.
+    assert counted["blocks"] == 2 * 8 * 16 * 16
+    assert counted["gates"] == 2 * 32 * 16
+    assert counted["total"] == counted["blocks"] + counted["gates"] + counted["softmax"]
+    assert line["relative_cost"] == counted["total"] / counted["dense"]
+    assert counted["preset_dense"] == 2 * 8 * 256**2 + counted["softmax"] * 256 // 32
+    assert line["realised_density"] == pytest.approx(0.5)
+    assert 1 < line["test_perplexity"] < 100
+    assert line["wall_seconds"] > 0
+    assert line["decode"]["model_us"] > 0 < line["decode"]["dense_us"]
+    assert {"command", "revision", "device", "jax", "parameters", "parameters_sha256", "steps"} <= line.keys()
+    log = read_metrics(folder / "results/ptb-lstm-small/tiny/seed0.metrics.jsonl")
+    assert [entry["step"] for entry in log if entry["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert state(tiny(), folder / "runs", folder / "results") == f"done (test {line['test_perplexity']:.2f})"
+
+
+def test_test_perplexity_is_that_of_eval(finished, capsys):
+    import eval as eval_script
+
+    folder, result = finished
+    eval_script.main(["--workdir", str(folder / "runs" / tiny().name)])
+    assert capsys.readouterr().out.endswith(f"test perplexity: {result['test_perplexity']:.2f}\n")
+
+
+def test_a_finished_cell_is_never_overwritten(finished):
+    from reproduce import keep, result_path
+
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in (folder / "results").rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="remove it"):
+        keep(result_path(tiny(), folder / "results"), {}, folder / "runs" / tiny().name / "config.json")
+    assert before == {path: path.read_bytes() for path in (folder / "results").rglob("*") if path.is_file()}
+
+
+def test_the_command_skips_finished_cells(finished, monkeypatch, capsys):
+    import reproduce
+
+    folder, _ = finished
+    monkeypatch.setattr(reproduce, "RUNS", folder / "runs")
+    monkeypatch.setattr(reproduce, "RESULTS", folder / "results")
+    monkeypatch.setattr(reproduce, "matching", lambda patterns: [tiny()])
+    monkeypatch.setattr(reproduce, "run_cell", lambda *_, **__: pytest.fail("it ran"))
+    reproduce.main(["tiny"])
+    assert "ptb-lstm-small/tiny/seed0: skipped" in capsys.readouterr().out
+
+
+def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
+    import reproduce
+
+    monkeypatch.setattr(reproduce, "RUNS", tmp_path)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    reproduce.main(["--list", "ptb-qrnn/dynamic-0.9/*"])
+    assert capsys.readouterr().out.split() == ["missing", "ptb-qrnn/dynamic-0.9/seed0"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, monkeypatch):
+    from reproduce import run_cell, state
+
+    report = training._Run.report
+
+    def report_and_stop(self, step, metrics):
+        report(self, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "report", report_and_stop)
+        with pytest.raises(InterruptedRunError):
+            run_cell(tiny(), runs, results, directory=str(corpus))
+    assert state(tiny(), runs, results) in ("at step 3 of 6", "at step 4 of 6")
+    assert not results.exists()
+    result = run_cell(tiny(), runs, results, directory=str(corpus))
+    for key in ("parameters_sha256", "validation_perplexity", "test_perplexity"):
+        assert result[key] == finished[1][key]
+    assert len(json.loads((runs / "ptb-lstm-small/tiny/seed0.seconds.json").read_text())) == 2
+
+
+def test_wall_time_is_not_known_after_a_kill(tmp_path):
+    from reproduce import Stopwatch
+
+    watch = Stopwatch(tmp_path / "seconds.json")
+    with watch:
+        pass
+    assert watch.seconds < 1
+    watch.__enter__()
+    assert Stopwatch(tmp_path / "seconds.json").seconds is None
+
+
+def test_training_that_fails_is_a_result(corpus, tmp_path):
+    from reproduce import run_cell, state
+
+    cell = tiny(**{"optim.learning_rate": 1e30, "optim.warmup_steps": 0})
+    result = run_cell(cell, tmp_path / "runs", tmp_path / "results", directory=str(corpus))
+    assert "test_perplexity" not in result
+    assert " at step " in result["failed"] or " after step " in result["failed"]
+    assert str(tmp_path) not in result["failed"]
+    assert state(cell, tmp_path / "runs", tmp_path / "results") == "failed"
+
+
+def test_cells_differ_from_their_preset_only_in_what_is_compared():
+    from grid import cells
+
+    allowed = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
+    for cell in cells():
+        assert cell.options.keys() <= allowed | {"train.seed", "train.log_every"}
+        assert cell.config().optim == PRESETS[cell.preset].optim
