@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from bwds.axes import DATA, MODEL
-from bwds.config import MeshConfig, ModelConfig
+from bwds.config import ModelConfig
+from bwds.devices import MeshConfig
 
 
 class Placement(NamedTuple):
@@ -151,7 +152,7 @@ def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> 
     _check_divides("--mesh.data", data, batch_size, "rows of the batch", "--data.batch-size")
     parts = 4 if model.cell == "lstm" else 3
     columns = parts * model.hidden_size
-    if model.method != "dense":
+    if model.method == "dynamic":
         columns //= model.block_size
     _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
     _check_divides("--mesh.model", mesh.model, model.vocab_size, "words of the vocabulary", "--data.vocab-limit")

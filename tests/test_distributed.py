@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from bwds.config import DistributedConfig
+from bwds.devices import DistributedConfig
 from bwds.metrics import read_metrics
 from bwds.training import train
 

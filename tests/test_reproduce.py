@@ -13,6 +13,7 @@ import tiny_run
 
 import train as train_script
 from bwds import PRESETS, cost, training
+from bwds.devices import MeshConfig
 from bwds.interrupt import InterruptedRunError
 from bwds.metrics import read_metrics
 
@@ -64,7 +65,9 @@ def test_the_command_of_a_cell_is_its_configuration():
     for cell in cells():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
         assert (python, script) == ("python", "train.py")
-        assert train_script.parse(arguments)[:2] == (cell.config(), Path(f"runs/{cell.name}"))
+        config, workdir, mesh, _ = train_script.parse(arguments)
+        assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
+        assert mesh == MeshConfig(data=1)
 
 
 def test_no_two_cells_are_the_same_run():
