@@ -88,6 +88,22 @@ def sweep(preset: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def ablations(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs in which the dynamic method at half the blocks is made in another way, by name."""
+    if SIZES[preset] is not SMALL:
+        return {}
+    full = PRESETS[preset].model.gate_rank is None
+    other = {
+        "softplus": {"model.gate_activation": "softplus"},
+        "column": {"model.gate_scope": "column"},
+        "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
+        "blocks-of-64": {"model.block_size": 64},
+        "cubic": {"train.sparsity_schedule": "cubic"},
+    }
+    options = variants(preset)["dynamic-0.5"]
+    return {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training run.
@@ -126,13 +142,13 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are run: within a preset the sweep, then the headline cells."""
+    """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        made = {**sweep(preset), **variants(preset)}
+        made = {**sweep(preset), **variants(preset), **ablations(preset)}
         runs = [(variant, SEEDS[0]) for variant in sweep(preset)]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in variants(preset) if variant not in HEADLINE]
+        runs += [(variant, SEEDS[0]) for variant in (*variants(preset), *ablations(preset)) if variant not in HEADLINE]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 
