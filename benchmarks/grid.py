@@ -78,9 +78,9 @@ def sweep(preset: str) -> dict[str, dict[str, Any]]:
     """
     if SIZES[preset] is not SMALL:
         return {}
-    found = {}
+    found, made = {}, variants(preset)
     for variant in SWEPT:
-        options = variants(preset)[variant]
+        options = made[variant]
         for option, values in SWEEP.items():
             section, name = option.split(".")
             taken = options.get(option, getattr(getattr(PRESETS[preset], section), name))
@@ -145,10 +145,11 @@ def cells() -> list[Cell]:
     """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        made = {**sweep(preset), **variants(preset), **ablations(preset)}
-        runs = [(variant, SEEDS[0]) for variant in sweep(preset)]
+        tried, compared, others = sweep(preset), variants(preset), ablations(preset)
+        made = {**tried, **compared, **others}
+        runs = [(variant, SEEDS[0]) for variant in tried]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in (*variants(preset), *ablations(preset)) if variant not in HEADLINE]
+        runs += [(variant, SEEDS[0]) for variant in (*compared, *others) if variant not in HEADLINE]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 
