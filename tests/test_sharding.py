@@ -55,7 +55,8 @@ OTHERS = {
     "dense": dataclasses.replace(QRNN, method="dense"),
     "frozen": dataclasses.replace(QRNN, gate_source="frozen"),
     "bias": dataclasses.replace(LSTM, gate_source="bias"),
-    "random": dataclasses.replace(LSTM, gate_source="random"),
+    # And words that two devices cannot share.
+    "random": dataclasses.replace(LSTM, gate_source="random", vocab_size=WORDS + 1),
 }
 MESHES = {"data=8": MeshConfig(8, 1), "data=4,model=2": MeshConfig(4, 2), "data=2,model=4": MeshConfig(2, 4)}
 IDS = np.random.default_rng(0).integers(0, WORDS, 3000).astype(np.int32)
@@ -160,6 +161,8 @@ def test_shards_hold_whole_blocks_and_words():
     assert specs.params["embedding"] == P(MODEL)
     assert jax.tree.leaves(specs.carry, is_leaf=lambda leaf: isinstance(leaf, P)) == [P("data")] * 2
     assert specs.key == specs.step == P()
+    odd = placed(MeshConfig(2, 4), LSTM).specs(fresh(None, OTHERS["random"])).params
+    assert odd["embedding"] == odd["softmax"]["kernel"] == odd["softmax"]["bias"] == P()
     one = placed(MeshConfig(1, 1), LSTM)
     assert set(jax.tree.leaves(one.specs(fresh(None, LSTM)), is_leaf=lambda leaf: isinstance(leaf, P))) == {P()}
 
@@ -287,7 +290,6 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
         (MeshConfig(None, 9), LSTM, "--mesh.model is 9 and there are 8 devices"),
         (MeshConfig(3, 1), LSTM, "does not divide the 8 rows of the batch"),
         (MeshConfig(1, 5), LSTM, "does not divide the 8 columns of blocks"),
-        (MeshConfig(1, 4), dataclasses.replace(LSTM, vocab_size=30), "the 30 words of the vocabulary"),
     ],
 )
 def test_meshes_that_do_not_fit(mesh, config, message):
