@@ -7,7 +7,8 @@ of --help start from the preset's values; it comes first if it is given.
 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C or SIGTERM,
 and ends with the same parameters as a run that was not stopped. Any other option there is another run, a larger
---train.steps too, and is refused: nothing is overwritten.
+--train.steps too, and is refused: nothing is overwritten. Only the options of --mesh and
+--distributed may change.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 training failed (a loss that is not finite); 2 a
 mistake on the command line, in the data or with the folder; 130 Ctrl-C with the state saved.
@@ -24,6 +25,7 @@ import tyro
 
 from bwds.cli import parsed, run, shell_command
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.devices import DistributedConfig, MeshConfig
 from bwds.presets import PRESETS
 
 SCRIPT = Path(__file__)
@@ -46,30 +48,36 @@ class Options:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
-    config, workdir = parse(arguments)
+    config, workdir, mesh, distributed = parse(arguments)
 
     # Imported late, so that --help and mistakes are answered at once.
+    from bwds.distributed import connect, is_first
     from bwds.interrupt import InterruptedRunError
     from bwds.training import NonFiniteError, train
 
     command = shell_command(SCRIPT, arguments)
-    print(f"Training in {workdir}.", flush=True)
+    connect(distributed)
+    if is_first():
+        print(f"Training in {workdir}.", flush=True)
     try:
-        summary = train(config, workdir, command=command)
+        summary = train(config, workdir, mesh=mesh, command=command)
     except InterruptedRunError as stopped:
         print(f"{stopped}\nResume with: {command}", flush=True)
         sys.exit(stopped.exit_code)
     except NonFiniteError as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(1)
-    show(summary, workdir)
+    if is_first():
+        show(summary, workdir)
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
-    """Configuration and folder. Raises ``ValueError``."""
+def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig]:
+    """Configuration and folder; how to spread the run over devices, and over processes. Raises ``ValueError``."""
     if any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments):
         raise ValueError("--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.")
     first = arguments[0] if arguments else "-"
@@ -88,7 +96,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path]:
         raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
     model = ModelConfig(**dataclasses.asdict(options.model))
     config = Config(model=model, data=options.data, optim=options.optim, train=options.train)
-    return config, Path(options.workdir or f"runs/{options.preset}")
+    return config, Path(options.workdir or f"runs/{options.preset}"), options.mesh, options.distributed
 
 
 def list_presets() -> str:

@@ -136,9 +136,9 @@ class Cell:
         return dataclasses.replace(preset, **changed)
 
     def command(self, workdir: str) -> str:
-        """The command of the same run. Its text is downloaded; --data.directory takes a local copy instead."""
+        """The command of the same run, on one device. --data.directory takes a local copy of the text instead."""
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items()]
-        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", *flags])
+        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", "--mesh.data=1", *flags])
 
 
 def cells() -> list[Cell]:

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from bwds.config import Config
 from bwds.data import Vocabulary
+from bwds.distributed import all_true, first_alone, from_first, is_first, wait_for_all
 from bwds.metrics import METRICS_FILE, write_text
 
 CONFIG_FILE = "config.json"
@@ -51,10 +53,16 @@ def _files_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_digest(directory: Path) -> None:
+    if (directory / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") != _files_digest(directory):
+        raise ValueError("its files have changed")
+
+
 class Checkpoints:
     """The newest ``keep`` checkpoints in a folder, each with a digest of its files, checked when it is read.
 
-    The digest is written last: what has none is what a killed process left, and counts for nothing.
+    The digest is written last: what has none is what a killed process left, and counts for nothing. Of several
+    processes each writes its part of the arrays, into one folder that all see, and the first one the rest.
 
     Args:
         directory: made if it is not there.
@@ -73,9 +81,7 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise ValueError(f"There is no checkpoint in {self.directory}.")
         if not read_only:
-            for path in self.directory.glob("[0-9]*"):
-                if path.name.isdigit() and not (path / DIGEST_FILE).is_file():
-                    shutil.rmtree(path)
+            first_alone(self._remove_unfinished)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
@@ -85,11 +91,16 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def _remove_unfinished(self) -> None:
+        for path in self.directory.glob("[0-9]*"):
+            if path.name.isdigit() and not (path / DIGEST_FILE).is_file():
+                shutil.rmtree(path)
+
     @property
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, the newest first."""
         complete = [s for s in self._manager.all_steps() if (self.directory / str(s) / DIGEST_FILE).is_file()]
-        return sorted(complete, reverse=True)
+        return from_first(sorted(complete, reverse=True))
 
     def save(self, step: int, tree: Any, **info: Any) -> None:
         """Writes a checkpoint and returns when it is complete; one of the same step is replaced.
@@ -105,7 +116,9 @@ class Checkpoints:
         items = args.Composite(state=args.StandardSave(tree), info=args.JsonSave({"step": step, **info}))
         self._manager.save(step, args=items, force=True)
         path = self.directory / str(step)
-        write_text(path / DIGEST_FILE, _files_digest(path))
+        if is_first():
+            write_text(path / DIGEST_FILE, _files_digest(path))
+        wait_for_all(f"checkpoint {step}")
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that can be read, and its info.
@@ -114,7 +127,8 @@ class Checkpoints:
         unless ``read_only``.
 
         Args:
-            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved.
+            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. Arrays are placed as
+                they are in it; on the first device where it does not say.
 
         Raises:
             ValueError: there is no checkpoint, or none can be read.
@@ -125,27 +139,35 @@ class Checkpoints:
         broken: list[int] = []
         reason = ""
         for step in steps:
+            restored = None
             try:
                 restored = self._read(step, template)
             except Exception as error:  # Files of another version can surface as nearly anything.
-                broken.append(step)
                 # Messages of the libraries below can run over pages.
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            read_by_all = all_true(restored is not None)
+            if restored is None or not read_by_all:
+                broken.append(step)
                 continue
-            for unreadable in broken:
-                print(
-                    f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); "
-                    f"the one of step {step} is.",
-                    file=sys.stderr,
-                )
-                if not self._read_only:
-                    shutil.rmtree(self.directory / str(unreadable))
+            if is_first():
+                self._give_up(broken, step, reason)
+            wait_for_all("restored")
             self._manager.reload()
             return restored
         raise ValueError(
             f"No checkpoint in {self.directory} can be read: that of step {steps[0]} is damaged, or of another "
             f"version ({reason}). Put back a copy of it, or train anew in another --workdir."
         )
+
+    def _give_up(self, broken: list[int], good: int, reason: str) -> None:
+        for unreadable in broken:
+            print(
+                f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); "
+                f"the one of step {good} is.",
+                file=sys.stderr,
+            )
+            if not self._read_only:
+                shutil.rmtree(self.directory / str(unreadable))
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""
@@ -156,10 +178,17 @@ class Checkpoints:
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
         path = self.directory / str(step)
         # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
-        if (path / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") != _files_digest(path):
-            raise ValueError("its files have changed")
+        first_alone(partial(_check_digest, path))
         args = self._ocp.args
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def place(leaf: Any) -> jax.ShapeDtypeStruct:
+            # Told, since those that were written down may be of devices that are not here.
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=first if leaf.sharding is None else leaf.sharding
+            )
+
+        template = jax.tree.map(place, template)
         got: Any = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )

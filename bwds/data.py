@@ -221,11 +221,20 @@ def steps_per_epoch(ids: Int32[np.ndarray, " n"], *, batch_size: int, sequence_l
     return steps
 
 
-def train_batch(ids: Int32[np.ndarray, " n"], step: int, *, batch_size: int, sequence_length: int) -> Batch:
+def train_batch(
+    ids: Int32[np.ndarray, " n"], step: int, *, batch_size: int, sequence_length: int, rows: slice = slice(None)
+) -> Batch:
     """The batch of a step, counted from 0 over all epochs: a function of the step alone, so that runs can resume.
 
     The text is cut into ``batch_size`` contiguous columns of equal length; a step reads the next
     ``sequence_length`` tokens of each. Tokens that fill no whole window at the end of a column are left out.
+
+    Args:
+        ids: the corpus.
+        step: which batch.
+        batch_size: columns, B.
+        sequence_length: tokens of each, T.
+        rows: which of the B rows to return.
 
     Raises:
         ValueError: the corpus is shorter than one batch.
@@ -233,7 +242,7 @@ def train_batch(ids: Int32[np.ndarray, " n"], step: int, *, batch_size: int, seq
     epoch_steps = steps_per_epoch(ids, batch_size=batch_size, sequence_length=sequence_length)
     step %= epoch_steps
     column_length = (len(ids) - 1) // batch_size
-    starts = np.arange(batch_size) * column_length + step * sequence_length
+    starts = np.arange(batch_size)[rows] * column_length + step * sequence_length
     window = ids[starts[:, None] + np.arange(sequence_length + 1)[None, :]]
     return Batch(window[:, :-1], window[:, 1:], step == 0)
 

@@ -4,10 +4,13 @@ All three zero with probability ``rate`` and scale what is left by 1 / (1 - rate
 or a rate they return their input. A rate outside [0, 1) is a ``ValueError``.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Float, Int
+from bwds.axes import global_rows, own_columns, whole_shape
 
 
 def _kept(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:
@@ -32,8 +35,12 @@ def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked:
         rate: in [0, 1).
         locked: one mask for all time steps (variational dropout, Gal and Ghahramani, arXiv 1512.05287).
     """
-    shape = (x.shape[0], 1, x.shape[2]) if locked else x.shape
-    return _zero(x, _kept(key, rate, shape), rate)
+    shape = (1, x.shape[2]) if locked else x.shape[1:]
+    if key is None or rate == 0.0:
+        return _zero(x, _kept(key, rate, shape), rate)
+    # A key for every row, so that masks do not depend on how the batch is spread over devices.
+    keys = jax.vmap(partial(jax.random.fold_in, key))(global_rows(x))
+    return _zero(x, jax.vmap(lambda key: _kept(key, rate, shape))(keys), rate)
 
 
 def embedding_dropout(
@@ -60,4 +67,5 @@ def weight_dropout(key: Array | None, kernel: Float[Array, "*k"], rate: float) -
         kernel: of any shape.
         rate: in [0, 1).
     """
-    return _zero(kernel, _kept(key, rate, kernel.shape), rate)
+    kept = _kept(key, rate, whole_shape(kernel))
+    return _zero(kernel, None if kept is None else own_columns(kept, kernel), rate)

@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bwds.array_types import Array, Float, Float32, Int32
+from bwds.axes import DATA, averaged, cross_entropy, summed
 from bwds.config import DataConfig
 from bwds.data import eval_batches
 from bwds.linear import Params
 from bwds.model import LanguageModel
+from bwds.sharding import P, Placement, over_devices
 
 
 class Evaluation(NamedTuple):
@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
     tokens: int
 
 
-@partial(jax.jit, static_argnames="lm")
+@partial(jax.jit, static_argnames=("lm", "placement"))
 def eval_step(
     lm: LanguageModel,
     params: Params,
@@ -33,11 +33,18 @@ def eval_step(
     targets: Int32[Any, "B T"],
     weights: Float32[Any, "B T"],
     sparsity: Float[Any, ""] | None,
+    placement: Placement | None = None,
 ) -> tuple[Any, Float32[Array, ""], Float32[Array, ""]]:
     """Carry, sum of the weighted losses in nats, and density of one batch."""
-    logits, carry, info = lm.apply(params, inputs, carry, sparsity=sparsity)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-    return carry, (losses * weights).sum(), info.density
+
+    def measure(params, carry, inputs, targets, weights, sparsity):
+        logits, carry, info = lm.apply(params, inputs, carry, sparsity=sparsity)
+        loss = (cross_entropy(logits, targets) * weights).sum()
+        return carry, summed(loss, DATA), averaged(info.density)
+
+    params_spec, rows = (P(), P()) if placement is None else (placement.specs(params), placement.rows)
+    in_specs, out_specs = (params_spec, rows, rows, rows, rows, P()), (rows, P(), P())
+    return over_devices(placement, measure, in_specs, out_specs)(params, carry, inputs, targets, weights, sparsity)
 
 
 def evaluate(
@@ -49,6 +56,7 @@ def evaluate(
     *,
     sparsity: Float[Any, ""] | None = None,
     after_batch: Callable[[], None] = lambda: None,
+    placement: Placement | None = None,
 ) -> Evaluation:
     """Loss over all tokens of a split, each counted once; state runs on through the split.
 
@@ -60,18 +68,36 @@ def evaluate(
         eos_id: the token before the first.
         sparsity: a scalar for schedules; None: the model's own.
         after_batch: called after every batch; may raise to give up.
+        placement: of the parameters; None: on one device.
     """
-    carry, results = None, []
+    carry, rows, results = None, 0, []
     for batch in eval_batches(
         ids, batch_size=data_config.eval_batch_size, sequence_length=data_config.sequence_length, eos_id=eos_id
     ):
         if carry is None:
-            # Placed like the parameters, as every later carry is, so that one compilation serves all batches.
-            carry = jax.device_put(lm.init_carry(batch.inputs.shape[0]), jax.tree.leaves(params)[0].sharding)
-        carry, *result = eval_step(lm, params, carry, batch.inputs, batch.targets, batch.weights, sparsity)
+            # Placed as every later carry is, so that one compilation serves all batches.
+            there = jax.tree.leaves(params)[0].sharding if placement is None else placement.sharding(placement.rows)
+            rows = _rows(len(batch.inputs), placement)
+            carry = jax.jit(lm.init_carry, static_argnums=0, out_shardings=there)(rows)
+        arrays = [_spread(array, rows, placement) for array in batch]
+        carry, *result = eval_step(lm, params, carry, *arrays, sparsity, placement)
         results.append(result)
         # One batch behind: the device always has work, and never a whole split of it.
         jax.block_until_ready(results[-2:-1])
         after_batch()
     losses, densities = np.array(jax.device_get(results), np.float64).T
     return Evaluation(losses.sum() / len(ids), densities.mean(), len(ids))
+
+
+def _rows(count: int, placement: Placement | None) -> int:
+    """The least number of rows that has room for ``count`` and is spread evenly."""
+    devices = 1 if placement is None else placement.mesh.shape[DATA]
+    return -(-count // devices) * devices
+
+
+def _spread(array: np.ndarray, rows: int, placement: Placement | None) -> Any:
+    """The rows of a batch where they belong. Rows that fill it up are zeros, and so is the weight of their losses."""
+    if placement is None:
+        return array
+    full = np.pad(array, ((0, rows - len(array)), (0, 0)))
+    return placement.spread_rows(full.shape, lambda own: full[own])

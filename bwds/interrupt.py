@@ -27,10 +27,15 @@ class StopSignals:
     """While it is entered, the first SIGINT or SIGTERM is noted; a second Ctrl-C ends the process at once.
 
     Outside the main thread, where Python cannot handle signals, it does nothing.
+
+    Args:
+        together: several processes stop at the same step: a signal counts when they have told each other, in ``hear``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, together: bool = False) -> None:
+        self._together = together
         self._signum: int | None = None
+        self._heard: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -51,11 +56,24 @@ class StopSignals:
         os.write(2, f"\nStopping after this step and saving a checkpoint{hint}.\n".encode())
 
     @property
+    def noted(self) -> int:
+        """The signal that has come to this process; 0: none."""
+        return self._signum or 0
+
+    def hear(self, signum: int) -> None:
+        """Takes note of the signal that has come to any process; 0: none."""
+        self._heard = self._heard or signum or None
+
+    @property
+    def _counts(self) -> int | None:
+        return self._heard if self._together else self._signum
+
+    @property
     def requested(self) -> bool:
         """Whether a signal has come."""
-        return self._signum is not None
+        return self._counts is not None
 
     def check(self) -> None:
         """Raises ``InterruptedRunError`` if a signal has come."""
-        if self._signum is not None:
-            raise InterruptedRunError(self._signum)
+        if self._counts is not None:
+            raise InterruptedRunError(self._counts)

@@ -3,6 +3,9 @@
 Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
 block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products.
 
+Where the columns of the kernel are spread over devices (``bwds.axes``), a device has whole block columns. Scores and
+choice are those of the whole matrix, the same on all; the result has the columns that are here.
+
 ``linear`` differentiates as it stands. A recurrence should not let it: the gradient of the kernel would be summed
 into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at each step instead, and
 ``parameter_cotangents`` once, over the rows of all steps.
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
+from bwds.axes import all_columns, own_columns, summed
 from bwds.config import Activation, GateSource, ModelConfig, Scope
 from bwds.gating import Count, gate_scores, gate_values, init_gate, kept_count, select_blocks
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
@@ -90,7 +94,7 @@ def apply_linear(
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = gate_values(scores, kept, activation=options.activation)
-    y = block_sparse_matmul(x, kernel, gates, implementation=options.implementation)
+    y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(scores, kept, gates)
 
 
@@ -101,11 +105,13 @@ def input_cotangents(
     dy: Float[Array, "*b N"],
     options: GateOptions | None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"] | None]:
-    """Cotangents of the input and, if gated, of the scores."""
+    """Cotangents of the input and, if gated, of the scores; ``dy`` has the columns that are here."""
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
-        return jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32).astype(x.dtype), None
-    dx, dgates = block_sparse_input_gradients(x, kernel, gating.gates, dy, implementation=options.implementation)
+        return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
+    gates = own_columns(gating.gates, kernel)
+    dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
+    dx, dgates = summed(dx), all_columns(dgates)
     _, pull_values = jax.vjp(lambda s: gate_values(s, gating.kept, activation=options.activation), gating.scores)
     (dscores,) = pull_values(dgates)
     _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
@@ -126,7 +132,8 @@ def parameter_cotangents(
         rows = tuple(range(x.ndim - 1))
         dkernel = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
         return {"kernel": dkernel.astype(kernel.dtype)}
-    dkernel = block_sparse_weight_gradient(x, kernel, gating.gates, dy, implementation=options.implementation)
+    gates = own_columns(gating.gates, kernel)
+    dkernel = block_sparse_weight_gradient(x, kernel, gates, dy, implementation=options.implementation)
     _, pull = jax.vjp(lambda gate: gate_scores(gate, x, options.grid, options.source), params["gate"])
     return {"kernel": dkernel, "gate": pull(dscores)[0]}
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Float
+from bwds.axes import all_columns, own_columns
 from bwds.config import ModelConfig
 from bwds.gating import Count, kept_count
 from bwds.linear import (
@@ -29,6 +30,7 @@ from bwds.linear import (
     parameter_cotangents,
     usage,
 )
+from pallas_kernels.mesh_axes import alike, like
 
 
 class LSTMCarry(NamedTuple):
@@ -86,6 +88,9 @@ def lstm(
     h = config.hidden_size
     options = gate_options(config, h, 4 * h)
     sparsity = config.sparsity if sparsity is None else sparsity
+    # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
+    x, carry = alike(x, carry)
+    params = like(params, x)
     z, input_gating = linear(params["input"], x, options, sparsity)
     z = z.swapaxes(0, 1)
     num_kept = None if options is None else jnp.int32(kept_count(options.grid, sparsity, options.scope))
@@ -99,7 +104,7 @@ def _step(
 ) -> tuple[LSTMCarry, _Saved]:
     h_in = carry.h.astype(z.dtype)
     recurrent, gating = apply_linear(params, h_in, options, num_kept)
-    total = z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :]
+    total = all_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
     i, f, g, o = jnp.split(total, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     c = f * carry.c + i * g
@@ -119,7 +124,10 @@ def _scan(options, params, bias, num_kept, z, carry, save: bool):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(options, params, bias, num_kept, z, carry):
-    """Outputs [T, B, H], carry and usage from the input's share ``z`` [T, B, 4H] of the pre-activations."""
+    """Outputs [T, B, H], carry and usage from the input's share ``z`` [T, B, 4H] of the pre-activations.
+
+    Of ``z``, the bias and the kernel each device has the columns that are its own.
+    """
     return _scan(options, params, bias, num_kept, z, carry, save=False)[0]
 
 
@@ -143,7 +151,7 @@ def _recurrence_bwd(options, residuals, cotangents):
             dc * i * (1 - g**2),
             dh * saved.tanh_c * o * (1 - o),
         ]
-        dz = jnp.concatenate(dz, -1)
+        dz = own_columns(jnp.concatenate(dz, -1), params["kernel"])
         dh_in, dscores = input_cotangents(params, saved.h, saved.gating, dz.astype(saved.h.dtype), options)
         return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bwds.array_types import Array, Bool, Float, Int
+from bwds.axes import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params
@@ -102,7 +103,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
         keys = [None] * (2 * count + 2) if dropout_key is None else list(jax.random.split(dropout_key, 2 * count + 2))
         *layer_keys, output_key = keys[: count + 1]
         embedding_key, *weight_keys = keys[count + 1 :]
-        x = params["embedding"][tokens].astype(dtype)
+        x = look_up(params["embedding"], tokens).astype(dtype)
         x = embedding_dropout(embedding_key, x, tokens, config.embedding_dropout, vocab_size=config.vocab_size)
         carry_out, used = [], {}
         for i in range(count):
@@ -120,7 +121,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
         density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
         if config.method in ("static-block", "magnitude"):
             kernels = recurrent_kernels(params).values()
-            density = jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean()
+            density = averaged(jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean(), MODEL)
         return logits, tuple(carry_out), Info(density, used, output_square, output_change)
 
     def init_carry(batch: int) -> tuple[Any, ...]:

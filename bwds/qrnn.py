@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Float
+from bwds.axes import all_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
+from pallas_kernels.mesh_axes import alike
 
 
 class QRNNCarry(NamedTuple):
@@ -72,10 +74,11 @@ def qrnn(
     """
     h = config.hidden_size
     options = gate_options(config, 2 * h, 3 * h)
+    x, carry = alike(x, carry)
     before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
     window = jnp.concatenate([before, x], axis=-1)
     total, gating = linear(params["input"], window, options, config.sparsity if sparsity is None else sparsity)
-    total = total.astype(jnp.float32) + params["bias"][None, None, :]
+    total = all_columns(total.astype(jnp.float32) + params["bias"][None, None, :])
     z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
     c = pool(jax.nn.sigmoid(f), jnp.tanh(z), carry.c)
     y = (jax.nn.sigmoid(o) * c).swapaxes(0, 1).astype(x.dtype)

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
+from bwds.axes import averaged, cross_entropy
 from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
+from bwds.sharding import P, Placement, over_devices
+from pallas_kernels.mesh_axes import like
 
 
 class TrainState(NamedTuple):
@@ -51,18 +54,21 @@ class StepMetrics(NamedTuple):
     learning_rate: Float32[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size"))
-def init_state(lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int) -> TrainState:
+@partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size", "placement"))
+def init_state(
+    lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int, placement: Placement | None = None
+) -> TrainState:
     """The state before the first step: initial parameters and the key of dropout come from ``key``."""
     params_key, dropout_key = jax.random.split(key)
     params = lm.init(params_key)
     carry = lm.init_carry(batch_size)
     opt_state = optimizer.transformation.init(params)
     average = params if optimizer.options.ema_decay else None
-    return TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau(), average)
+    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau(), average)
+    return state if placement is None else placement.constrain(state)
 
 
-@partial(jax.jit, static_argnames=("lm", "optimizer"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("lm", "optimizer", "placement"), donate_argnames="state")
 def train_step(
     lm: LanguageModel,
     optimizer: Optimizer,
@@ -71,6 +77,7 @@ def train_step(
     targets: Int32[Any, "B T"],
     new_epoch: Bool[Any, ""],
     sparsity: Float[Any, ""] | None,
+    placement: Placement | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One step of truncated backpropagation; the state is donated.
 
@@ -82,24 +89,39 @@ def train_step(
         targets: the token after each input, [B, T].
         new_epoch: the carried state starts from zeros.
         sparsity: a traced scalar for schedules; None: the model's own.
+        placement: of the state and the batch; None: all on one device.
     """
 
     options = optimizer.options
 
-    def objective(params: Params) -> tuple[Array, tuple[Array, Any, Array]]:
-        carry = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), state.carry)
-        key = jax.random.fold_in(state.key, state.step)
-        logits, carry, info = lm.apply(params, inputs, carry, dropout_key=key, sparsity=sparsity)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-        loss = losses.mean()
-        total = loss
-        if options.activation_penalty:
-            total += options.activation_penalty * info.output_square
-        if options.slowness_penalty:
-            total += options.slowness_penalty * info.output_change
-        return total, (loss, carry, info.density)
+    def differentiate(params, carry, key, inputs, targets, new_epoch, sparsity):
+        """On each device with its rows of the batch. All have as many, so the mean of their means is the mean."""
 
-    (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        def objective(params: Params) -> tuple[Array, tuple[Array, Any, Array]]:
+            before = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), carry)
+            logits, after, info = lm.apply(params, inputs, before, dropout_key=key, sparsity=sparsity)
+            loss = cross_entropy(logits, targets).mean()
+            total = loss
+            if options.activation_penalty:
+                total += options.activation_penalty * info.output_square
+            if options.slowness_penalty:
+                total += options.slowness_penalty * info.output_change
+            return total, (loss, after, info.density)
+
+        # Told apart here, so that the gradients are those of these rows, and added up once, below.
+        params = like(params, inputs)
+        (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return *averaged((loss, density, gradients)), carry
+
+    params_spec, rows = (P(), P()) if placement is None else (placement.specs(state.params), placement.rows)
+    gradients_of = over_devices(
+        placement,
+        differentiate,
+        in_specs=(params_spec, rows, P(), rows, rows, P(), P()),
+        out_specs=(P(), P(), params_spec, rows),
+    )
+    key = jax.random.fold_in(state.key, state.step)
+    loss, density, gradients, carry = gradients_of(state.params, state.carry, key, inputs, targets, new_epoch, sparsity)
     updates, opt_state = optimizer.transformation.update(
         gradients, state.opt_state, state.params, scale=state.plateau.scale
     )
@@ -109,13 +131,15 @@ def train_step(
         average = update_average(average, params, step=state.step, decay=options.ema_decay)
     learning_rate = jnp.float32(optimizer.learning_rate(state.step)) * state.plateau.scale
     metrics = StepMetrics(loss, optax.tree.norm(gradients), density, learning_rate)
-    return TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau, average), metrics
+    state = TrainState(params, opt_state, carry, state.key, state.step + 1, state.plateau, average)
+    return (state if placement is None else placement.constrain(state)), metrics
 
 
-@jax.jit
-def evaluated_params(state: TrainState) -> Params:
+@partial(jax.jit, static_argnames="placement")
+def evaluated_params(state: TrainState, placement: Placement | None = None) -> Params:
     """The parameters to evaluate, keep and decode with: the latest, or their moving average if there is one."""
-    return state.params if state.average is None else averaged_params(state.average, state.params)
+    params = state.params if state.average is None else averaged_params(state.average, state.params)
+    return params if placement is None else placement.constrain(params)
 
 
 @jax.jit

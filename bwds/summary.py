@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bwds.checkpoint import Checkpoints, digest
+from bwds.checkpoint import digest
 from bwds.config import Config
 from bwds.cost import cost
 from bwds.generate import compare_decode_speed
@@ -18,7 +18,13 @@ from bwds.metrics import METRICS_FILE, perplexity, read_metrics
 
 
 def summarise(
-    config: Config, workdir: Path, params: Params, best: Checkpoints, *, command: str, check: Callable[[], None]
+    config: Config,
+    workdir: Path,
+    params: Params,
+    best: tuple[Params, dict[str, Any]],
+    *,
+    command: str,
+    check: Callable[[], None],
 ) -> dict[str, Any]:
     """What summary.json holds. Perplexity, density and decoding are those of the best checkpoint.
 
@@ -26,7 +32,7 @@ def summarise(
         config: the run's.
         workdir: the run's folder, with its metrics.
         params: the parameters after the last step, of which the digest is.
-        best: the checkpoint with the lowest validation loss.
+        best: parameters and info of the checkpoint with the lowest validation loss.
         command: noted as it is.
         check: called between the long parts; may raise to give up.
 
@@ -36,8 +42,7 @@ def summarise(
         processes did more than one step), the figures of ``compare_decode_speed``, parameters, parameters_sha256,
         best_step, device, versions and command.
     """
-    best_params, info = best.restore(params)
-    check()
+    best_params, info = best
     decoding = compare_decode_speed(config.model, best_params)
     check()
     speeds = [line["tokens_per_second"] for line in read_metrics(workdir / METRICS_FILE) if line["split"] == "train"]

@@ -7,6 +7,7 @@ checkpoint, so a run that was stopped, at any moment and in any way, ends with t
 import dataclasses
 import json
 import math
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ import numpy as np
 from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
 from bwds.config import Config
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
+from bwds.devices import MeshConfig
+from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.linear import Params
@@ -24,6 +27,7 @@ from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
 from bwds.pruning import constrain
+from bwds.sharding import Placement, first_device, make_placement
 from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import summarise
 
@@ -40,27 +44,30 @@ def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
 class _Run:
     """One call of ``train``: what the loop needs besides the state."""
 
-    def __init__(self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, *, progress: bool) -> None:
+    def __init__(
+        self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, placement: Placement, *, progress: bool
+    ) -> None:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
+        self.placement = placement
         self.lm = language_model(config.model)
         self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
         # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
-        self.sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        fresh = partial(init_state, self.lm, self.optimizer, batch_size=config.data.batch_size)
+        fresh = partial(init_state, self.lm, self.optimizer, batch_size=config.data.batch_size, placement=placement)
         key = jax.random.key(config.train.seed)
         if self.last.steps:
-            state, info = self.last.restore(jax.eval_shape(fresh, key))
+            state, info = self.last.restore(placement.template(fresh, key))
             self.saved = info["step"]
         else:
             state = fresh(key)
-        self.state: TrainState = jax.device_put(state, self.sharding)
+        self.state: TrainState = jax.device_put(state, placement.shardings(state))
         self.step = self.saved or 0
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
-        self.metrics = MetricsWriter(workdir, train=self.step, valid=int(self.state.plateau.evaluated_step))
-        self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress)
+        evaluated = int(self.state.plateau.evaluated_step)
+        self.metrics = MetricsWriter(workdir, train=self.step, valid=evaluated) if is_first() else None
+        self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self.tokens_per_second: float | None = None
         if self.saved is not None:
@@ -98,28 +105,29 @@ class _Run:
             # The metrics of the step before are read while the device works on this one.
             if pending:
                 self.report(*pending)
-            pending = (self.step, metrics)
+            pending = (self.step, metrics, largest(self.stop.noted))
 
     def dispatch(self) -> StepMetrics:
         """Starts the next step and does not wait for it."""
-        data = self.config.data
-        batch = train_batch(
-            self.corpus.train, self.step, batch_size=data.batch_size, sequence_length=data.sequence_length
-        )
+        data, step = self.config.data, self.step
+        shape = (data.batch_size, data.sequence_length)
+        batch = partial(train_batch, self.corpus.train, step, batch_size=shape[0], sequence_length=shape[1])
         self.state, metrics = train_step(
             self.lm,
             self.optimizer,
             self.state,
-            batch.inputs,
-            batch.targets,
-            np.bool_(batch.new_epoch),
-            _traced_sparsity(self.config, self.step),
+            self.placement.spread_rows(shape, lambda rows: batch(rows=rows).inputs),
+            self.placement.spread_rows(shape, lambda rows: batch(rows=rows).targets),
+            np.bool_(batch(rows=slice(0)).new_epoch),
+            _traced_sparsity(self.config, step),
+            self.placement,
         )
         self.step += 1
         return metrics
 
-    def report(self, step: int, metrics: StepMetrics) -> None:
-        """Waits for a step, checks it and shows it."""
+    def report(self, step: int, metrics: StepMetrics, signum: Any) -> None:
+        """Waits for a step, checks it and shows it. ``signum`` is the signal that some process got before it."""
+        self.stop.hear(int(signum))
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         self.speed.step()
         for name in ("loss", "gradient_norm"):
@@ -127,7 +135,7 @@ class _Run:
                 self.fail(f"The {name.replace('_', ' ')} is {values[name]} at step {step}")
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             self.tokens_per_second = self.speed.take()
-            self.metrics.write(
+            self.write(
                 step=step,
                 split="train",
                 perplexity=perplexity(values["loss"]),
@@ -143,7 +151,7 @@ class _Run:
         While a schedule still raises the sparsity, losses do not compare: they are written down only.
         """
         config, step = self.config, self.step
-        params = evaluated_params(self.state)
+        params = evaluated_params(self.state, self.placement)
         loss, density, _ = evaluate(
             self.lm,
             params,
@@ -152,20 +160,19 @@ class _Run:
             self.corpus.vocabulary.eos_id,
             sparsity=_traced_sparsity(config, step),
             after_batch=self.stop.check,
+            placement=self.placement,
         )
         if not math.isfinite(loss):
             self.fail(f"The validation loss is {loss} after step {step}")
         sparsity = sparsity_at(config, step)
-        self.metrics.write(
-            step=step, split="valid", loss=loss, perplexity=perplexity(loss), density=density, sparsity=sparsity
-        )
+        self.write(step=step, split="valid", loss=loss, perplexity=perplexity(loss), density=density, sparsity=sparsity)
         counts = sparsity == sparsity_at(config, config.train.steps)
         factor = config.optim.plateau_factor if config.optim.name == "sgd" else 1.0
         plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
         is_best = int(plateau.best_step) == step
         if is_best:
             self.best.save(step, params, loss=loss, density=density)
-        self.state = self.state._replace(plateau=jax.device_put(plateau, self.sharding))
+        self.state = self.state._replace(plateau=self.placement.put(plateau))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
     def save(self) -> None:
@@ -185,19 +192,28 @@ class _Run:
             "--optim.clip-norm in another --workdir."
         )
 
+    def write(self, **values: Any) -> None:
+        """A line in the metrics, from the first process."""
+        if self.metrics is not None:
+            self.metrics.write(**values)
+
     def close(self) -> None:
         """Closes the files."""
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         self.progress.close()
 
 
-def train(config: Config, workdir: Path, *, progress: bool = True, command: str = "") -> dict[str, Any]:
+def train(
+    config: Config, workdir: Path, *, mesh: MeshConfig | None = None, progress: bool = True, command: str = ""
+) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
 
     Args:
         config: what to train; the size of the vocabulary is taken from the data.
         workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
             checkpoints and, at the end, summary.json.
+        mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
         progress: show progress on stderr.
         command: noted in the summary.
 
@@ -205,30 +221,41 @@ def train(config: Config, workdir: Path, *, progress: bool = True, command: str 
         What summary.json holds; for a finished run it is read from there.
 
     Raises:
-        ValueError: the data are not usable, or the folder holds another run.
+        ValueError: the data are not usable, the folder holds another run, or the mesh does not fit.
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
     """
-    corpus = load_corpus(config.data)
+    corpus = first_then_all(partial(load_corpus, config.data))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
-    claim_workdir(workdir, config, corpus.vocabulary)
-    finished = read_summary(workdir)
+    # Processes that differ here would wait for each other for ever, or train on a mixture.
+    check_same("The configuration", zlib.crc32(config.to_json().encode()))
+    check_same("The text", zlib.crc32(np.concatenate([corpus.train, corpus.valid]).tobytes()))
+    if mesh is None and jax.process_count() == 1:
+        placement = first_device()
+    else:
+        placement = make_placement(mesh or MeshConfig(), config.model, batch_size=config.data.batch_size)
+    first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
+    finished = from_first(read_summary(workdir))
     if finished is not None:
         return finished
-    with StopSignals() as stop:
-        run = _Run(config, corpus, workdir, stop, progress=progress)
+    with StopSignals(together=jax.process_count() > 1) as stop:
+        run = _Run(config, corpus, workdir, stop, placement, progress=progress)
         try:
             run.loop()
         finally:
             run.close()
         try:
-            params = evaluated_params(run.state)
-            summary = summarise(config, workdir, params, run.best, command=command, check=stop.check)
+            params = evaluated_params(run.state, placement)
+            best_params, info = run.best.restore(params)
+            params, best_params = placement.gathered((params, best_params))
+            make = partial(summarise, config, workdir, params, (best_params, info), command=command, check=stop.check)
+            summary = from_first(first_alone(make))
         except InterruptedRunError as interrupted:
             message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
             raise InterruptedRunError(interrupted.signum, message) from None
-    write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    if is_first():
+        write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

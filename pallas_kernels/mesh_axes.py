@@ -17,13 +17,19 @@ def alike(*operands: Any) -> Any:
     A rule for derivatives written by hand then sees operands and cotangents of the same types; that the gradient of an
     operand shared by all devices is a sum over them follows from this cast, whose transpose is the sum.
     """
-    axes = frozenset[str]().union(*(_axes(leaf) for leaf in jax.tree.leaves(operands)))
-    return jax.tree.map(lambda leaf: _vary(leaf, axes - _axes(leaf)), operands)
+    axes = frozenset[str]().union(*(axes_of(leaf) for leaf in jax.tree.leaves(operands)))
+    return jax.tree.map(lambda leaf: _vary(leaf, axes - axes_of(leaf)), operands)
+
+
+def like(tree: Any, reference: Array) -> Any:
+    """The arrays of a tree, each as a value that differs also along the axes along which the reference does."""
+    axes = axes_of(reference)
+    return jax.tree.map(lambda leaf: _vary(leaf, axes - axes_of(leaf)), tree)
 
 
 def zeros(shape: tuple[int, ...], operand: Array) -> Array:
     """Float32 zeros that differ along the axes along which the operand does: what a loop over it starts with."""
-    return _vary(jnp.zeros(shape, jnp.float32), _axes(operand))
+    return _vary(jnp.zeros(shape, jnp.float32), axes_of(operand))
 
 
 def result(shape: tuple[int, ...], dtype: Any, operand: Array) -> jax.ShapeDtypeStruct:
@@ -31,7 +37,8 @@ def result(shape: tuple[int, ...], dtype: Any, operand: Array) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(operand).manual_axis_type)
 
 
-def _axes(array: Array) -> frozenset[str]:
+def axes_of(array: Array) -> frozenset[str]:
+    """The axes along which a value differs."""
     return jax.typeof(array).manual_axis_type.varying  # pyrefly: ignore[missing-attribute]
 
 

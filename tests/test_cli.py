@@ -18,6 +18,7 @@ import pytest
 import tiny_run
 
 from bwds import cli, model
+from bwds.devices import DistributedConfig, MeshConfig
 from bwds.metrics import read_metrics
 from bwds.presets import PRESETS
 
@@ -258,10 +259,13 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypat
 
 def test_options_start_from_the_preset():
     parse = SCRIPTS["train"].parse
-    assert parse([]) == (PRESETS["quick"], Path("runs/quick"))
-    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"))
-    config, workdir = parse(["--workdir", "here", "--train.eval-every", "7", "--model.method", "dense"])
+    assert parse([]) == (PRESETS["quick"], Path("runs/quick"), MeshConfig(), DistributedConfig())
+    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), MeshConfig(), DistributedConfig())
+    config, workdir, mesh, _ = parse(
+        ["--mesh.model", "2", "--workdir", "here", "--train.eval-every", "7", "--model.method", "dense"]
+    )
     assert (config.train.eval_every, config.model.method, workdir) == (7, "dense", Path("here"))
+    assert mesh == MeshConfig(data=None, model=2)
     assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
     assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
 

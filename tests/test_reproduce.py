@@ -13,6 +13,7 @@ import tiny_run
 
 import train as train_script
 from bwds import PRESETS, cost, training
+from bwds.devices import MeshConfig
 from bwds.interrupt import InterruptedRunError
 from bwds.metrics import read_metrics
 
@@ -65,7 +66,9 @@ def test_the_command_of_a_cell_is_its_configuration():
     for cell in cells():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
         assert (python, script) == ("python", "train.py")
-        assert train_script.parse(arguments)[:2] == (cell.config(), Path(f"runs/{cell.name}"))
+        config, workdir, mesh, _ = train_script.parse(arguments)
+        assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
+        assert mesh == MeshConfig(data=1)
 
 
 def test_no_two_cells_are_the_same_run():
@@ -172,8 +175,8 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
 
     report = training._Run.report
 
-    def report_and_stop(self, step, metrics):
-        report(self, step, metrics)
+    def report_and_stop(self, step, *rest):
+        report(self, step, *rest)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,0 +1,125 @@
+"""Several processes, each with its own devices, that train one model together on JAX's distributed runtime.
+
+All run the same program and meet in every computation. What the first process alone does, such as writing into the
+run's folder, the others wait for; an error it finds there is an error in all.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bwds.devices import DistributedConfig
+
+T = TypeVar("T")
+
+
+def connect(config: DistributedConfig) -> None:
+    """Joins the other processes, if there are any. Must come before anything else that JAX does.
+
+    Raises:
+        ValueError: the others, or the cluster, cannot be found.
+    """
+    if config.processes is None and not config.auto:
+        return
+    try:
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if config.auto:
+            message = f"--distributed.auto found no cluster ({reason}); give --distributed.coordinator instead."
+        else:
+            message = f"Process {config.process} cannot join {config.coordinator} ({reason})."
+        raise ValueError(message) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and messages."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def from_first(value: Any) -> Any:
+    """The JSON value that the first process gives; that of the others is not looked at."""
+    if jax.process_count() == 1:
+        return value
+    sent = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    # Without this, all would have to know how long it is.
+    padded = np.zeros(size, np.uint8)
+    padded[: len(sent)] = sent[:size]
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
+
+
+def first_then_all(function: Callable[[], T]) -> T:
+    """``function()`` in the first process, and then, when it is done there, in the others.
+
+    Raises:
+        ValueError: in the others, where it raised anything in the first process, with the same message.
+    """
+    result: Any = first_alone(function)
+    return result if is_first() else function()
+
+
+def first_alone(function: Callable[[], T]) -> T:
+    """``function()`` in the first process; the others wait and get None.
+
+    Raises:
+        ValueError: in the others, where it raised anything in the first process, with the same message.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result: Any = None
+    error: Exception | None = None
+    if is_first():
+        try:
+            result = function()
+        except Exception as raised:  # Of any kind: the others wait.
+            error = raised
+    message = from_first(None if error is None else str(error))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise ValueError(message)
+    return result
+
+
+def check_same(what: str, value: int) -> None:
+    """Raises ``ValueError`` in all processes unless they give the same number, of 32 bits."""
+    if jax.process_count() > 1:
+        values = np.asarray(multihost_utils.process_allgather(np.uint32(value)))
+        others = [i for i, other in enumerate(values.ravel()) if other != values.ravel()[0]]
+        if others:
+            raise ValueError(
+                f"{what} differs between process 0 and {', '.join(map(str, others))}; all must be started alike."
+            )
+
+
+def all_true(value: bool) -> bool:
+    """Whether it is true in all processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.asarray(multihost_utils.process_allgather(np.bool_(value))).all())
+
+
+def largest(value: int) -> Any:
+    """Starts to find the largest number of all processes; ``int`` of what is returned waits for it."""
+    if jax.process_count() == 1:
+        return value
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    values = jax.make_array_from_callback((mesh.size,), spread, lambda index: np.array([value], np.int32))
+    return _largest(values)
+
+
+@jax.jit
+def _largest(values: Any) -> Any:
+    return values.max()

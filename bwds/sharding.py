@@ -1,0 +1,168 @@
+"""Where the arrays of a training run lie: one mesh of devices with the axes ``data`` and ``model``.
+
+Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
+recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``.
+Parameters are the same along ``data``; the state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et
+al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with another mesh.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from bwds.axes import DATA, MODEL
+from bwds.config import ModelConfig
+from bwds.devices import MeshConfig
+
+
+class Placement(NamedTuple):
+    """Which device holds what. Hashable, so that it can be a static argument.
+
+    Attributes:
+        mesh: devices [data, model].
+        shard_optimizer: the state of the optimiser is spread along ``data`` too.
+    """
+
+    mesh: Mesh
+    shard_optimizer: bool = False
+
+    def specs(self, tree: Any) -> Any:
+        """The axes along which each array of a tree is spread, from its path in it.
+
+        Args:
+            tree: parameters, or a whole training state.
+        """
+        return jax.tree_util.tree_map_with_path(self._spec, tree)
+
+    def shardings(self, tree: Any) -> Any:
+        """The same as what ``jit`` and ``device_put`` take."""
+        return jax.tree.map(self.sharding, self.specs(tree), is_leaf=lambda leaf: isinstance(leaf, P))
+
+    def sharding(self, spec: P) -> jax.sharding.Sharding:
+        """Sharding along the axes of a ``PartitionSpec``. A single device has one that all its arrays share."""
+        if self.mesh.size == 1:
+            return SingleDeviceSharding(self.mesh.devices.flat[0])
+        return NamedSharding(self.mesh, spec)
+
+    @property
+    def replicated(self) -> jax.sharding.Sharding:
+        """Of what is the same on all devices."""
+        return self.sharding(P())
+
+    @property
+    def rows(self) -> P:
+        """Of an array whose first dimension is the batch."""
+        return P(DATA) if self.mesh.shape[DATA] > 1 else P()
+
+    def spread_rows(self, shape: tuple[int, ...], make: Callable[[slice], np.ndarray]) -> Any:
+        """An array whose first dimension is the batch, from a function that makes some of its rows.
+
+        Each process makes only the rows that its devices hold.
+        """
+        if self.mesh.size == 1:
+            return make(slice(0, shape[0]))
+        sharding = self.sharding(self.rows)
+        return jax.make_array_from_callback(shape, sharding, lambda index: make(index[0]))  # pyrefly: ignore[unsupported-operation]
+
+    def template(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function would return: shapes, dtypes and shardings, without running it."""
+
+        def described(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        tree = jax.eval_shape(function, *arguments)
+        return jax.tree.map(described, tree, self.shardings(tree))
+
+    def gathered(self, tree: Any) -> Any:
+        """The whole arrays on the first device of this process."""
+        whole = tree if self.mesh.size == 1 else jax.jit(lambda tree: tree, out_shardings=self.replicated)(tree)
+        return jax.device_put(jax.device_get(whole), jax.local_devices()[0])
+
+    def put(self, tree: Any) -> Any:
+        """Numbers that all processes know, made the same on all devices."""
+
+        def put(leaf: Any) -> Any:
+            return jax.make_array_from_callback(np.shape(leaf), self.replicated, lambda index: np.asarray(leaf)[index])
+
+        return jax.tree.map(put, tree)
+
+    def constrain(self, tree: Any) -> Any:
+        """The same tree with its arrays where they belong; for use under ``jit``."""
+        return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+    def _spec(self, path: tuple[Any, ...], leaf: Any) -> P:
+        field = getattr(path[0], "name", None) if path else None
+        if field == "carry":
+            return self.rows
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        axes: list[str | None] = [None] * leaf.ndim
+        if self.mesh.shape[MODEL] > 1 and names and "gate" not in names:
+            if names[-1] == "embedding":
+                axes[0] = MODEL
+            elif names[-1] in ("kernel", "bias"):
+                axes[-1] = MODEL
+        if field == "opt_state" and self.shard_optimizer and self.mesh.shape[DATA] > 1:
+            # The first dimension that can be cut evenly; small arrays that have none stay whole.
+            for i, size in enumerate(leaf.shape):
+                if axes[i] is None and size % self.mesh.shape[DATA] == 0:
+                    axes[i] = DATA
+                    break
+        # Without the dimensions at the end that are not spread: so jit writes it, and takes nothing else for equal.
+        while axes and axes[-1] is None:
+            axes.pop()
+        return P(*axes)
+
+
+def over_devices(placement: Placement | None, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+    """``f`` on every device's share of its arguments; ``f`` itself for a single device, or without a placement."""
+    if placement is None or placement.mesh.size == 1:
+        return f
+    return jax.shard_map(f, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def first_device() -> Placement:
+    """All on the first device of this process."""
+    return Placement(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), (DATA, MODEL)))
+
+
+def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> Placement:
+    """The placement of a run.
+
+    Raises:
+        ValueError: there are too few devices, or what is to be spread does not divide evenly.
+    """
+    there = jax.device_count()
+    if mesh.data is None and mesh.model > there:
+        raise ValueError(f"--mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")
+    data = there // mesh.model if mesh.data is None else mesh.data
+    if data * mesh.model > there:
+        raise ValueError(
+            f"--mesh.data {data} and --mesh.model {mesh.model} need {data * mesh.model} devices and there are {there}; "
+            f"their product must be at most {there}."
+        )
+    if jax.process_count() > 1 and data * mesh.model != there:
+        raise ValueError(
+            f"--mesh.data {data} and --mesh.model {mesh.model} leave out some of the {there} devices of "
+            f"{jax.process_count()} processes; their product must be {there}."
+        )
+    _check_divides("--mesh.data", data, batch_size, "rows of the batch", "--data.batch-size")
+    parts = 4 if model.cell == "lstm" else 3
+    columns = parts * model.hidden_size
+    if model.method == "dynamic":
+        columns //= model.block_size
+    _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
+    _check_divides("--mesh.model", mesh.model, model.vocab_size, "words of the vocabulary", "--data.vocab-limit")
+    devices = jax.devices()[: data * mesh.model]
+    made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Placement(made, mesh.shard_optimizer)
+
+
+def _check_divides(option: str, devices: int, count: int, what: str, other: str) -> None:
+    if count % devices:
+        raise ValueError(
+            f"{option} is {devices}, which does not divide the {count} {what}; choose one that does, or change {other}."
+        )
