@@ -192,6 +192,15 @@ class _Run:
             "--optim.clip-norm in another --workdir."
         )
 
+    @property
+    def way_out(self) -> str:
+        """What to do when the folder cannot be written to."""
+        start = "it starts anew" if self.saved is None else f"it goes on from the checkpoint of step {self.saved}"
+        return (
+            f"Training stopped after step {self.step}. Make room, or see to the folder, and give the same command again: "
+            f"{start}."
+        )
+
     def write(self, **values: Any) -> None:
         """A line in the metrics, from the first process."""
         if self.metrics is not None:
@@ -222,6 +231,7 @@ def train(
 
     Raises:
         ValueError: the data are not usable, the folder holds another run, or the mesh does not fit.
+        OSError: the folder cannot be written to, as on a full disk; the same call goes on from the last checkpoint.
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
     """
@@ -243,6 +253,8 @@ def train(
         run = _Run(config, corpus, workdir, stop, placement, progress=progress)
         try:
             run.loop()
+        except OSError as error:
+            raise OSError(f"{error} {run.way_out}") from error
         finally:
             run.close()
         try:
