@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, Distribut
         raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
     model = ModelConfig(**dataclasses.asdict(options.model))
     # A trace changes nothing: with it or without it, a run is the same.
-    training = dataclasses.asdict(options.train)
+    training: dict[str, Any] = dataclasses.asdict(options.train)
     profile = training.pop("profile")
     if profile < 0:
         raise ValueError(f"--train.profile is {profile}; it must be at least 0.")
