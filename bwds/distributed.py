@@ -4,10 +4,12 @@ All run the same program and meet in every computation. What the first process a
 run's folder, the others wait for; an error it finds there is an error in all.
 """
 
+import contextlib
 import json
 import os
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -33,7 +35,7 @@ def connect(config: DistributedConfig) -> None:
             config.processes,
             config.process,
             heartbeat_timeout_seconds=config.heartbeat,
-            # A process that fails alone waits as long for the others, which wait for it, before it ends.
+            # How long an end waits for the others.
             shutdown_timeout_seconds=config.heartbeat,
         )
     except (ValueError, RuntimeError) as error:
@@ -57,6 +59,25 @@ def _started_together() -> bool:
         or "," in there.get("TPU_WORKER_HOSTNAMES", "")
         or any(there.get(name, "1") != "1" for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     )
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """What may be an error of one process alone ends it with the message and exit code 1, where there are several.
+
+    An orderly end would wait for the others, which wait for this one. They end when they miss it: at once if it was the
+    first, else after ``--distributed.heartbeat``. Unless there are several, nothing is changed.
+    """
+    try:
+        yield
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        if jax.process_count() == 1:
+            raise
+        message = str(error).splitlines()[0]
+        if not isinstance(error, OSError):
+            message += ". Most likely another process has ended; start all again to go on from the last checkpoint"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def is_first() -> bool:
