@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program, as ``compiled.as_text()`` prints it, and finds how often every part runs.
+"""Reads the text of a compiled program, as ``compiled.as_text()`` gives it, and finds how often every part runs.
 
 The text is that of a program for one of several devices after all optimisations: computations, which are lists of
 instructions. What they move is counted in ``hlo_counts``.
@@ -45,7 +45,9 @@ class Instruction(NamedTuple):
 
 
 class Computation(dict[str, Instruction]):
-    """Instructions by name, in order."""
+    """Instructions by name, in order; whether a SparseCore runs them, a unit beside the others of some chips."""
+
+    on_sparse_core = False
 
     @property
     def root(self) -> Instruction:
@@ -117,7 +119,8 @@ def parse(text: str) -> Program:
             name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
             current = computations[name] = Computation()
             entry = name if line.startswith("ENTRY ") else entry
-        elif line.startswith("}"):
+        elif line.startswith("}") and current is not None:
+            current.on_sparse_core = 'execution_thread="sparsecore"' in line
             current = None
         elif current is not None and " = " in line:
             # What a kernel holds is no text of the program, and long.

@@ -98,7 +98,7 @@ def collectives(program: Program) -> dict[str, Collective]:
 
 _MOVES_NOTHING = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id"),
-    *("after-all", "iota", "async-start", "opt-barrier"),
+    *("after-all", "iota", "async-start", "async-update", "opt-barrier"),
 }
 _NO_WORK = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 
@@ -129,7 +129,9 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     if opcode == "dynamic-update-slice":
         return _in_hbm(inputs[1]) + (inputs[1].bytes if instruction.arrays[0].in_hbm else 0)
     read = sum(map(_in_hbm, inputs))
-    if opcode in ("slice", "dynamic-slice", "gather"):
+    # A SparseCore is given gathers.
+    gathers = opcode == "custom-call" and computation.on_sparse_core
+    if opcode in ("slice", "dynamic-slice", "gather") or gathers:
         read = instruction.bytes if inputs[0].arrays[0].in_hbm else 0
     return read + _in_hbm(instruction)
 

@@ -22,7 +22,9 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -138,8 +140,11 @@ def flops_by_hand(config: Config, *, rows: int, model: int) -> tuple[int, int]:
     return kernels, kernels + 2 * tokens * 3 * (costs.softmax // model + costs.gates)
 
 
-def compile_step(config: Config, placement: Placement) -> tuple[Any, Any]:
-    """The compiled step and the state that it takes, as shapes.
+def compile_step(config: Config, placement: Placement) -> tuple[Any, str, Any]:
+    """The compiled step, its text, and the state that it takes, as shapes.
+
+    The text is what the compiler itself writes down: ``as_text`` reads the program with jaxlib's parser, which refuses
+    what libtpu puts into some for v5p.
 
     Raises:
         DoesNotFitError: into the memory of a chip.
@@ -152,20 +157,24 @@ def compile_step(config: Config, placement: Placement) -> tuple[Any, Any]:
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.sharding(placement.rows))
     new_epoch = jax.ShapeDtypeStruct((), jnp.bool_, sharding=placement.replicated)
     traced = train_step.trace(lm, optimizer, state, tokens, tokens, new_epoch, None, placement)
-    try:
-        return traced.lower(lowering_platforms=("tpu",)).compile(), state
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise DoesNotFitError(str(error).splitlines()[0]) from error
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFitError(str(error).splitlines()[0]) from error
+        (text,) = Path(folder).glob("*.after_codegen.txt")
+        return compiled, text.read_text(), state
 
 
 def count(config: Config, topology: str, placement: Placement) -> dict[str, Any]:
     """All counts of a step, for one chip."""
     chip, mesh = chip_of(topology), placement.mesh
     rows = config.data.batch_size // mesh.shape[DATA]
-    compiled, state = compile_step(config, placement)
-    memory, program = compiled.memory_analysis(), hlo.parse(compiled.as_text())
+    compiled, text, state = compile_step(config, placement)
+    memory, program = compiled.memory_analysis(), hlo.parse(text)
     kernels, found = hlo_counts.kernels(program), hlo_counts.collectives(program)
     kernel_flops, flops = flops_by_hand(config, rows=rows, model=mesh.shape[MODEL])
     xla_flops = compiled.cost_analysis()["flops"]

@@ -101,12 +101,13 @@ def test_a_program_in_the_form_of_the_tpu_compiler():
     import hlo_counts
 
     program = hlo.parse(PROGRAM)
-    assert hlo.executions(program) == {"main": 1, "body": 10}
+    assert hlo.executions(program) == {"main": 1, "body": 10, "rows_of_a_table": 1}
     # 512 bytes ten times between 2 of 4 devices; 128 bytes gathered once, although two fusions name it.
     assert counted(PROGRAM) == {"all-reduce": (10, 5120, 5120), "all-gather": (1, 128, 384)}
     assert hlo_counts.kernels(program) == [hlo_counts.Kernel(10, 4096, 1024)]
-    # Of HBM: b read, one slice of 512 bytes read and one written in every step, the whole stack copied at the end.
-    assert hlo_counts.hbm_bytes(program) == 128 + 10 * (512 + 512) + 2 * 5120
+    # Of HBM: b read, 8 rows of the table read and written, one slice of 512 bytes read and one written in every step,
+    # the whole stack copied at the end.
+    assert hlo_counts.hbm_bytes(program) == 128 + 2 * 512 + 10 * (512 + 512) + 2 * 5120
 
 
 def test_loops_without_a_fixed_end_are_refused():

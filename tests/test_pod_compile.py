@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, language_model
 from bwds.axes import DATA, MODEL
 from bwds.sharding import Placement
+from pallas_kernels.mosaic_tpu_plan import plan_tiles
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu_pod_compile.jsonl"
@@ -169,15 +170,33 @@ def test_committed_lines_are_those_of_the_present_program(pod, line):
         assert line["collectives"]["all-reduce"]["bytes"] == size + 8
 
 
+@pytest.mark.parametrize("line", CASES, ids=lambda line: f"{line['preset']}-{line['topology']}-{line['rows']}")
+def test_the_limit_of_vmem_is_what_the_kernels_plan(line):
+    """The largest of the plans for the products of all time steps, and of one."""
+    config = PRESETS[line["preset"]].model
+    h, rows = config.hidden_size, line["rows"]
+    k, n = (h, 4 * h // line["model"]) if config.cell == "lstm" else (2 * h, 3 * h // line["model"])
+    w, (r, c) = jax.ShapeDtypeStruct((k, n), jnp.dtype(config.dtype)), (k // 128, n // 128)
+    plans = [
+        plan
+        for b in (rows, rows * line["sequence_length"])
+        for plan in (
+            plan_tiles(b, c, w, (128, 128), whole=k, outputs=128, lanes=r),
+            plan_tiles(b, r, w, (128, 128), whole=n, outputs=128, inputs=128, lanes=2 * c),
+        )
+    ]
+    assert line["kernel_vmem_limit"] == max(plan.vmem for plan in plans)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("preset", ["ptb-lstm", "wikitext103-qrnn"])
 def test_compiling_again_gives_the_committed_counts(pod, preset):
+    line = next(line for line in CASES if line["preset"] == preset)
     environment = LINES[0]
     for package in ("jax", "libtpu"):
         if environment[package] != importlib.metadata.version(package):
             pytest.skip(f"The committed counts are those of {package} {environment[package]}.")
-    line = next(line for line in CASES if line["preset"] == preset)
     got = pod.case(PRESETS[preset], line["topology"], rows=line["rows"])
     for name, value in got.items():
         expected = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
