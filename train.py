@@ -24,7 +24,8 @@ from typing import Annotated, Any
 import tyro
 
 from bwds.cli import parsed, run, shell_command
-from bwds.config import Config, DataConfig, DistributedConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.devices import DistributedConfig, MeshConfig
 from bwds.presets import PRESETS
 
 SCRIPT = Path(__file__)

@@ -1,7 +1,7 @@
 """The cells of the comparison: every training run of benchmarks/reproduce.py, and what sets it apart from its preset.
 
-A cell is a preset, a variant (method and sparsity) and a seed. Every method has its preset's optimiser, dropout and
-number of steps; nothing is tuned for one of them alone.
+A cell is a preset, a variant (method and sparsity) and a seed. Every method has the same number of steps. At the size
+for CPU cores learning rate and dropout are chosen for each method by the same small sweep, on validation perplexity.
 """
 
 import dataclasses
@@ -13,13 +13,27 @@ from typing import Any
 from bwds import PRESETS, equal_cost_dense
 from bwds.config import Config
 
+SMALL = {"train.steps": 400}
+"""One epoch: a cell takes minutes on one CPU core."""
 PAPER = {"train.log_every": 100}
 """At the paper's size only every hundredth step is logged: the logs are kept in the repository."""
-SIZES: dict[str, dict[str, Any]] = {"ptb-lstm-small": {}, "ptb-qrnn-small": {}, "ptb-lstm": PAPER, "ptb-qrnn": PAPER}
+SIZES: dict[str, dict[str, Any]] = {
+    "ptb-lstm-small": SMALL,
+    "ptb-qrnn-small": SMALL,
+    "ptb-lstm": PAPER,
+    "ptb-qrnn": PAPER,
+}
 """Presets of the grid, with the options that all their cells change: two for CPU cores, two for a GPU."""
+
+SWEEP: dict[str, tuple[float, ...]] = {"optim.learning_rate": (1e-3, 3e-3, 1e-2), "model.dropout": (0.0, 0.1, 0.3)}
+"""Values tried for each method, one option at a time, at the size for CPU cores."""
+TUNED: dict[tuple[str, str], dict[str, float]] = {}
+"""What the sweep chose for a preset and a method, where it is not the preset's own value."""
 
 SPARSITIES = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
+SWEPT = ("dense", "magnitude-0.5", "static-block-0.5", "dynamic-0.5")
+"""The variant of each method for which its learning rate and dropout are chosen."""
 HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
 """Variants that are trained with all seeds; the others with the first."""
 GATE_SOURCES = ("frozen", "bias", "random")
@@ -52,7 +66,42 @@ def variants(preset: str) -> dict[str, dict[str, Any]]:
             "model.sparsity": 0.5,
             "model.gate_source": source,
         }
+    return {
+        variant: {**options, **TUNED.get((preset, options["model.method"]), {})} for variant, options in found.items()
+    }
+
+
+def sweep(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs that tell whether another learning rate or dropout suits a method better, by name.
+
+    Each differs in one option from a variant in ``SWEPT``.
+    """
+    if SIZES[preset] is not SMALL:
+        return {}
+    found, made = {}, variants(preset)
+    for variant in SWEPT:
+        options = made[variant]
+        for option, values in SWEEP.items():
+            section, name = option.split(".")
+            taken = options.get(option, getattr(getattr(PRESETS[preset], section), name))
+            found |= {f"{variant}-{name}-{v}": {**options, option: v} for v in values if v != taken}
     return found
+
+
+def ablations(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs in which the dynamic method at half the blocks is made in another way, by name."""
+    if SIZES[preset] is not SMALL:
+        return {}
+    full = PRESETS[preset].model.gate_rank is None
+    other = {
+        "softplus": {"model.gate_activation": "softplus"},
+        "column": {"model.gate_scope": "column"},
+        "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
+        "blocks-of-64": {"model.block_size": 64},
+        "cubic": {"train.sparsity_schedule": "cubic"},
+    }
+    options = variants(preset)["dynamic-0.5"]
+    return {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}
 
 
 @dataclass(frozen=True)
@@ -87,18 +136,20 @@ class Cell:
         return dataclasses.replace(preset, **changed)
 
     def command(self, workdir: str) -> str:
-        """The command of the same run. Its text is downloaded; --data.directory takes a local copy instead."""
+        """The command of the same run, on one device. --data.directory takes a local copy of the text instead."""
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items()]
-        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", *flags])
+        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", "--mesh.data=1", *flags])
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are run: within a preset the headline cells first."""
+    """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        made = variants(preset)
-        runs = [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in made if variant not in HEADLINE]
+        tried, compared, others = sweep(preset), variants(preset), ablations(preset)
+        made = {**tried, **compared, **others}
+        runs = [(variant, SEEDS[0]) for variant in tried]
+        runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
+        runs += [(variant, SEEDS[0]) for variant in (*compared, *others) if variant not in HEADLINE]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 

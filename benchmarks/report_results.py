@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from grid import GATE_SOURCES, SIZES, SPARSITIES, cells, variants
+from grid import GATE_SOURCES, SIZES, SPARSITIES, SWEPT, ablations, cells, sweep, variants
 from intervals import Estimate, difference, mean
 from tables import MISSING, table
 
@@ -43,11 +43,11 @@ CLAIMS = [
 
 def read_lines(results_dir: Path, preset: str) -> Lines:
     """Lines of all cells of a preset that there are; a variant without any has an empty list."""
-    found: Lines = {variant: [] for variant in variants(preset)}
+    found: Lines = {}
     for cell in cells():
-        path = results_dir / "quality" / f"{cell.name}.json"
-        if cell.preset == preset and path.exists():
-            found[cell.variant].append(json.loads(path.read_text()))
+        if cell.preset == preset:
+            path = results_dir / "quality" / f"{cell.name}.json"
+            found.setdefault(cell.variant, []).extend([json.loads(path.read_text())] if path.exists() else [])
     return found
 
 
@@ -127,6 +127,25 @@ def _row(variant: str, lines: list[Line], preset: str) -> list[str]:
     ]
 
 
+def _variations(preset: str, lines: Lines, bases: tuple[str, ...], others: dict[str, Any]) -> list[str]:
+    """Table of variants that differ from others in one thing, each group below the one it differs from."""
+    rows = []
+    for base in bases:
+        group = [name for name in others if name.startswith(f"{base}-") and lines[name]]
+        for name in [base, *group] if group and lines[base] else []:
+            done = finished(lines[name])
+            cost = done[0]["multiply_adds"] if done else None
+            first = values(done[:1], "validation_perplexity"), values(done[:1], "test_perplexity")
+            rows.append(
+                [
+                    f"[{name}](../benchmarks/results/quality/{preset}/{name}/)",
+                    *(f"{found[0]:.2f}" if found else "failed" for found in first),
+                    f"{cost['total'] / cost['preset_dense']:.3f}" if cost else MISSING,
+                ]
+            )
+    return [*table(["variant, seed 0", "validation", "test", "multiply-adds, of dense"], rows), ""] * bool(rows)
+
+
 HEADER = [
     "variant",
     "hidden size",
@@ -177,11 +196,17 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
     text += [*_claims(lines), ""]
     if done:
         _draw(picture, lines)
-        rows = [_row(variant, lines[variant], preset) for variant in lines if lines[variant]]
+        rows = [_row(variant, lines[variant], preset) for variant in variants(preset) if lines[variant]]
         text += [_where(done), "", *table(HEADER, rows), ""]
         text += [f"![Perplexity against cost and against time, {preset}]({picture.name})", ""]
     else:
         picture.unlink(missing_ok=True)
+    for title, bases, others in (
+        ("Other learning rates and dropout", SWEPT, sweep(preset)),
+        ("Other gates", ("dynamic-0.5",), ablations(preset)),
+    ):
+        if rows := _variations(preset, lines, bases, others):
+            text += [f"### {title}, `{preset}`", "", *rows]
     text += [f"- `{line['cell']}` failed. {line['failed']}." for line in failed] + [""] * bool(failed)
     commands = [line["command"] for variant in lines.values() for line in variant]
     return [*text, "<details><summary>Commands</summary>", "", "```", *commands, "```", "", "</details>", ""]

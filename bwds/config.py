@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from bwds.checks import require, require_at_least, require_choice, require_rates
 from bwds.sparsity import diagonal_groups, schedule_steps
 
 Cell = Literal["lstm", "qrnn"]
@@ -20,32 +21,9 @@ Optimizer = Literal["sgd", "adamw"]
 SparsitySchedule = Literal["constant", "cubic"]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_choice(name: str, value: Any, choices: Any) -> None:
-    allowed = get_args(choices)
-    _require(value in allowed, f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}.")
-
-
-def _require_at_least(minimum: float, **values: float) -> None:
-    for name, value in values.items():
-        _require(
-            not math.isnan(value) and value >= minimum,
-            f"{name} is {value}; it must be at least {minimum}.",
-        )
-
-
-def _require_rates(**values: float | None) -> None:
-    for name, value in values.items():
-        _require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
-
-
 def check_sparsity(sparsity: float) -> None:
     """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
-    _require(
+    require(
         0.0 <= sparsity < 1.0,
         f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
     )
@@ -99,16 +77,16 @@ class ModelConfig:
     """Kernel of the block-sparse product; None: the platform's own, or else xla, which runs everywhere."""
 
     def __post_init__(self) -> None:
-        _require_choice("cell", self.cell, Cell)
-        _require_choice("method", self.method, Method)
-        _require_choice("gate_activation", self.gate_activation, Activation)
-        _require_choice("gate_scope", self.gate_scope, Scope)
-        _require_choice("magnitude_unit", self.magnitude_unit, MagnitudeUnit)
-        _require_choice("gate_source", self.gate_source, GateSource)
-        _require_choice("dtype", self.dtype, Dtype)
+        require_choice("cell", self.cell, Cell)
+        require_choice("method", self.method, Method)
+        require_choice("gate_activation", self.gate_activation, Activation)
+        require_choice("gate_scope", self.gate_scope, Scope)
+        require_choice("magnitude_unit", self.magnitude_unit, MagnitudeUnit)
+        require_choice("gate_source", self.gate_source, GateSource)
+        require_choice("dtype", self.dtype, Dtype)
         if self.implementation is not None:
-            _require_choice("implementation", self.implementation, Implementation)
-        _require_at_least(
+            require_choice("implementation", self.implementation, Implementation)
+        require_at_least(
             1,
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -117,15 +95,15 @@ class ModelConfig:
         )
         check_sparsity(self.sparsity)
         rates = ("dropout", "dropout_input", "dropout_hidden", "embedding_dropout", "weight_dropout")
-        _require_rates(**{name: getattr(self, name) for name in rates})
+        require_rates(**{name: getattr(self, name) for name in rates})
         if self.method in ("dynamic", "static-block") or (self.method, self.magnitude_unit) == ("magnitude", "block"):
-            _require(
+            require(
                 self.hidden_size % self.block_size == 0,
                 f"hidden_size {self.hidden_size} is not a multiple of block_size {self.block_size}; "
                 "choose a block size that divides it.",
             )
         if self.method == "dynamic" and self.gate_rank is not None:
-            _require_at_least(1, gate_rank=self.gate_rank)
+            require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
 
@@ -153,14 +131,14 @@ class DataConfig:
     """Keep the most frequent words only, the others become <unk>; None: all words."""
 
     def __post_init__(self) -> None:
-        _require_at_least(
+        require_at_least(
             1,
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
             eval_batch_size=self.eval_batch_size,
         )
         if self.vocab_limit is not None:
-            _require_at_least(3, vocab_limit=self.vocab_limit)
+            require_at_least(3, vocab_limit=self.vocab_limit)
 
 
 @dataclass(frozen=True)
@@ -187,16 +165,16 @@ class OptimConfig:
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
     def __post_init__(self) -> None:
-        _require_choice("optimiser name", self.name, Optimizer)
-        _require(
+        require_choice("optimiser name", self.name, Optimizer)
+        require(
             0.0 < self.learning_rate < math.inf,
             f"learning_rate is {self.learning_rate}; it must be positive and finite.",
         )
-        _require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
-        _require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
-        _require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
-        _require_rates(ema_decay=self.ema_decay)
-        _require(
+        require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
+        require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
+        require_rates(ema_decay=self.ema_decay)
+        require(
             0.0 < self.plateau_factor <= 1.0,
             f"plateau_factor is {self.plateau_factor}; it must be above 0 and at most 1.",
         )
@@ -228,72 +206,27 @@ class TrainConfig:
     """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
 
     def __post_init__(self) -> None:
-        _require_at_least(
+        require_at_least(
             1,
             steps=self.steps,
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
         )
-        _require_at_least(0, seed=self.seed)
-        _require(self.seed < 2**32, f"seed is {self.seed}; it must be less than 2**32: JAX keeps 32 bits of it.")
-        _require(
+        require_at_least(0, seed=self.seed)
+        require(self.seed < 2**32, f"seed is {self.seed}; it must be less than 2**32: JAX keeps 32 bits of it.")
+        require(
             0.0 <= self.sparsity_initial < 1.0,
             f"sparsity_initial is {self.sparsity_initial}; it must be at least 0 and less than 1.",
         )
-        _require_at_least(1, sparsity_every=self.sparsity_every)
+        require_at_least(1, sparsity_every=self.sparsity_every)
         if self.sparsity_schedule is not None:
-            _require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
+            require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
 
     @property
     def sparsity_steps(self) -> range:
         """Steps at which the cubic schedule changes the sparsity; at the last it is the model's."""
         return schedule_steps(self.steps, begin=self.sparsity_begin, end=self.sparsity_end, every=self.sparsity_every)
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How a run is spread over devices. No part of its configuration: it may go on with another mesh."""
-
-    data: int | None = None
-    """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
-    model: int = 1
-    """Devices that share the columns of the weights, and the words of embedding and softmax."""
-    shard_optimizer: bool = False
-    """Spread the state of the optimiser over --mesh.data as well."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(1, mesh_model=self.model)
-        if self.data is not None:
-            _require_at_least(1, mesh_data=self.data)
-
-
-@dataclass(frozen=True)
-class DistributedConfig:
-    """Several processes that train together. No part of a run's configuration either."""
-
-    coordinator: str | None = None
-    """Address and port of process 0, like 10.0.0.1:8476; with it go --distributed.processes and .process."""
-    processes: int | None = None
-    """How many processes there are."""
-    process: int | None = None
-    """Which of them this is, counted from 0."""
-    auto: bool = False
-    """Let JAX find the others, as it can on a TPU pod slice, with SLURM or Open MPI."""
-
-    def __post_init__(self) -> None:
-        named = [value is not None for value in (self.coordinator, self.processes, self.process)]
-        _require(
-            all(named) or not any(named),
-            "--distributed.coordinator, --distributed.processes and --distributed.process go together; give all three.",
-        )
-        _require(not (self.auto and any(named)), "--distributed.auto finds the processes itself; do not name them.")
-        if self.processes is not None and self.process is not None:
-            _require_at_least(1, distributed_processes=self.processes)
-            _require(
-                0 <= self.process < self.processes,
-                f"--distributed.process is {self.process}; it must be from 0 to {self.processes - 1}.",
-            )
 
 
 @dataclass(frozen=True)
@@ -307,16 +240,16 @@ class Config:
 
     def __post_init__(self) -> None:
         method, initial = self.model.method, self.train.sparsity_initial
-        _require(
+        require(
             method != "magnitude" or self.rising_sparsity,
             "sparsity_schedule is 'constant'; magnitude pruning needs the cubic one: nothing is known before training.",
         )
-        _require(
+        require(
             method != "static-block" or not self.rising_sparsity,
             "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
         )
         if self.rising_sparsity:
-            _require(
+            require(
                 initial <= self.model.sparsity,
                 f"sparsity_initial is {initial}, above the model's sparsity {self.model.sparsity}; take at most that.",
             )
@@ -344,16 +277,16 @@ class Config:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"The configuration is not valid JSON: {error}.") from error
-        _require(
+        require(
             isinstance(raw, dict) and raw.keys() == sections.keys(),
             f"The configuration must hold exactly the sections {', '.join(sections)}.",
         )
         made: dict[str, Any] = {}
         for name, section in sections.items():
             known = {f.name for f in dataclasses.fields(section)}
-            _require(isinstance(raw[name], dict), f"Section {name!r} of the configuration is not an object.")
+            require(isinstance(raw[name], dict), f"Section {name!r} of the configuration is not an object.")
             unknown = sorted(raw[name].keys() - known)
-            _require(not unknown, f"Section {name!r} of the configuration has unknown options: {', '.join(unknown)}.")
+            require(not unknown, f"Section {name!r} of the configuration has unknown options: {', '.join(unknown)}.")
             try:
                 made[name] = section(**raw[name])
             except TypeError as error:

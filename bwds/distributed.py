@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bwds.config import DistributedConfig
+from bwds.devices import DistributedConfig
 
 T = TypeVar("T")
 

@@ -1,7 +1,8 @@
 """Where the arrays of a training run lie: one mesh of devices with the axes ``data`` and ``model``.
 
 Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
-recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``.
+recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``; the
+words only if they divide evenly, else all devices there have them all.
 Parameters are the same along ``data``; the state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et
 al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with another mesh.
 """
@@ -15,7 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from bwds.axes import DATA, MODEL
-from bwds.config import MeshConfig, ModelConfig
+from bwds.config import ModelConfig
+from bwds.devices import MeshConfig
 
 
 class Placement(NamedTuple):
@@ -99,11 +101,15 @@ class Placement(NamedTuple):
             return self.rows
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         axes: list[str | None] = [None] * leaf.ndim
-        if self.mesh.shape[MODEL] > 1 and names and "gate" not in names:
-            if names[-1] == "embedding":
-                axes[0] = MODEL
-            elif names[-1] in ("kernel", "bias"):
-                axes[-1] = MODEL
+        if (
+            self.mesh.shape[MODEL] > 1
+            and names
+            and "gate" not in names
+            and names[-1] in ("embedding", "kernel", "bias")
+        ):
+            i = 0 if names[-1] == "embedding" else -1
+            # Only words may not divide evenly.
+            axes[i] = MODEL if leaf.shape[i] % self.mesh.shape[MODEL] == 0 else None
         if field == "opt_state" and self.shard_optimizer and self.mesh.shape[DATA] > 1:
             # The first dimension that can be cut evenly; small arrays that have none stay whole.
             for i, size in enumerate(leaf.shape):
@@ -151,10 +157,9 @@ def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> 
     _check_divides("--mesh.data", data, batch_size, "rows of the batch", "--data.batch-size")
     parts = 4 if model.cell == "lstm" else 3
     columns = parts * model.hidden_size
-    if model.method != "dense":
+    if model.method == "dynamic":
         columns //= model.block_size
     _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
-    _check_divides("--mesh.model", mesh.model, model.vocab_size, "words of the vocabulary", "--data.vocab-limit")
     devices = jax.devices()[: data * mesh.model]
     made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
     return Placement(made, mesh.shard_optimizer)

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
-from bwds.config import Config, MeshConfig
+from bwds.config import Config
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
+from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError, StopSignals

@@ -94,8 +94,8 @@ def _by_column(gates, block, init, finish):
 def _walk(gates):
     """``walk(c, block, carry)``: ``carry = block(c, r, carry)`` for the blocks (r, c) of a column that some row keeps.
 
-    The rows r come from a table with a line for each column. A row's place is the running count of kept ones, and the
-    table is filled by comparing places: on a CPU that takes a tenth of the time of a sort.
+    The rows r come from a table with a line for each column. A row's place in it is the running count of kept ones, and
+    the table is filled by comparing places: no sort and no scatter.
     """
     num_r = gates.shape[1]
     kept = (gates != 0).any(0).T

@@ -26,6 +26,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("bwds")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Drops what a file's tests have compiled: XLA maps each program into memory, and Linux allows 65,530 maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Switches the annotation checks off, so that a test of a wrong argument sees the library's own error."""

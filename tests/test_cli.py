@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 
 from bwds import cli, model
-from bwds.config import DistributedConfig, MeshConfig
+from bwds.devices import DistributedConfig, MeshConfig
 from bwds.metrics import read_metrics
 from bwds.presets import PRESETS
 

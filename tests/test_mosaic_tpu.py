@@ -128,6 +128,7 @@ def test_a_ring_that_goes_round_with_any_number_left_over(kept):
     np.testing.assert_allclose(y, oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_full_ring_goes_round():
     p = problem(2, grid=(10, 11), density=0.9)
     plan = mosaic_tpu_plan.plan_tiles(2, 11, p.w, BLOCK, whole=1280, outputs=128, lanes=10)

@@ -13,6 +13,7 @@ import tiny_run
 
 import train as train_script
 from bwds import PRESETS, cost, training
+from bwds.devices import MeshConfig
 from bwds.interrupt import InterruptedRunError
 from bwds.metrics import read_metrics
 
@@ -49,12 +50,13 @@ def tiny(**options):
 
 
 def test_names_are_unique_and_every_variant_has_its_seeds():
-    from grid import HEADLINE, SIZES, cells, variants
+    from grid import HEADLINE, SIZES, ablations, cells, sweep, variants
 
-    assert max(Counter(cell.name for cell in cells()).values()) == 1
+    made = cells()
+    assert max(Counter(cell.name for cell in made).values()) == 1
     for preset in SIZES:
-        for variant in variants(preset):
-            seeds = [cell.seed for cell in cells() if (cell.preset, cell.variant) == (preset, variant)]
+        for variant in (*variants(preset), *sweep(preset), *ablations(preset)):
+            seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
             assert seeds == ([0, 1, 2] if variant in HEADLINE else [0])
 
 
@@ -64,7 +66,9 @@ def test_the_command_of_a_cell_is_its_configuration():
     for cell in cells():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
         assert (python, script) == ("python", "train.py")
-        assert train_script.parse(arguments)[:2] == (cell.config(), Path(f"runs/{cell.name}"))
+        config, workdir, mesh, _ = train_script.parse(arguments)
+        assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
+        assert mesh == MeshConfig(data=1)
 
 
 def test_no_two_cells_are_the_same_run():
@@ -171,8 +175,8 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
 
     report = training._Run.report
 
-    def report_and_stop(self, step, metrics):
-        report(self, step, metrics)
+    def report_and_stop(self, step, *rest):
+        report(self, step, *rest)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -212,9 +216,47 @@ def test_training_that_fails_is_a_result(corpus, tmp_path):
 
 
 def test_cells_differ_from_their_preset_only_in_what_is_compared():
-    from grid import cells
+    from grid import SIZES, SWEEP, TUNED, ablations, cells, sweep, variants
 
     allowed = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
+    compared, tried, others = ({preset: made(preset) for preset in SIZES} for made in (variants, sweep, ablations))
     for cell in cells():
-        assert cell.options.keys() <= allowed | {"train.seed", "train.log_every"}
-        assert cell.config().optim == PRESETS[cell.preset].optim
+        options = set(cell.options) - {"train.seed", *SIZES[cell.preset]}
+        if cell.variant in compared[cell.preset]:
+            assert options - allowed == set(TUNED.get((cell.preset, cell.options["model.method"]), {}))
+        elif cell.variant in tried[cell.preset]:
+            assert options - allowed <= set(SWEEP)
+        elif cell.variant in others[cell.preset]:
+            base = compared[cell.preset]["dynamic-0.5"]
+            assert len([option for option in options if option not in base]) == 1
+            assert {option: cell.options[option] for option in base} == base
+
+
+def test_the_sweep_changes_one_option_and_tries_every_value():
+    from grid import SWEEP, SWEPT, sweep, variants
+
+    tried = sweep("ptb-lstm-small")
+    preset = PRESETS["ptb-lstm-small"]
+    for variant in SWEPT:
+        for option, every in SWEEP.items():
+            section, name = option.split(".")
+            runs = {key: options for key, options in tried.items() if key.startswith(f"{variant}-{name}-")}
+            used = variants("ptb-lstm-small")[variant].get(option, getattr(getattr(preset, section), name))
+            assert {*(options[option] for options in runs.values()), used} == set(every)
+            for options in runs.values():
+                assert {k: v for k, v in options.items() if k != option} == {
+                    k: v for k, v in variants("ptb-lstm-small")[variant].items() if k != option
+                }
+
+
+def test_what_is_tuned_is_what_the_sweep_says():
+    from grid import SIZES, SWEPT, sweep
+    from report_results import read_lines, values
+
+    for preset in SIZES:
+        lines = read_lines(ROOT / "benchmarks" / "results", preset)
+        for variant in SWEPT:
+            own = values(lines[variant][:1], "validation_perplexity")
+            others = [lines[name] for name in sweep(preset) if name.startswith(f"{variant}-")]
+            if own and others and all(others):
+                assert own[0] <= min(v for other in others for v in values(other, "validation_perplexity")), variant

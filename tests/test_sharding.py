@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
+from bwds import training
 from bwds.axes import MODEL, all_columns, cross_entropy, look_up, own_columns
-from bwds.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.data import train_batch
+from bwds.devices import MeshConfig
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError
 from bwds.linear import apply_linear, gate_options, init_linear
@@ -43,7 +46,18 @@ QRNN = dataclasses.replace(
     embedding_dropout=0.1,
     weight_dropout=0.2,
 )
-PRUNED = dataclasses.replace(LSTM, method="magnitude")
+OTHERS = {
+    "magnitude": dataclasses.replace(LSTM, method="magnitude", sparsity=0.8),
+    "magnitude of blocks": dataclasses.replace(
+        QRNN, method="magnitude", magnitude_unit="block", sparsity=0.8, tied_softmax=False
+    ),
+    "static-block": dataclasses.replace(LSTM, method="static-block", block_size=8, sparsity=0.75),
+    "dense": dataclasses.replace(QRNN, method="dense"),
+    "frozen": dataclasses.replace(QRNN, gate_source="frozen"),
+    "bias": dataclasses.replace(LSTM, gate_source="bias"),
+    # And words that two devices cannot share.
+    "random": dataclasses.replace(LSTM, gate_source="random", vocab_size=WORDS + 1),
+}
 MESHES = {"data=8": MeshConfig(8, 1), "data=4,model=2": MeshConfig(4, 2), "data=2,model=4": MeshConfig(2, 4)}
 IDS = np.random.default_rng(0).integers(0, WORDS, 3000).astype(np.int32)
 
@@ -51,34 +65,35 @@ model = functools.cache(language_model)
 
 
 @functools.cache
-def optimizer(config: ModelConfig) -> Optimizer:
+def optimizer(config: ModelConfig, steps: int) -> Optimizer:
     extras = {"activation_penalty": 2.0, "slowness_penalty": 1.0, "ema_decay": 0.9} if config is QRNN else {}
-    options = OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=5, **extras)
-    return constrain(make_optimizer(options, STEPS), Config(model=config, train=TrainConfig(steps=STEPS)))
+    options = OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, **extras)
+    schedule = TrainConfig(steps=steps, sparsity_begin=0.25, sparsity_end=0.75, sparsity_every=2)
+    return constrain(make_optimizer(options, steps), Config(model=config, train=schedule))
 
 
 def placed(mesh: MeshConfig | None, config: ModelConfig) -> Placement | None:
     return None if mesh is None else make_placement(mesh, config, batch_size=BATCH)
 
 
-def fresh(placement: Placement | None, config: ModelConfig) -> TrainState:
-    return init_state(model(config), optimizer(config), jax.random.key(0), batch_size=BATCH, placement=placement)
+def fresh(placement: Placement | None, config: ModelConfig, steps: int = STEPS) -> TrainState:
+    return init_state(model(config), optimizer(config, steps), jax.random.key(0), batch_size=BATCH, placement=placement)
 
 
-def one_step(placement: Placement | None, config: ModelConfig, state: TrainState, step: int):
-    batch = train_batch(IDS, step, batch_size=BATCH, sequence_length=TIME)
-    arrays = [batch.inputs, batch.targets]
-    if placement is not None:
-        arrays = [placement.spread_rows(a.shape, lambda rows, a=a: a[rows]) for a in arrays]
-    return train_step(model(config), optimizer(config), state, *arrays, np.bool_(batch.new_epoch), None, placement)
-
-
-def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int = STEPS):
+def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int):
     """Losses, gradient norms and densities [steps, 3], and the last state."""
     placement = placed(mesh, config)
-    state, shown = fresh(placement, config), []
+    state, shown = fresh(placement, config, steps), []
     for step in range(steps):
-        state, metrics = one_step(placement, config, state, step)
+        batch = train_batch(IDS, step, batch_size=BATCH, sequence_length=TIME)
+        arrays = [batch.inputs, batch.targets]
+        if placement is not None:
+            arrays = [placement.spread_rows(a.shape, lambda rows, a=a: a[rows]) for a in arrays]
+        end, rule = np.bool_(batch.new_epoch), optimizer(config, steps)
+        state, metrics = train_step(model(config), rule, state, *arrays, end, None, placement)
+        # As in the training loop, at most two steps are under way. With eight, XLA's threads for CPU devices all came
+        # to wait for others.
+        jax.block_until_ready(shown[-1:])
         shown.append([metrics.loss, metrics.gradient_norm, metrics.density])
     return np.array(jax.device_get(shown)), state
 
@@ -86,15 +101,24 @@ def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int = STEPS):
 alone = functools.cache(functools.partial(curve, None))
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("config", "mesh"),
-    [(LSTM, "data=8"), (LSTM, "data=4,model=2"), (QRNN, "data=4,model=2"), (PRUNED, "data=2,model=4")],
-    ids=["lstm-data", "lstm-both", "qrnn-both", "pruned-both"],
+    ("config", "mesh", "steps"),
+    [
+        (LSTM, "data=8", 12),
+        (QRNN, "data=4,model=2", 12),
+        *(slow(LSTM, mesh, 50) for mesh in MESHES),
+        slow(QRNN, "data=4,model=2", 50),
+    ],
+    ids=lambda value: value.cell if isinstance(value, ModelConfig) else None,
 )
-def test_losses_are_those_of_one_device(config, mesh):
-    """50 steps, dropout included, agree to 1e-5; gradients of the first steps to rounding."""
-    expected, _ = alone(config)
-    got, state = curve(MESHES[mesh], config)
+def test_losses_are_those_of_one_device(config, mesh, steps):
+    """All agree to 1e-5, dropout included; gradients of the first steps to rounding."""
+    expected, _ = alone(config, steps)
+    got, state = curve(MESHES[mesh], config, steps)
     np.testing.assert_allclose(got[:, 0], expected[:, 0], rtol=1e-5)
     np.testing.assert_allclose(got[:5, 1:], expected[:5, 1:], rtol=2e-6)
     assert expected[-1, 0] != expected[0, 0]
@@ -102,14 +126,24 @@ def test_losses_are_those_of_one_device(config, mesh):
     assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // MESHES[mesh].model)
 
 
+@pytest.mark.parametrize("name", [name if name in ("magnitude", "random") else slow(name) for name in OTHERS])
+def test_baselines_and_controls_on_a_mesh(name):
+    """The same losses and densities, and the same zeros, with the state of the optimiser spread too."""
+    config = OTHERS[name]
+    (expected, whole), (got, spread) = (curve(m, config, 8) for m in (None, MeshConfig(4, 2, shard_optimizer=True)))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(spread.params), strict=True):
+        np.testing.assert_array_equal(one == 0, other == 0)
+    sparsity = 0.0 if config.method == "dense" else config.sparsity
+    assert got[-1, 2] == pytest.approx(1 - sparsity, abs=0.01)
+
+
 def test_optimizer_state_is_spread_on_request():
-    expected, _ = alone(PRUNED)
-    got, state = curve(MeshConfig(4, 2, shard_optimizer=True), PRUNED, steps=5)
-    np.testing.assert_allclose(got, expected[:5], rtol=2e-6)
-    mu, kernel = state.opt_state.inner[1][0].mu, ("layer_0", "hidden", "kernel")
+    state = fresh(placed(MeshConfig(4, 2, shard_optimizer=True), LSTM), LSTM)
+    mu, kernel = state.opt_state[1][0].mu, ("layer_0", "hidden", "kernel")
     for tree, parts in ((state.params, (1, 2)), (mu, (4, 2))):
         whole = functools.reduce(dict.__getitem__, kernel, tree)
-        assert whole.sharding.shard_shape(whole.shape) == (32 // parts[0], 128 // parts[1])
+        assert whole.addressable_shards[0].data.shape == (32 // parts[0], 128 // parts[1])
 
     def elements(tree):
         """On the first device."""
@@ -127,6 +161,8 @@ def test_shards_hold_whole_blocks_and_words():
     assert specs.params["embedding"] == P(MODEL)
     assert jax.tree.leaves(specs.carry, is_leaf=lambda leaf: isinstance(leaf, P)) == [P("data")] * 2
     assert specs.key == specs.step == P()
+    odd = placed(MeshConfig(2, 4), LSTM).specs(fresh(None, OTHERS["random"])).params
+    assert odd["embedding"] == odd["softmax"]["kernel"] == odd["softmax"]["bias"] == P()
     one = placed(MeshConfig(1, 1), LSTM)
     assert set(jax.tree.leaves(one.specs(fresh(None, LSTM)), is_leaf=lambda leaf: isinstance(leaf, P))) == {P()}
 
@@ -185,7 +221,7 @@ def test_data_parallel_step_only_adds_up_gradients():
     state = fresh(placement, config)
     tokens = placement.spread_rows((BATCH, TIME), lambda rows: np.zeros((BATCH, TIME), np.int32)[rows])
     lowered = train_step.lower(
-        model(config), optimizer(config), state, tokens, tokens, np.bool_(False), None, placement
+        model(config), optimizer(config, STEPS), state, tokens, tokens, np.bool_(False), None, placement
     )
     text = lowered.compile().as_text()
     lines = [line for line in text.splitlines() if re.search(COLLECTIVES, line)]
@@ -198,7 +234,7 @@ def test_data_parallel_step_only_adds_up_gradients():
 
 def test_a_mesh_of_one_device_changes_nothing():
     state, tokens = fresh(None, LSTM), np.zeros((BATCH, TIME), np.int32)
-    arguments = (model(LSTM), optimizer(LSTM), state, tokens, tokens, np.bool_(False), None)
+    arguments = (model(LSTM), optimizer(LSTM, STEPS), state, tokens, tokens, np.bool_(False), None)
     text = train_step.lower(*arguments, placed(MeshConfig(1, 1), LSTM)).as_text()
     assert text == train_step.lower(*arguments).as_text()
 
@@ -218,9 +254,10 @@ def test_evaluation_counts_every_token_once(mesh):
 def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     """Stopped on 4 devices, then on 2 x 2, finished on one: no other run, and the same numbers."""
     corpus = tiny_run.write_corpus(tmp_path / "text")
-    changes = {"eval_every": 4, "checkpoint_every": 3, "learning_rate": 1e-3, "vocab_limit": 32, "method": "dense"}
+    # Linear gates of so few blocks divide by sums near zero, here 3e-3: rounding of 1e-7 is 1e-4 of the second gradient
+    # and another choice of blocks two steps later, on any devices. Those of softplus stay within 1e-6 for all steps.
+    changes = {"eval_every": 4, "checkpoint_every": 3, "vocab_limit": 32, "gate_activation": "softplus"}
     config = tiny_run.config(corpus, steps=8, **changes)
-    expected = train(config, tmp_path / "alone", progress=False)
     moved, write, stop_at = tmp_path / "moved", MetricsWriter.write, 0
 
     def write_and_signal(self, **values):
@@ -229,9 +266,14 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
+    # The same functions for the same configuration: what jit has compiled for one run serves the next.
+    for name in ("language_model", "make_optimizer"):
+        monkeypatch.setattr(training, name, functools.cache(getattr(training, name)))
     for stop_at, mesh in ((3, MeshConfig(4, 1)), (6, MeshConfig(2, 2, shard_optimizer=True))):
         with pytest.raises(InterruptedRunError, match=f"Stopped after step {stop_at} of 8"):
             train(config, moved, mesh=mesh, progress=False)
+    stop_at = 0
+    expected = train(config, tmp_path / "alone", progress=False)
     got = train(config, moved, progress=False)
     losses = [
         [line["loss"] for line in read_metrics(workdir / METRICS_FILE)] for workdir in (tmp_path / "alone", moved)
@@ -248,7 +290,6 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
         (MeshConfig(None, 9), LSTM, "--mesh.model is 9 and there are 8 devices"),
         (MeshConfig(3, 1), LSTM, "does not divide the 8 rows of the batch"),
         (MeshConfig(1, 5), LSTM, "does not divide the 8 columns of blocks"),
-        (MeshConfig(1, 4), dataclasses.replace(LSTM, vocab_size=30), "the 30 words of the vocabulary"),
     ],
 )
 def test_meshes_that_do_not_fit(mesh, config, message):

@@ -1,6 +1,7 @@
 """A corpus and a model so small that a whole training run takes seconds."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def config(corpus: Path, **changes: Any) -> Config:
     return Config(**{name: made(**sections[name]) for name, made in classes.items()})
 
 
-def arguments(config: Config, workdir: Path) -> list[str]:
+def arguments(config: Config, workdir: Path, mesh: Sequence[str] = ("--mesh.data", "1")) -> list[str]:
     """The same run for train.py."""
-    flags = ["--workdir", str(workdir), "--mesh.data", "1"]
+    flags = ["--workdir", str(workdir), *mesh]
     for section in ("model", "data", "optim", "train"):
         for name, value in vars(getattr(config, section)).items():
             if name == "vocab_size":

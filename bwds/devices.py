@@ -1,0 +1,50 @@
+"""Options that say where a run is trained. They are no part of its configuration: it may go on elsewhere."""
+
+from dataclasses import dataclass
+
+from bwds.checks import require, require_at_least
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How a run is spread over devices. No part of its configuration: it may go on with another mesh."""
+
+    data: int | None = None
+    """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
+    model: int = 1
+    """Devices that share the columns of the weights, and the words of embedding and softmax if they divide evenly."""
+    shard_optimizer: bool = False
+    """Spread the state of the optimiser over --mesh.data as well."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, mesh_model=self.model)
+        if self.data is not None:
+            require_at_least(1, mesh_data=self.data)
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes that train together. No part of a run's configuration either."""
+
+    coordinator: str | None = None
+    """Address and port of process 0, like 10.0.0.1:8476; with it go --distributed.processes and .process."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, counted from 0."""
+    auto: bool = False
+    """Let JAX find the others, as it can on a TPU pod slice, with SLURM or Open MPI."""
+
+    def __post_init__(self) -> None:
+        named = [value is not None for value in (self.coordinator, self.processes, self.process)]
+        require(
+            all(named) or not any(named),
+            "--distributed.coordinator, --distributed.processes and --distributed.process go together; give all three.",
+        )
+        require(not (self.auto and any(named)), "--distributed.auto finds the processes itself; do not name them.")
+        if self.processes is not None and self.process is not None:
+            require_at_least(1, distributed_processes=self.processes)
+            require(
+                0 <= self.process < self.processes,
+                f"--distributed.process is {self.process}; it must be from 0 to {self.processes - 1}.",
+            )
