@@ -80,17 +80,13 @@ def with_batch(config: Config, placement: Placement, rows: int) -> Config:
     """The configuration with a batch of ``rows`` text streams for every place along ``data``.
 
     Raises:
-        ValueError: blocks or words do not divide evenly along ``model``.
+        ValueError: blocks do not divide evenly along ``model``.
     """
     data, model = placement.mesh.shape[DATA], placement.mesh.shape[MODEL]
     sizes = config.model
     columns = (4 if sizes.cell == "lstm" else 3) * sizes.hidden_size // sizes.block_size
-    for count, what, way_out in (
-        (columns, "columns of blocks", "choose another"),
-        (sizes.vocab_size, "words of the vocabulary", "give a --data.vocab-limit that it divides"),
-    ):
-        if count % model:
-            raise ValueError(f"--mesh.model is {model}, which does not divide the {count} {what}; {way_out}.")
+    if columns % model:
+        raise ValueError(f"--mesh.model is {model}, which does not divide the {columns} columns of blocks.")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=rows * data))
 
 
@@ -131,13 +127,14 @@ def activation_bytes(config: Config, placement: Placement, params: Any) -> int:
 def flops_by_hand(config: Config, *, rows: int, model: int) -> tuple[int, int]:
     """Floating-point operations of a step on one chip: (of the Pallas kernels, of all products).
 
-    Blocks and softmax are spread along ``model``; gates are computed everywhere. Every block counts: the fewer rows a
-    chip has, the more of them no row keeps, so with few rows the kernels do less.
+    Blocks are spread along ``model``, and words if they divide evenly; gates are computed everywhere. Every block
+    counts: the fewer rows a chip has, the more of them no row keeps, so with few rows the kernels do less.
     """
     costs, tokens = cost(config), rows * config.data.sequence_length
+    softmax = costs.softmax if config.model.vocab_size % model else costs.softmax // model
     blocks = (costs.dense - costs.softmax) // model
     kernels = 2 * tokens * blocks * (4 if config.model.dtype == "bfloat16" else 3)
-    return kernels, kernels + 2 * tokens * 3 * (costs.softmax // model + costs.gates)
+    return kernels, kernels + 2 * tokens * 3 * (softmax + costs.gates)
 
 
 def compile_step(config: Config, placement: Placement) -> tuple[Any, str, Any]:

@@ -90,11 +90,11 @@ def test_messages_of_columns_that_are_spread(pod):
 
 @pytest.mark.usefixtures("libtpu", "unchecked")
 def test_meshes_that_do_not_fit(pod):
+    qrnn = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, cell="qrnn"))
     with pytest.raises(ValueError, match="does not divide the 4 chips of v5e:2x2"):
         pod.case(TINY, "v5e:2x2", rows=ROWS, model=3)
-    words = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vocab_size=510))
-    with pytest.raises(ValueError, match="does not divide the 510 words"):
-        pod.case(words, "v5e:2x2", rows=ROWS, model=4)
+    with pytest.raises(ValueError, match="does not divide the 6 columns of blocks"):
+        pod.case(qrnn, "v5e:2x2", rows=ROWS, model=4)
     with pytest.raises(ValueError, match="it must be a chip, v5e, v5p, v6e, and a shape"):
         pod.case(TINY, "v4:2x2x1", rows=ROWS)
     with pytest.raises(ValueError, match="'v5e:3x3' is unknown to libtpu"):
