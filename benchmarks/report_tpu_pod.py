@@ -239,7 +239,7 @@ def _plot(path: Path, cases: list[Case]) -> str:
                 axis.plot(rows, [case.row[f"{name}_ms"] for case in line], "-o", color=color, label=name, markersize=4)
             axis.plot(rows, [case.step_ms for case in line], "--", color="0.4", label="step")
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
+            axis.set_yscale("log", base=2)
             axis.set_xticks(rows, [str(r) for r in rows])
             axis.minorticks_off()
             axis.yaxis.set_major_formatter("{x:g}")
