@@ -88,6 +88,13 @@ def test_messages_of_columns_that_are_spread(pod):
     assert line["collectives"].keys() == {"all-gather", "all-reduce"}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_what_does_not_fit_into_a_chip_is_said(pod):
+    with pytest.raises(pod.DoesNotFitError, match="Ran out of memory"):
+        pod.case(PRESETS["wikitext103-qrnn"], "v5e:2x2", rows=160)
+
+
 @pytest.mark.usefixtures("libtpu", "unchecked")
 def test_meshes_that_do_not_fit(pod):
     qrnn = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, cell="qrnn"))
