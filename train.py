@@ -39,6 +39,14 @@ class Model(ModelConfig):
 
 
 @dataclass(frozen=True)
+class Train(TrainConfig):
+    """How long to train, what to write down and when."""
+
+    profile: int = 0
+    """Steps to record a trace of, for xprof or TensorBoard: those after the first three of the process."""
+
+
+@dataclass(frozen=True)
 class Options:
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = "quick"
     """Starting point of all other options."""
@@ -47,13 +55,13 @@ class Options:
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: Train = field(default_factory=Train)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
-    config, workdir, mesh, distributed = parse(arguments)
+    config, workdir, mesh, distributed, profile = parse(arguments)
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.distributed import connect, is_first
@@ -65,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     if is_first():
         print(f"Training in {workdir}.", flush=True)
     try:
-        summary = train(config, workdir, mesh=mesh, command=command)
+        summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
     except InterruptedRunError as stopped:
         print(f"{stopped}\nResume with: {command}", flush=True)
         sys.exit(stopped.exit_code)
@@ -76,14 +84,20 @@ def main(arguments: Sequence[str]) -> None:
         show(summary, workdir)
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig]:
-    """Configuration and folder; how to spread the run over devices, and over processes. Raises ``ValueError``."""
+def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig, int]:
+    """Configuration and folder; how to spread the run over devices, and over processes; how many steps to profile.
+
+    Raises ``ValueError``.
+    """
     if any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments):
         raise ValueError("--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.")
     first = arguments[0] if arguments else "-"
     preset = PRESETS.get(first, PRESETS["quick"])
     start = Options(
-        model=Model(**dataclasses.asdict(preset.model)), data=preset.data, optim=preset.optim, train=preset.train
+        model=Model(**dataclasses.asdict(preset.model)),
+        data=preset.data,
+        optim=preset.optim,
+        train=Train(**dataclasses.asdict(preset.train)),
     )
     options = parsed(
         lambda: tyro.cli(
@@ -95,8 +109,13 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, Distribut
     if options.preset != first and options.preset != "quick":
         raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
     model = ModelConfig(**dataclasses.asdict(options.model))
-    config = Config(model=model, data=options.data, optim=options.optim, train=options.train)
-    return config, Path(options.workdir or f"runs/{options.preset}"), options.mesh, options.distributed
+    # A trace changes nothing: with it or without it, a run is the same.
+    training: dict[str, Any] = dataclasses.asdict(options.train)
+    profile = training.pop("profile")
+    if profile < 0:
+        raise ValueError(f"--train.profile is {profile}; it must be at least 0.")
+    config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
+    return config, Path(options.workdir or f"runs/{options.preset}"), options.mesh, options.distributed, profile
 
 
 def list_presets() -> str:

@@ -109,7 +109,25 @@ class Checkpoints:
             step: its name.
             tree: arrays.
             info: JSON values kept beside them.
+
+        Raises:
+            OSError: it cannot be written; those before it are as they were.
         """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self.directory).free
+        # Checked first: in the middle of a write orbax answers a full disk with pages of tracebacks.
+        if free < needed:
+            raise OSError(
+                f"The checkpoint of step {step} needs {needed / 2**20:,.1f} MiB and {self.directory} has "
+                f"{free / 2**20:,.1f} MiB left."
+            )
+        try:
+            self._write(step, tree, info)
+        except Exception as error:  # Also of this the libraries below make errors of many kinds.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(f"The checkpoint of step {step} cannot be written in {self.directory}: {reason}.") from error
+
+    def _write(self, step: int, tree: Any, info: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
             self._manager.delete(step)
         args = self._ocp.args

@@ -2,9 +2,9 @@
 
 Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
 recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``; the
-words only if they divide evenly, else all devices there have them all.
-Parameters are the same along ``data``; the state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et
-al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with another mesh.
+words only if they divide evenly, else all devices there have them all. Parameters are the same along ``data``; the
+state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is
+part of what a run is: it may go on with another mesh.
 """
 
 from collections.abc import Callable
@@ -101,15 +101,11 @@ class Placement(NamedTuple):
             return self.rows
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         axes: list[str | None] = [None] * leaf.ndim
-        if (
-            self.mesh.shape[MODEL] > 1
-            and names
-            and "gate" not in names
-            and names[-1] in ("embedding", "kernel", "bias")
-        ):
+        parts = self.mesh.shape[MODEL]
+        if parts > 1 and names and "gate" not in names and names[-1] in ("embedding", "kernel", "bias"):
             i = 0 if names[-1] == "embedding" else -1
             # Only words may not divide evenly.
-            axes[i] = MODEL if leaf.shape[i] % self.mesh.shape[MODEL] == 0 else None
+            axes[i] = MODEL if leaf.shape[i] % parts == 0 else None
         if field == "opt_state" and self.shard_optimizer and self.mesh.shape[DATA] > 1:
             # The first dimension that can be cut evenly; small arrays that have none stay whole.
             for i, size in enumerate(leaf.shape):

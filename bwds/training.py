@@ -26,6 +26,7 @@ from bwds.linear import Params
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.profiling import StepTrace
 from bwds.pruning import constrain
 from bwds.sharding import Placement, first_device, make_placement
 from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
@@ -45,7 +46,15 @@ class _Run:
     """One call of ``train``: what the loop needs besides the state."""
 
     def __init__(
-        self, config: Config, corpus: Corpus, workdir: Path, stop: StopSignals, placement: Placement, *, progress: bool
+        self,
+        config: Config,
+        corpus: Corpus,
+        workdir: Path,
+        stop: StopSignals,
+        placement: Placement,
+        *,
+        profile: int,
+        progress: bool,
     ) -> None:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.placement = placement
@@ -67,6 +76,7 @@ class _Run:
         self.best.forget_after(int(self.state.plateau.best_step))
         evaluated = int(self.state.plateau.evaluated_step)
         self.metrics = MetricsWriter(workdir, train=self.step, valid=evaluated) if is_first() else None
+        self.trace = StepTrace(workdir, start=self.step, steps=profile)
         self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self.tokens_per_second: float | None = None
@@ -101,7 +111,10 @@ class _Run:
                     self.speed.go()
             if last:
                 return
-            metrics = self.dispatch()
+            self.trace.before(self.step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                metrics = self.dispatch()
+            self.trace.after(self.step, metrics)
             # The metrics of the step before are read while the device works on this one.
             if pending:
                 self.report(*pending)
@@ -192,6 +205,15 @@ class _Run:
             "--optim.clip-norm in another --workdir."
         )
 
+    @property
+    def way_out(self) -> str:
+        """What to do when the folder cannot be written to."""
+        start = "it starts anew" if self.saved is None else f"it goes on from the checkpoint of step {self.saved}"
+        return (
+            f"Training stopped after step {self.step}. Make room, or see to the folder, and give the same command "
+            f"again: {start}."
+        )
+
     def write(self, **values: Any) -> None:
         """A line in the metrics, from the first process."""
         if self.metrics is not None:
@@ -199,13 +221,20 @@ class _Run:
 
     def close(self) -> None:
         """Closes the files."""
+        self.trace.close()
         if self.metrics is not None:
             self.metrics.close()
         self.progress.close()
 
 
 def train(
-    config: Config, workdir: Path, *, mesh: MeshConfig | None = None, progress: bool = True, command: str = ""
+    config: Config,
+    workdir: Path,
+    *,
+    mesh: MeshConfig | None = None,
+    profile: int = 0,
+    progress: bool = True,
+    command: str = "",
 ) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
 
@@ -214,6 +243,7 @@ def train(
         workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
             checkpoints and, at the end, summary.json.
         mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
+        profile: steps to record a trace of, after the first three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
         command: noted in the summary.
 
@@ -222,6 +252,7 @@ def train(
 
     Raises:
         ValueError: the data are not usable, the folder holds another run, or the mesh does not fit.
+        OSError: the folder cannot be written to, as on a full disk; the same call goes on from the last checkpoint.
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
     """
@@ -240,9 +271,11 @@ def train(
     if finished is not None:
         return finished
     with StopSignals(together=jax.process_count() > 1) as stop:
-        run = _Run(config, corpus, workdir, stop, placement, progress=progress)
+        run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
         try:
             run.loop()
+        except OSError as error:
+            raise OSError(f"{error} {run.way_out}") from error
         finally:
             run.close()
         try:

@@ -259,15 +259,20 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypat
 
 def test_options_start_from_the_preset():
     parse = SCRIPTS["train"].parse
-    assert parse([]) == (PRESETS["quick"], Path("runs/quick"), MeshConfig(), DistributedConfig())
-    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), MeshConfig(), DistributedConfig())
-    config, workdir, mesh, _ = parse(
+    others = (MeshConfig(), DistributedConfig(), 0)
+    assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
+    assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
+    config, workdir, mesh, *_ = parse(
         ["--mesh.model", "2", "--workdir", "here", "--train.eval-every", "7", "--model.method", "dense"]
     )
     assert (config.train.eval_every, config.model.method, workdir) == (7, "dense", Path("here"))
     assert mesh == MeshConfig(data=None, model=2)
     assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
     assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
+    # No part of the configuration: the same run with a trace or without.
+    assert parse(["--train.profile", "5"]) == (*parse([])[:-1], 5)
+    with pytest.raises(ValueError, match="-1; it must be at least 0"):
+        parse(["--train.profile", "-1"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ptb-lstm", "--help"]])

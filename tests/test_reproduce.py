@@ -66,7 +66,7 @@ def test_the_command_of_a_cell_is_its_configuration():
     for cell in cells():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
         assert (python, script) == ("python", "train.py")
-        config, workdir, mesh, _ = train_script.parse(arguments)
+        config, workdir, mesh, *_ = train_script.parse(arguments)
         assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
         assert mesh == MeshConfig(data=1)
 

@@ -1,0 +1,42 @@
+"""A trace of some training steps: what host and devices did when, to be looked at with xprof or TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# The first step of a process compiles, and the next ones still fill the queue.
+WARM_UP = 3
+
+
+class StepTrace:
+    """Records some steps of a loop, after the first three of the process.
+
+    Args:
+        folder: gets plugins/profile/TIME/HOST.xplane.pb, where TensorBoard and xprof look for it.
+        start: the step at which the process begins.
+        steps: how many to record; 0: none.
+    """
+
+    def __init__(self, folder: Path, *, start: int, steps: int) -> None:
+        self._folder = folder
+        self._first, self._last = start + WARM_UP, start + WARM_UP + steps
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """To be called before a step is started; ``step`` are done."""
+        if step == self._first < self._last:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """To be called when a step is started; ``step`` with it. Waits for the result of the last one."""
+        if self._running and step == self._last:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running, as when the loop ends before it."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,0 +1,48 @@
+"""What would only show after hours: memory that grows, and programs that are compiled again."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+import tiny_run
+
+from bwds import training
+from bwds.training import train
+
+STEPS, EVERY, LOOK_EVERY = 20_000, 2_500, 500
+
+
+@pytest.mark.slow
+def test_memory_is_flat_and_nothing_is_compiled_again(tmp_path, monkeypatch):
+    config = tiny_run.config(
+        tiny_run.write_corpus(tmp_path / "text"), steps=STEPS, eval_every=EVERY, checkpoint_every=EVERY
+    )
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=LOOK_EVERY))
+    resident, compiled, now = [], [], [0]
+
+    def count(event: str, _: float, **__: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(now[0])
+
+    class Watched(training.MetricsWriter):
+        def write(self, *, step: int, split: str, **values: float | None) -> None:
+            super().write(step=step, split=split, **values)
+            now[0] = step
+            if split == "train":
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                resident.append(pages * 4096 / 2**20)
+
+    monkeypatch.setattr(training, "MetricsWriter", Watched)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        train(config, tmp_path / "run", progress=False)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    print("MiB along the way:", *(f"{r:.1f}" for r in resident))
+    print("Programs compiled after step:", *compiled)
+    # Evaluation and checkpoint are warm-up as well, twice: orbax compiles a copy of every kind of array that it meets.
+    assert not [step for step in compiled if 2 * EVERY < step < STEPS]
+    assert len(resident) == STEPS // LOOK_EVERY
+    # Orbax keeps some hundred KiB for every checkpoint; steps keep nothing.
+    assert max(resident[12:]) - resident[11] < 6.0

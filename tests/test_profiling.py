@@ -1,0 +1,37 @@
+"""A trace of training steps is where the tools look for it, and changes nothing."""
+
+import pytest
+import tiny_run
+
+from bwds.profiling import StepTrace
+from bwds.training import train
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_run.config(tiny_run.write_corpus(tmp_path_factory.mktemp("text")))
+
+
+@pytest.mark.parametrize("steps", [2, 1000])
+def test_a_run_with_a_trace_is_the_same(config, tmp_path, steps):
+    traced = train(config, tmp_path / "traced", profile=steps, progress=False)
+    assert traced["parameters_sha256"] == train(config, tmp_path / "run", progress=False)["parameters_sha256"]
+    (trace,) = (tmp_path / "traced").glob("plugins/profile/*/*.xplane.pb")
+    content = trace.read_bytes()
+    assert b"train_step" in content
+    # The number of a step is with its name.
+    assert b"step_num" in content
+    assert not (tmp_path / "run" / "plugins").exists()
+
+
+def test_the_steps_after_the_warm_up_are_recorded(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append(("start", folder, step)))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(("stop", step)))
+    trace = StepTrace(tmp_path, start=10, steps=2)
+    for step in range(10, 20):
+        trace.before(step)
+        trace.after(step + 1, None)
+    trace.close()
+    # Steps 14 and 15: the first three, 11 to 13, are not in it.
+    assert calls == [("start", tmp_path, 13), ("stop", 14)]
