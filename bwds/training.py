@@ -10,20 +10,19 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from bwds.checkpoint import SUMMARY_FILE, VOCABULARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
+from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
 from bwds.config import Config
-from bwds.data import Corpus, Vocabulary, load_corpus, steps_per_epoch, train_batch
+from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
-from bwds.identity import check_identity, identity
+from bwds.identity import identity
 from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.linear import Params
 from bwds.lock import locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
@@ -298,29 +297,3 @@ def train(
         with StopSignals(together=jax.process_count() > 1) as stop:
             run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
             return run.to_the_end(command)
-
-
-def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
-
-    Args:
-        config: the run's.
-        workdir: the run's folder.
-        which: "best": the lowest validation loss; "last": the latest state.
-
-    Raises:
-        ValueError: there is no such checkpoint, it is damaged, or it was made with another model or vocabulary than
-            those in the folder.
-    """
-    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
-    lm = language_model(config.model)
-    if which == "last":
-        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
-        fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
-        template = jax.eval_shape(fresh, jax.random.key(0))
-        state, info = last_checkpoints(workdir, read_only=True).restore(template)
-        params = evaluated_params(state)
-    else:
-        params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
-    check_identity(info, config.model, vocabulary, workdir)
-    return params, info["step"]
