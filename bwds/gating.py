@@ -98,6 +98,8 @@ def select_blocks(
     if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
         raise ValueError(f"num_kept is {k}; it must be a whole number.")
     if not isinstance(k, jax.core.Tracer):
+        # A number, also where other things are traced: comparing an array there would be traced as well.
+        k = int(k)
         if not 1 <= k <= n:
             raise ValueError(f"num_kept is {k}; it must be at least 1 and at most {n}.")
         if k == n:
