@@ -125,17 +125,15 @@ def over_devices(placement: Placement | None, f: Callable[..., Any], in_specs: A
     return jax.shard_map(f, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def first_device() -> Placement:
-    """All on the first device of this process."""
-    return Placement(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), (DATA, MODEL)))
-
-
-def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> Placement:
-    """The placement of a run.
+def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: int) -> Placement:
+    """The placement of a run. Without a mesh: all on the first device, or on all devices of several processes.
 
     Raises:
         ValueError: there are too few devices, or what is to be spread does not divide evenly.
     """
+    if mesh is None and jax.process_count() == 1:
+        return Placement(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), (DATA, MODEL)))
+    mesh = mesh or MeshConfig()
     there = jax.device_count()
     if mesh.data is None and mesh.model > there:
         raise ValueError(f"--mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config, read_summary
+from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config
 from bwds.data import Vocabulary
+from bwds.summary import read_summary
 
 VOCABULARY = Vocabulary(("<eos>", "a", "b"))
 
@@ -196,12 +197,6 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, name):
         claim_workdir(tmp_path, tiny_run.config(tmp_path), VOCABULARY)
     assert (tmp_path / name).read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is a file"):
-        claim_workdir(tmp_path / "file", tiny_run.config(tmp_path), VOCABULARY)
 
 
 def test_a_run_without_a_readable_configuration_is_named(tmp_path):
