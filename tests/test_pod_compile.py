@@ -174,7 +174,9 @@ def test_committed_lines_are_those_of_the_present_program(pod, line):
     size = 4 * parameters(config.model)
     if line["model"] == 1:
         assert line["parameter_bytes"] == size
-        assert line["collectives"]["all-reduce"]["bytes"] == size + 8
+        # A spread optimiser has some sums of its own.
+        reduced = line["collectives"]["all-reduce"]["bytes"]
+        assert reduced > size + 8 if line["shard_optimizer"] else reduced == size + 8
 
 
 @pytest.mark.parametrize("line", CASES, ids=lambda line: f"{line['preset']}-{line['topology']}-{line['rows']}")
