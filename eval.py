@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
+from bwds.checks import require_seed
 from bwds.cli import parsed, run
 
 
@@ -54,12 +55,13 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__))
     workdir = Path(options.workdir)
+    require_seed(options.seed)
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.checkpoint import read_config
     from bwds.data import Vocabulary
     from bwds.model import language_model
-    from bwds.training import load_params
+    from bwds.trained import load_params
 
     config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt")

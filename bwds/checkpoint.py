@@ -6,7 +6,6 @@ the lowest validation loss, and those with the lowest before them. A checkpoint 
 
 import dataclasses
 import hashlib
-import json
 import logging
 import shutil
 import sys
@@ -208,6 +207,8 @@ class Checkpoints:
         got: Any = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )
+        if got.info["step"] != step:
+            raise ValueError(f"it is that of step {got.info['step']}, renamed")
         return got.state, got.info
 
 
@@ -279,9 +280,3 @@ def read_config(workdir: Path) -> Config:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """What a finished run left in summary.json; None while it is not finished."""
-    path = workdir / SUMMARY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

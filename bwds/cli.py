@@ -30,9 +30,10 @@ def parsed(parse: Callable[[], T]) -> T:
             raise
         # Without colours, and without the line that points to --help, which ``run`` prints for all.
         text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
-        parts = [" ".join(part.split()) for part in re.split(r"[╭╮╰╯─]{2,}", text.replace("│", " "))]
-        sentences = [part for part in parts[2:] if part and "full helptext" not in part]
-        raise ValueError(". ".join(sentences).removeprefix("Error parsing ") or text.strip()) from None
+        # The box is of ASCII where that is what the terminal takes.
+        parts = [" ".join(part.split()) for part in re.split(r"[╭╮╰╯─]{2,}|-{20,}", text.replace("│", " "))]
+        _, *sentences = [part for part in parts if part and "full helptext" not in part] or [""]
+        raise ValueError(". ".join(sentences).removeprefix("Error parsing ") or " ".join(text.split())) from None
 
 
 def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[str]) -> int:
@@ -40,9 +41,11 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
 
     Returns:
         0; 2 with ``error: ...`` on stderr for a mistake of the user (``ValueError``); 1 for an error of the system
-        (``OSError``); 130 after Ctrl-C.
+        (``OSError``, or not enough memory); 130 after Ctrl-C.
     """
     try:
+        for argument in arguments:
+            _check_text(argument)
         main(arguments)
     except ValueError as error:
         print(f"error: {error}\nSee python {script} --help.", file=sys.stderr)
@@ -50,10 +53,25 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        # What JAX raises where an array does not fit is no MemoryError.
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        if not isinstance(error, MemoryError) and not first.startswith("RESOURCE_EXHAUSTED"):
+            raise
+        print(f"error: There is not enough memory ({first}). Take a smaller model or batch.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _check_text(argument: str) -> None:
+    """Raises ``ValueError`` for bytes of another encoding: they could not be printed, nor written into a file."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The argument {argument!r} is not UTF-8 text; rename the file, or write it anew.") from None
 
 
 def shell_command(script: Path, arguments: Sequence[str]) -> str:

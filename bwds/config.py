@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bwds.checks import require, require_at_least, require_choice, require_rates
+from bwds.checks import require, require_at_least, require_choice, require_rates, require_seed, require_types
 from bwds.sparsity import diagonal_groups, schedule_steps
 
 Cell = Literal["lstm", "qrnn"]
@@ -24,7 +24,7 @@ SparsitySchedule = Literal["constant", "cubic"]
 def check_sparsity(sparsity: float) -> None:
     """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
     require(
-        0.0 <= sparsity < 1.0,
+        isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0.0 <= sparsity < 1.0,
         f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
     )
 
@@ -77,6 +77,7 @@ class ModelConfig:
     """Kernel of the block-sparse product; None: the platform's own, or else xla, which runs everywhere."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_choice("cell", self.cell, Cell)
         require_choice("method", self.method, Method)
         require_choice("gate_activation", self.gate_activation, Activation)
@@ -93,6 +94,7 @@ class ModelConfig:
             num_layers=self.num_layers,
             block_size=self.block_size,
         )
+        require(self.hidden_size < 2**24, f"hidden_size is {self.hidden_size}; it must be less than 2**24.")
         check_sparsity(self.sparsity)
         rates = ("dropout", "dropout_input", "dropout_hidden", "embedding_dropout", "weight_dropout")
         require_rates(**{name: getattr(self, name) for name in rates})
@@ -131,6 +133,7 @@ class DataConfig:
     """Keep the most frequent words only, the others become <unk>; None: all words."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least(
             1,
             batch_size=self.batch_size,
@@ -165,10 +168,11 @@ class OptimConfig:
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_choice("optimiser name", self.name, Optimizer)
         require(
-            0.0 < self.learning_rate < math.inf,
-            f"learning_rate is {self.learning_rate}; it must be positive and finite.",
+            0.0 < self.learning_rate < 3.4e38,
+            f"learning_rate is {self.learning_rate}; it must be positive and less than 3.4e38, as float32 is.",
         )
         require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
         require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
@@ -206,6 +210,7 @@ class TrainConfig:
     """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least(
             1,
             steps=self.steps,
@@ -213,8 +218,7 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
         )
-        require_at_least(0, seed=self.seed)
-        require(self.seed < 2**32, f"seed is {self.seed}; it must be less than 2**32: JAX keeps 32 bits of it.")
+        require_seed(self.seed)
         require(
             0.0 <= self.sparsity_initial < 1.0,
             f"sparsity_initial is {self.sparsity_initial}; it must be at least 0 and less than 1.",
@@ -270,12 +274,13 @@ class Config:
         """The configuration written by ``to_json``.
 
         Raises:
-            ValueError: not JSON, an unknown or missing section or option, or a value out of range.
+            ValueError: not JSON, an unknown or missing section, an unknown option, or a value of a wrong type or out of
+                range. An option that is missing has its default, as it had before there was one.
         """
         sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"The configuration is not valid JSON: {error}.") from error
         require(
             isinstance(raw, dict) and raw.keys() == sections.keys(),
@@ -286,11 +291,10 @@ class Config:
             known = {f.name for f in dataclasses.fields(section)}
             require(isinstance(raw[name], dict), f"Section {name!r} of the configuration is not an object.")
             unknown = sorted(raw[name].keys() - known)
-            require(not unknown, f"Section {name!r} of the configuration has unknown options: {', '.join(unknown)}.")
+            names = ", ".join(ascii(key)[1:-1] for key in unknown)
+            require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
             try:
                 made[name] = section(**raw[name])
-            except TypeError as error:
-                raise ValueError(
-                    f"Section {name!r} of the configuration has a value of a wrong type: {error}."
-                ) from error
+            except ValueError as error:
+                raise ValueError(f"Section {name!r} of the configuration: {error}") from error
         return Config(**made)

@@ -45,7 +45,9 @@ class Vocabulary:
     @property
     def eos_id(self) -> int:
         """Id of ``<eos>``. Raises ``ValueError`` where the vocabulary has none."""
-        return int(self.encode([EOS])[0])
+        if EOS not in self._ids:
+            raise ValueError(f"The vocabulary has no {EOS}, which ends every line.")
+        return self._ids[EOS]
 
     def encode(self, words: Iterable[str]) -> Int32[np.ndarray, " n"]:
         """Ids of the words; a word that is not in the vocabulary gets the id of ``<unk>``.
@@ -80,7 +82,8 @@ class Vocabulary:
         if not Path(path).is_file():
             raise ValueError(f"There is no vocabulary at {str(path)!r}; training writes one into its --workdir.")
         words = []
-        for number, line in enumerate(read_lines(Path(path)), start=1):
+        # The first word may begin with what is a byte order mark elsewhere.
+        for number, line in enumerate(read_lines(Path(path), skip_mark=False), start=1):
             parts = line.split()
             if len(parts) != 1:
                 raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} words; it must have one.")

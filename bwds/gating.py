@@ -1,10 +1,12 @@
 """From scores to gates: choose the k best blocks for every input, normalise what they scored (arXiv 2001.04686)."""
 
 import math
+import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
@@ -29,12 +31,20 @@ def num_kept_blocks(num_blocks: int, sparsity: float) -> int:
     point.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1) or ``num_blocks`` is less than 1.
+        ValueError: ``sparsity`` is outside [0, 1), or ``num_blocks`` is no whole number from 1 to 2**53.
     """
     check_sparsity(sparsity)
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks is {num_blocks}; it must be at least 1.")
-    return max(1, math.ceil((1.0 - sparsity) * num_blocks - 1e-9 * num_blocks))
+    if not isinstance(num_blocks, numbers.Integral) or not 1 <= num_blocks <= 2**53:
+        raise ValueError(f"num_blocks is {num_blocks}; it must be a whole number, at least 1 and at most 2**53.")
+    # The error of the product is at most 2.3e-16 of num_blocks, that of a sparsity that was computed a few times that.
+    return max(1, math.ceil((1.0 - float(sparsity)) * num_blocks - 1e-15 * num_blocks))
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless it is one number, of Python, NumPy or JAX, traced or not."""
+    is_number = isinstance(value, numbers.Real | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not is_number or getattr(value, "shape", ()) != ():
+        raise ValueError(f"{name} is {value!r}; it must be one number.")
 
 
 def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
@@ -45,6 +55,9 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
     num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
     if isinstance(sparsity, int | float):
         return num_kept_blocks(num_blocks, sparsity)
+    check_scalar("sparsity", sparsity)
+    if not isinstance(sparsity, jax.core.Tracer):
+        check_sparsity(float(sparsity))
     kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
     return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
 
@@ -69,8 +82,8 @@ def select_blocks(
     """
     if scores.ndim < 2:
         raise ValueError(f"scores have shape {scores.shape}; they must be [..., R, C].")
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise ValueError(f"scores have dtype {scores.dtype}; they must be floating-point numbers.")
+    if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):
+        raise ValueError(f"scores have dtype {scores.dtype}; gates need the range of float32 or bfloat16.")
     if scope not in ("matrix", "column"):
         raise ValueError(f"scope is {scope!r}; it must be 'matrix' or 'column'.")
     if (sparsity is None) == (num_kept is None):
@@ -81,7 +94,12 @@ def select_blocks(
         raise ValueError(f"scores have shape {scores.shape}; there must be at least one block.")
     n = r * c if scope == "matrix" else r
     k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
-    if isinstance(k, int):
+    check_scalar("num_kept", k)
+    if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+        raise ValueError(f"num_kept is {k}; it must be a whole number.")
+    if not isinstance(k, jax.core.Tracer):
+        # A number, also where other things are traced: comparing an array there would be traced as well.
+        k = int(k)
         if not 1 <= k <= n:
             raise ValueError(f"num_kept is {k}; it must be at least 1 and at most {n}.")
         if k == n:

@@ -28,15 +28,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics.jsonl, in order. A last line cut short by a killed process is left out.
 
     Raises:
-        ValueError: any other line is not a JSON object.
+        ValueError: any other line is not a JSON object with a step, a split and numbers.
     """
     if not path.exists():
         return []
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a line that is not JSON: {error}. Remove the line, or the file.") from error
+    found = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} has a line that is not JSON, number {number}: {error}. Remove the line, or the file."
+            ) from error
+        if not _is_metrics_line(line):
+            raise ValueError(
+                f"{path} has a line, number {number}, that is no object with a step, a split and numbers. Remove the "
+                "line, or the file."
+            )
+        found.append(line)
+    return found
+
+
+def _is_metrics_line(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line.get("split") not in ("train", "valid"):
+        return False
+    return all(value is None or isinstance(value, int | float) for name, value in line.items() if name != "split")
 
 
 class MetricsWriter:

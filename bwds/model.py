@@ -197,6 +197,8 @@ def decode_params(params: Params, config: ModelConfig) -> Params:
 def _check_tokens(tokens: Array, carry: tuple[Any, ...], config: ModelConfig) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; they must be integers [B, T].")
+    if tokens.shape[1] < 1:
+        raise ValueError(f"tokens have shape {tokens.shape}; there must be at least one time step.")
     if len(carry) != config.num_layers:
         raise ValueError(f"carry holds {len(carry)} layers and the model has {config.num_layers}.")
     if carry[0].c.shape != (tokens.shape[0], config.hidden_size):

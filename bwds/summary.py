@@ -1,6 +1,7 @@
 """The figures a finished run ends with."""
 
 import importlib.metadata
+import json
 import platform
 import statistics
 from collections.abc import Callable
@@ -9,12 +10,55 @@ from typing import Any
 
 import jax
 
-from bwds.checkpoint import digest
+from bwds.checkpoint import SUMMARY_FILE, digest
 from bwds.config import Config
 from bwds.cost import cost
 from bwds.generate import compare_decode_speed
 from bwds.linear import Params
 from bwds.metrics import METRICS_FILE, perplexity, read_metrics
+
+_FIGURES = (
+    "steps",
+    "validation_perplexity",
+    "realised_density",
+    "relative_cost",
+    "decode_tokens_per_second",
+    "parameters",
+    "best_step",
+)
+_OPTIONAL_FIGURES = ("tokens_per_second", "dense_decode_tokens_per_second", "decode_speedup")
+
+
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """What a finished run left in summary.json; None while it is not finished.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = workdir / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict) or not _is_whole(summary):
+        raise ValueError(
+            f"{path} is damaged. Remove it and give the same command again: it is made anew from the checkpoints."
+        )
+    return summary
+
+
+def _is_whole(summary: dict[str, Any]) -> bool:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+    if not {*_FIGURES, *_OPTIONAL_FIGURES} <= summary.keys():
+        return False
+    # The dense model's speed and the ratio are both there, or neither.
+    paired = (summary["decode_speedup"] is None) == (summary["dense_decode_tokens_per_second"] is None)
+    given = [summary[name] for name in _OPTIONAL_FIGURES if summary[name] is not None]
+    return paired and all(map(is_number, [*given, *(summary[name] for name in _FIGURES)]))
 
 
 def summarise(
@@ -45,7 +89,8 @@ def summarise(
     best_params, info = best
     decoding = compare_decode_speed(config.model, best_params)
     check()
-    speeds = [line["tokens_per_second"] for line in read_metrics(workdir / METRICS_FILE) if line["split"] == "train"]
+    lines = read_metrics(workdir / METRICS_FILE)
+    speeds = [line.get("tokens_per_second") for line in lines if line["split"] == "train"]
     device = jax.devices()[0]
     packages = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy")
     return {

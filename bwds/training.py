@@ -10,19 +10,19 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints, read_summary
+from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
 from bwds.config import Config
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
+from bwds.identity import identity
 from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.linear import Params
 from bwds.lock import locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
@@ -31,7 +31,7 @@ from bwds.profiling import StepTrace
 from bwds.pruning import constrain
 from bwds.sharding import Placement, make_placement
 from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
-from bwds.summary import summarise
+from bwds.summary import read_summary, summarise
 
 
 class NonFiniteError(Exception):
@@ -60,6 +60,7 @@ class _Run:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.placement = placement
         self.lm = language_model(config.model)
+        self.identity = identity(config.model, corpus.vocabulary)
         self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
@@ -208,7 +209,7 @@ class _Run:
         plateau = after_evaluation(self.state.plateau, loss, step=step, factor=factor, counts=counts)
         is_best = int(plateau.best_step) == step
         if is_best:
-            self.best.save(step, params, loss=loss, density=density)
+            self.best.save(step, params, loss=loss, density=density, **self.identity)
         self.state = self.state._replace(plateau=self.placement.put(plateau))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
 
@@ -218,7 +219,7 @@ class _Run:
             return
         if not all_finite((self.state.params, self.state.opt_state, self.state.carry)):
             self.fail(f"Parameters are not finite after step {self.step}")
-        self.last.save(self.step, self.state)
+        self.last.save(self.step, self.state, **self.identity)
         self.saved = self.step
 
     def fail(self, what: str) -> None:
@@ -296,25 +297,3 @@ def train(
         with StopSignals(together=jax.process_count() > 1) as stop:
             run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
             return run.to_the_end(command)
-
-
-def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
-
-    Args:
-        config: the run's.
-        workdir: the run's folder.
-        which: "best": the lowest validation loss; "last": the latest state.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it is damaged.
-    """
-    lm = language_model(config.model)
-    if which == "last":
-        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
-        fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
-        template = jax.eval_shape(fresh, jax.random.key(0))
-        state, info = last_checkpoints(workdir, read_only=True).restore(template)
-        return evaluated_params(state), info["step"]
-    params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
-    return params, info["step"]

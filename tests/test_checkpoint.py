@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config, read_summary
+from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config
 from bwds.data import Vocabulary
+from bwds.summary import read_summary
 
 VOCABULARY = Vocabulary(("<eos>", "a", "b"))
 

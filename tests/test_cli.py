@@ -248,6 +248,7 @@ def test_another_configuration_is_refused_with_its_differences(finished, config,
         (["--train.steps", "5", "ptb-lstm"], ["ptb-lstm", "first"]),
         (["--data.dataset", "text", "--data.directory", "nowhere"], ["nowhere"]),
         (["--workdir", "train.py"], ["'train.py' is a file"]),
+        (["--workdir", "caf\udce9"], ["'caf\\udce9' is not UTF-8"]),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypatch):
@@ -345,6 +346,7 @@ def test_generate_writes_text(finished, capsys):
         (["--generate", "w1", "--top-p", "1.5"], "top_p is 1.5"),
         (["--generate", "w1", "--temperature", "-1"], "temperature is -1.0"),
         (["--generate", "w1", "--words", "0"], "number of words is 0"),
+        (["--generate", "w1", "--seed", str(2**32)], "seed is 4294967296"),
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
         (["--data.directory", "/nowhere"], "/nowhere"),
@@ -386,6 +388,13 @@ def test_a_loss_that_is_not_finite_ends_with_code_1(capsys, tmp_path):
     [
         (ValueError("A sentence."), 2, "error: A sentence.\nSee python x.py --help.\n"),
         (OSError("no space"), 1, "error: no space\n"),
+        (MemoryError(), 1, "error: There is not enough memory (MemoryError). Take a smaller model or batch.\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+            1,
+            "error: There is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.). Take a smaller "
+            "model or batch.\n",
+        ),
         (KeyboardInterrupt(), 130, "Stopped.\n"),
     ],
 )
@@ -396,6 +405,14 @@ def test_exit_codes(capsys, raised, code, message):
     assert cli.run(main, "x.py", []) == code
     assert capsys.readouterr().err == message
     assert cli.run(lambda _: None, "x.py", []) == 0
+
+
+def test_an_error_that_is_not_known_is_not_hidden():
+    def main(_):
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        cli.run(main, "x.py", [])
 
 
 def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):

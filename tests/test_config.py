@@ -111,7 +111,10 @@ def test_json_gives_the_same_configuration(name):
         (lambda c: json.dumps({k: c[k] for k in ("model", "data")}), "exactly the sections"),
         (lambda c: json.dumps(c | {"model": 3}), "Section 'model' of the configuration is not an object"),
         (lambda c: json.dumps(c | {"model": {"width": 3}}), "unknown options: width"),
-        (lambda c: json.dumps(c | {"model": {"hidden_size": "wide"}}), "value of a wrong type"),
+        (
+            lambda c: json.dumps(c | {"model": {"hidden_size": "wide"}}),
+            "hidden_size is 'wide'; it must be a whole number",
+        ),
         (lambda c: json.dumps(c | {"model": {"sparsity": 2}}), "sparsity is 2"),
     ],
 )

@@ -114,6 +114,7 @@ def test_vocab_limit_bounds_the_vocabulary_and_keeps_the_length(tmp_path_factory
         ("penn", None, "Unknown dataset 'penn'; known are pydoc, ptb, wikitext2, wikitext103, text and tfds:NAME"),
         ("text", None, "'text' needs --data.directory"),
         ("text", "/nonesuch", "The data directory '/nonesuch' does not exist"),
+        ("text", "~nobody-has-this-name/text", "The data directory '~nobody-has-this-name/text' does not exist"),
         ("pydoc", "/tmp", "'pydoc' reads no files of yours, .* use --data.dataset text"),
         ("tfds:imdb", "/tmp", "'tfds:imdb' reads no files of yours"),
     ],

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
 from bwds.data import load_corpus
-from bwds.datasets import SPLITS, builders, pydoc, text
+from bwds.datasets import SPLITS, builders, cache_dir, pydoc, text
 from bwds.datasets import tfds as tfds_source
 
 _PTB = Path(os.environ.get("BWDS_PTB_DIRECTORY", Path(__file__).parents[2] / "shared" / "data" / "ptb"))
@@ -178,6 +179,36 @@ def test_text_errors(tmp_path):
 def test_text_is_split_on_any_white_space_and_a_byte_order_mark_is_dropped(tmp_path):
     write(tmp_path, train="\ufeffa\tb\u00a0c\r\n\u2028d\x0ce\n", valid="a\n", test="e\n")
     assert words(load("text", tmp_path), "train") == ["a", "b", "c", "<eos>", "d", "e", "<eos>"]
+
+
+def test_a_home_directory_is_needed_for_the_cache_alone(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ValueError, match=r"no home directory .* set XDG_CACHE_HOME"):
+        cache_dir()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_dir() == Path("/elsewhere/bwds")
+
+
+@pytest.mark.parametrize("unreadable", ["train.txt", "."])
+def test_text_that_may_not_be_read_is_named(unreadable):
+    user = os.geteuid()
+    # Not in tmp_path, where none but its owner may look; and root may read all.
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        folder = write(Path(scratch) / "text")
+        (folder / unreadable).chmod(0)
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            with pytest.raises(PermissionError, match=re.escape(str(folder))):
+                load("text", folder)
+        finally:
+            os.seteuid(user)
+            (folder / unreadable).chmod(0o755)
 
 
 # --- our builders

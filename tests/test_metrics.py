@@ -28,9 +28,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_line_cut_short_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+    first, second = ({"step": step, "split": "train"} for step in (1, 2))
+    path.write_text(f'{json.dumps(first)}\n{json.dumps(second)}\n{{"st')
+    assert read_metrics(path) == [first, second]
+    path.write_text(f'{json.dumps(first)}\n{{"st\n{json.dumps(second)}\n')
     with pytest.raises(ValueError, match="a line that is not JSON"):
         read_metrics(path)
 

@@ -21,12 +21,23 @@ class Split(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Folder for prepared data: ``$XDG_CACHE_HOME/bwds``, or ``~/.cache/bwds``. It may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bwds"
+    """Folder for prepared data: ``$XDG_CACHE_HOME/bwds``, or ``~/.cache/bwds``. It may not exist yet.
+
+    Raises:
+        ValueError: there is no home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bwds"
+    except RuntimeError as error:
+        raise ValueError("There is no home directory to keep prepared data in; set XDG_CACHE_HOME.") from error
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, *, skip_mark: bool = True) -> Iterator[str]:
     """The lines of a UTF-8 text file, one after another; only a newline ends a line.
+
+    Args:
+        path: the file.
+        skip_mark: a byte order mark at the start is no part of the first word.
 
     Raises:
         ValueError: the file is not UTF-8 (file, line and byte are named).
@@ -41,6 +52,5 @@ def read_lines(path: Path) -> Iterator[str]:
                     f"{path} is not UTF-8 text: byte {offset + error.start}, on line {number}, is "
                     f"0x{line[error.start]:02x}. Convert the file to UTF-8."
                 ) from error
-            # A byte order mark is no part of the first word.
-            yield text.removeprefix("\ufeff") if number == 1 else text
+            yield text.removeprefix("\ufeff") if number == 1 and skip_mark else text
             offset += len(line)

@@ -1,5 +1,6 @@
 """A folder with one text file for each of train, valid and test."""
 
+import os
 from pathlib import Path
 
 from bwds.datasets import SPLITS, Split, read_lines
@@ -14,7 +15,8 @@ def find_files(directory: str | Path) -> dict[str, Path]:
     Raises:
         ValueError: the folder or the file of a split is missing.
     """
-    folder = Path(directory).expanduser()
+    # Not Path.expanduser, which has an error of its own for a user that does not exist.
+    folder = Path(os.path.expanduser(directory))
     if not folder.is_dir():
         raise ValueError(
             f"The data directory {str(folder)!r} does not exist or is no folder; "

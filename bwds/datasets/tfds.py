@@ -65,7 +65,7 @@ def splits(name: str) -> dict[str, Split]:
 
 
 def _data_dir() -> Path:
-    return Path(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds"))
 
 
 def _prepare(

@@ -1,0 +1,47 @@
+"""What parameters belong to: every checkpoint tells the model and the vocabulary that it was made with."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from bwds.config import ModelConfig
+from bwds.data import Vocabulary
+
+# Which kernel computes the products changes no number that matters, and depends on the machine.
+_FREE = {"implementation"}
+
+
+def identity(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """JSON values to keep beside the parameters."""
+    words = "\n".join(vocabulary.words).encode()
+    return {"model": dataclasses.asdict(model), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
+
+
+def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabulary, workdir: Path) -> None:
+    """Checks that the files of a run's folder are those that its parameters were made with.
+
+    A checkpoint of an earlier version does not tell, and an option that there was not yet is not compared.
+
+    Args:
+        info: what was kept beside the parameters.
+        model: as config.json has it.
+        vocabulary: as vocabulary.txt has it.
+        workdir: the run's folder, for the message.
+
+    Raises:
+        ValueError: one of them has changed.
+    """
+    there, now = info.get("model", {}), dataclasses.asdict(model)
+    changed = [name for name in now.keys() & there.keys() - _FREE if now[name] != there[name]]
+    if changed:
+        differences = "; ".join(f"{name} was {there[name]!r} and is {now[name]!r}" for name in sorted(changed))
+        raise ValueError(
+            f"The config.json in {str(workdir)!r} is not that of its checkpoint ({differences}); put it back."
+        )
+    known = info.get("vocabulary_sha256")
+    if known is not None and known != identity(model, vocabulary)["vocabulary_sha256"]:
+        raise ValueError(
+            f"The vocabulary.txt in {str(workdir)!r} is not that of its checkpoint: words have changed. Put back a "
+            "copy of it, or remove it and give the command of the run again."
+        )
