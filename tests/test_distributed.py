@@ -96,6 +96,7 @@ def finished(processes):
     return out, other_out
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     """Stopped by a signal to the second process, resumed by both with another mesh; losses of 50 steps to 1e-5."""
     workdir = tmp_path / "run"

@@ -121,6 +121,7 @@ def test_value_and_gradients(rows, dtype, layout):
 
 @pytest.mark.usefixtures("small_ring")
 @pytest.mark.parametrize(("rows", "dtype", "layout"), [(1, "bfloat16", "row-major"), (40, "float32", "block-major")])
+@pytest.mark.slow
 def test_value_and_gradients_in_the_other_interpreter(rows, dtype, layout):
     p = problem(rows, dtype=dtype)
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=True))
@@ -162,6 +163,7 @@ def test_tiles_of_rows_and_of_blocks_with_ragged_edges(layout, monkeypatch):
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
 
 
+@pytest.mark.slow
 def test_more_rows_than_one_dot_takes():
     p = problem(272, grid=(2, 3), density=0.6)
     assert mosaic_tpu_plan.plan_tiles(272, 3, p.w, BLOCK, whole=256, outputs=128, lanes=2).tile > mosaic_tpu.CHUNK_ROWS

@@ -251,6 +251,7 @@ def test_evaluation_counts_every_token_once(mesh):
     assert got == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     """Stopped on 4 devices, then on 2 x 2, finished on one: no other run, and the same numbers."""
     corpus = tiny_run.write_corpus(tmp_path / "text")

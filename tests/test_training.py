@@ -21,6 +21,7 @@ from bwds.data import Vocabulary, load_corpus
 from bwds.evaluation import Evaluation, evaluate
 from bwds.gating import num_kept_blocks
 from bwds.interrupt import InterruptedRunError
+from bwds.lock import LOCK_FILE
 from bwds.metrics import MetricsWriter, read_metrics
 from bwds.model import language_model
 from bwds.optim import make_optimizer, sparsity_at
@@ -82,7 +83,7 @@ class Killed(Exception):
 def test_a_run_leaves_its_files(finished, config):
     workdir, summary = finished
     names = {path.name.split(".out.")[0] for path in workdir.iterdir()}
-    assert names == {"config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "summary.json", "events"}
+    assert names == {"config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "summary.json", "events", "lock"}
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert len(Vocabulary.load(workdir / "vocabulary.txt")) == len(tiny_run.WORDS) + 1
     assert last_checkpoints(workdir, read_only=True).steps == [16, 12]
@@ -143,11 +144,11 @@ def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
 
 def test_another_configuration_is_refused(finished, config):
     workdir, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != LOCK_FILE}
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=17))
     with pytest.raises(ValueError, match=r"train\.steps: 16 there, 17 now"):
         train(longer, workdir, progress=False)
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != LOCK_FILE} == before
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -77,6 +77,7 @@ def test_a_full_disk_is_said_and_costs_nothing(small_disk, config, cache, whole)
     assert outcome(disk / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_half_way_costs_nothing(config, cache, whole, tmp_path):
     process = start(tiny_run.arguments(config, tmp_path / "run"), cache)
     assert wait_for(process, lambda: newest(tmp_path / "run" / "checkpoints" / "last") >= 2)
@@ -99,6 +100,7 @@ def test_a_folder_that_was_moved_goes_on(config, cache, whole, tmp_path):
     assert not (tmp_path / "before").exists()
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_set_back_changes_nothing(config, cache, whole, tmp_path):
     kill_after(4, config, cache, tmp_path / "run")
     # Python runs this before anything else.
