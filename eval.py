@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     from bwds.checkpoint import read_config
     from bwds.data import Vocabulary
     from bwds.model import language_model
-    from bwds.training import load_params
+    from bwds.trained import load_params
 
     config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt")

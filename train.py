@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     config, workdir, mesh, distributed, profile = parse(arguments)
 
     # Imported late, so that --help and mistakes are answered at once.
-    from bwds.distributed import connect, is_first
+    from bwds.distributed import connect, failing_at_once, is_first
     from bwds.interrupt import InterruptedRunError
     from bwds.training import NonFiniteError, train
 
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     if is_first():
         print(f"Training in {workdir}.", flush=True)
     try:
-        summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
+        with failing_at_once():
+            summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
     except InterruptedRunError as stopped:
         print(f"{stopped}\nResume with: {command}", flush=True)
         sys.exit(stopped.exit_code)

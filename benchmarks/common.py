@@ -104,7 +104,7 @@ def environment() -> dict[str, Any]:
         "cores": cores(),
         "processor": _processor(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch") if find_spec(name)},
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
         "revision": revision,
         "command": " ".join(["python", *sys.argv]),
     }

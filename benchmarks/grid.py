@@ -13,8 +13,8 @@ from typing import Any
 from bwds import PRESETS, equal_cost_dense
 from bwds.config import Config
 
-SMALL = {"train.steps": 400}
-"""One epoch: a cell takes minutes on one CPU core."""
+SMALL = {"data.batch_size": 16, "train.steps": 1600, "train.eval_every": 400, "train.checkpoint_every": 400}
+"""Nearly an epoch: minutes on one CPU core. In batches of 64 it would be over before anything is learned."""
 PAPER = {"train.log_every": 100}
 """At the paper's size only every hundredth step is logged: the logs are kept in the repository."""
 SIZES: dict[str, dict[str, Any]] = {
@@ -78,9 +78,9 @@ def sweep(preset: str) -> dict[str, dict[str, Any]]:
     """
     if SIZES[preset] is not SMALL:
         return {}
-    found = {}
+    found, made = {}, variants(preset)
     for variant in SWEPT:
-        options = variants(preset)[variant]
+        options = made[variant]
         for option, values in SWEEP.items():
             section, name = option.split(".")
             taken = options.get(option, getattr(getattr(PRESETS[preset], section), name))
@@ -145,10 +145,11 @@ def cells() -> list[Cell]:
     """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        made = {**sweep(preset), **variants(preset), **ablations(preset)}
-        runs = [(variant, SEEDS[0]) for variant in sweep(preset)]
+        tried, compared, others = sweep(preset), variants(preset), ablations(preset)
+        made = {**tried, **compared, **others}
+        runs = [(variant, SEEDS[0]) for variant in tried]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in (*variants(preset), *ablations(preset)) if variant not in HEADLINE]
+        runs += [(variant, SEEDS[0]) for variant in (*compared, *others) if variant not in HEADLINE]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 

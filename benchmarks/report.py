@@ -1,6 +1,6 @@
 """Pages of docs/ whose tables and plots come from the raw results in benchmarks/results/.
 
-    python benchmarks/report.py [performance] [results]
+    python benchmarks/report.py [performance] [results] [tpu_pod]
 
 A part NAME is a module report_NAME with a function write(results_dir, docs_dir); all parts if none is named. The same
 raw lines give the same files, byte for byte.
@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("performance", "results")
+PARTS = ("performance", "results", "tpu_pod")
 
 
 def main():

@@ -39,7 +39,8 @@ from bwds.generate import greedy_rollout
 from bwds.interrupt import InterruptedRunError
 from bwds.linear import Params
 from bwds.metrics import METRICS_FILE, perplexity, write_text
-from bwds.training import NonFiniteError, load_params, train
+from bwds.trained import load_params
+from bwds.training import NonFiniteError, train
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("runs/grid")

@@ -18,7 +18,7 @@ import numpy as np
 
 from bwds.config import Config
 from bwds.data import Vocabulary
-from bwds.distributed import all_true, first_alone, from_first, is_first, wait_for_all
+from bwds.distributed import all_true, first_alone, from_first
 from bwds.metrics import METRICS_FILE, write_text
 
 CONFIG_FILE = "config.json"
@@ -112,19 +112,21 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it are as they were.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        free = shutil.disk_usage(self.directory).free
         # Checked first: in the middle of a write orbax answers a full disk with pages of tracebacks.
-        if free < needed:
-            raise OSError(
-                f"The checkpoint of step {step} needs {needed / 2**20:,.1f} MiB and {self.directory} has "
-                f"{free / 2**20:,.1f} MiB left."
-            )
+        first_alone(partial(self._check_room, step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
         try:
             self._write(step, tree, info)
         except Exception as error:  # Also of this the libraries below make errors of many kinds.
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"The checkpoint of step {step} cannot be written in {self.directory}: {reason}.") from error
+
+    def _check_room(self, step: int, needed: int) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise OSError(
+                f"The checkpoint of step {step} needs {needed / 2**20:,.1f} MiB and {self.directory} has "
+                f"{free / 2**20:,.1f} MiB left."
+            )
 
     def _write(self, step: int, tree: Any, info: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
@@ -133,9 +135,7 @@ class Checkpoints:
         items = args.Composite(state=args.StandardSave(tree), info=args.JsonSave({"step": step, **info}))
         self._manager.save(step, args=items, force=True)
         path = self.directory / str(step)
-        if is_first():
-            write_text(path / DIGEST_FILE, _files_digest(path))
-        wait_for_all(f"checkpoint {step}")
+        first_alone(lambda: write_text(path / DIGEST_FILE, _files_digest(path)))
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that can be read, and its info.
@@ -166,9 +166,7 @@ class Checkpoints:
             if restored is None or not read_by_all:
                 broken.append(step)
                 continue
-            if is_first():
-                self._give_up(broken, step, reason)
-            wait_for_all("restored")
+            first_alone(partial(self._give_up, broken, step, reason))
             self._manager.reload()
             return restored
         raise ValueError(
@@ -243,8 +241,6 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
     Raises:
         ValueError: the folder holds another run (the differences are named), or something that is no run.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{str(workdir)!r} is a file; --workdir must be a folder, or a name for a new one.")
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / CONFIG_FILE).exists():
         for name in (METRICS_FILE, CHECKPOINTS, VOCABULARY_FILE, SUMMARY_FILE):

@@ -12,7 +12,7 @@ class MeshConfig:
     data: int | None = None
     """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
     model: int = 1
-    """Devices that share the columns of the weights, and the words of embedding and softmax."""
+    """Devices that share the columns of the weights, and the words of embedding and softmax if they divide evenly."""
     shard_optimizer: bool = False
     """Spread the state of the optimiser over --mesh.data as well."""
 
@@ -33,7 +33,9 @@ class DistributedConfig:
     process: int | None = None
     """Which of them this is, counted from 0."""
     auto: bool = False
-    """Let JAX find the others, as it can on a TPU pod slice, with SLURM or Open MPI."""
+    """Let JAX find the others. It is done anyway under srun, mpirun, and on a TPU slice under GKE."""
+    heartbeat: int = 100
+    """Seconds without a sign of life after which a process counts as dead, and the others end."""
 
     def __post_init__(self) -> None:
         named = [value is not None for value in (self.coordinator, self.processes, self.process)]
@@ -41,6 +43,7 @@ class DistributedConfig:
             all(named) or not any(named),
             "--distributed.coordinator, --distributed.processes and --distributed.process go together; give all three.",
         )
+        require_at_least(1, distributed_heartbeat=self.heartbeat)
         require(not (self.auto and any(named)), "--distributed.auto finds the processes itself; do not name them.")
         if self.processes is not None and self.process is not None:
             require_at_least(1, distributed_processes=self.processes)

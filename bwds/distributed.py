@@ -4,8 +4,12 @@ All run the same program and meet in every computation. What the first process a
 run's folder, the others wait for; an error it finds there is an error in all.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -23,28 +27,62 @@ def connect(config: DistributedConfig) -> None:
     Raises:
         ValueError: the others, or the cluster, cannot be found.
     """
-    if config.processes is None and not config.auto:
+    if config.processes is None and not config.auto and not _started_together():
         return
     try:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process,
+            heartbeat_timeout_seconds=config.heartbeat,
+            # How long an end waits for the others.
+            shutdown_timeout_seconds=config.heartbeat,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        if config.auto:
-            message = f"--distributed.auto found no cluster ({reason}); give --distributed.coordinator instead."
+        if config.processes is None:
+            message = (
+                f"The other processes cannot be found ({reason}); give --distributed.coordinator, "
+                "--distributed.processes and --distributed.process."
+            )
         else:
             message = f"Process {config.process} cannot join {config.coordinator} ({reason})."
         raise ValueError(message) from error
 
 
+def _started_together() -> bool:
+    """Whether the environment says that this process is one of several: by JAX's own variable, on a TPU slice under
+    GKE, in a step of SLURM, under Open MPI."""
+    there = os.environ
+    return (
+        "JAX_COORDINATOR_ADDRESS" in there
+        or "," in there.get("TPU_WORKER_HOSTNAMES", "")
+        or any(there.get(name, "1") != "1" for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    )
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """What may be an error of one process alone ends it with the message and exit code 1, where there are several.
+
+    An orderly end would wait for the others, which wait for this one. They end when they miss it: at once if it was the
+    first, else after ``--distributed.heartbeat``. Unless there are several, nothing is changed.
+    """
+    try:
+        yield
+    except (OSError, jax.errors.JaxRuntimeError) as error:
+        if jax.process_count() == 1:
+            raise
+        message = str(error).splitlines()[0]
+        if not isinstance(error, OSError):
+            message += ". Most likely another process has ended; start all again to go on from the last checkpoint"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files and messages."""
     return jax.process_index() == 0
-
-
-def wait_for_all(where: str) -> None:
-    """Returns when all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
 
 
 def from_first(value: Any) -> Any:
@@ -63,7 +101,7 @@ def first_then_all(function: Callable[[], T]) -> T:
     """``function()`` in the first process, and then, when it is done there, in the others.
 
     Raises:
-        ValueError: in the others, where it raised anything in the first process, with the same message.
+        ValueError, OSError: as ``first_alone``.
     """
     result: Any = first_alone(function)
     return result if is_first() else function()
@@ -73,7 +111,8 @@ def first_alone(function: Callable[[], T]) -> T:
     """``function()`` in the first process; the others wait and get None.
 
     Raises:
-        ValueError: in the others, where it raised anything in the first process, with the same message.
+        OSError: in the others, where it raised one in the first process, with the same message.
+        ValueError: in the others, where it raised anything else there, with the same message.
     """
     if jax.process_count() == 1:
         return function()
@@ -84,19 +123,23 @@ def first_alone(function: Callable[[], T]) -> T:
             result = function()
         except Exception as raised:  # Of any kind: the others wait.
             error = raised
-    message = from_first(None if error is None else str(error))
+    failed = from_first(None if error is None else [isinstance(error, OSError), str(error)])
     if error is not None:
         raise error
-    if message is not None:
-        raise ValueError(message)
+    if failed is not None:
+        of_system, message = failed
+        raise OSError(message) if of_system else ValueError(message)
     return result
 
 
-def check_same(what: str, value: int) -> None:
-    """Raises ``ValueError`` in all processes unless they give the same number, of 32 bits."""
+def check_same(what: str, *values: Any) -> None:
+    """Raises ``ValueError`` in all processes unless they give the same bytes, or arrays."""
     if jax.process_count() > 1:
-        values = np.asarray(multihost_utils.process_allgather(np.uint32(value)))
-        others = [i for i, other in enumerate(values.ravel()) if other != values.ravel()[0]]
+        checksum = 0
+        for value in values:
+            checksum = zlib.crc32(value, checksum)
+        sums = np.asarray(multihost_utils.process_allgather(np.uint32(checksum))).ravel()
+        others = [i for i, other in enumerate(sums) if other != sums[0]]
         if others:
             raise ValueError(
                 f"{what} differs between process 0 and {', '.join(map(str, others))}; all must be started alike."

@@ -100,6 +100,8 @@ def select_blocks(
     k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
     check_number("num_kept", k, whole=True)
     if not isinstance(k, jax.core.Tracer):
+        # A number, also where other things are traced: comparing an array there would be traced as well.
+        k = int(k)
         if not 1 <= k <= n:
             raise ValueError(f"num_kept is {k}; it must be at least 1 and at most {n}.")
         if k == n:

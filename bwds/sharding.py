@@ -1,9 +1,10 @@
 """Where the arrays of a training run lie: one mesh of devices with the axes ``data`` and ``model``.
 
 Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
-recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``.
-Parameters are the same along ``data``; the state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et
-al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with another mesh.
+recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``; the
+words only if they divide evenly, else all devices there have them all. Parameters are the same along ``data``; the
+state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is
+part of what a run is: it may go on with another mesh.
 """
 
 from collections.abc import Callable
@@ -100,11 +101,11 @@ class Placement(NamedTuple):
             return self.rows
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         axes: list[str | None] = [None] * leaf.ndim
-        if self.mesh.shape[MODEL] > 1 and names and "gate" not in names:
-            if names[-1] == "embedding":
-                axes[0] = MODEL
-            elif names[-1] in ("kernel", "bias"):
-                axes[-1] = MODEL
+        parts = self.mesh.shape[MODEL]
+        if parts > 1 and names and "gate" not in names and names[-1] in ("embedding", "kernel", "bias"):
+            i = 0 if names[-1] == "embedding" else -1
+            # Only words may not divide evenly.
+            axes[i] = MODEL if leaf.shape[i] % parts == 0 else None
         if field == "opt_state" and self.shard_optimizer and self.mesh.shape[DATA] > 1:
             # The first dimension that can be cut evenly; small arrays that have none stay whole.
             for i, size in enumerate(leaf.shape):
@@ -124,17 +125,15 @@ def over_devices(placement: Placement | None, f: Callable[..., Any], in_specs: A
     return jax.shard_map(f, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-def first_device() -> Placement:
-    """All on the first device of this process."""
-    return Placement(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), (DATA, MODEL)))
-
-
-def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> Placement:
-    """The placement of a run.
+def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: int) -> Placement:
+    """The placement of a run. Without a mesh: all on the first device, or on all devices of several processes.
 
     Raises:
         ValueError: there are too few devices, or what is to be spread does not divide evenly.
     """
+    if mesh is None and jax.process_count() == 1:
+        return Placement(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), (DATA, MODEL)))
+    mesh = mesh or MeshConfig()
     there = jax.device_count()
     if mesh.data is None and mesh.model > there:
         raise ValueError(f"--mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")
@@ -155,7 +154,6 @@ def make_placement(mesh: MeshConfig, model: ModelConfig, *, batch_size: int) -> 
     if model.method == "dynamic":
         columns //= model.block_size
     _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
-    _check_divides("--mesh.model", mesh.model, model.vocab_size, "words of the vocabulary", "--data.vocab-limit")
     devices = jax.devices()[: data * mesh.model]
     made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
     return Placement(made, mesh.shard_optimizer)

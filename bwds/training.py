@@ -4,32 +4,32 @@ A run is a function of its configuration and its text. All that influences it is
 checkpoint, so a run that was stopped, at any moment and in any way, ends with the parameters of one that was not.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from bwds.checkpoint import SUMMARY_FILE, VOCABULARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
+from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
 from bwds.config import Config
-from bwds.data import Corpus, Vocabulary, load_corpus, steps_per_epoch, train_batch
+from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
-from bwds.identity import check_identity, identity
+from bwds.identity import identity
 from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.linear import Params
+from bwds.lock import locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
 from bwds.profiling import StepTrace
 from bwds.pruning import constrain
-from bwds.sharding import Placement, first_device, make_placement
+from bwds.sharding import Placement, make_placement
 from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import read_summary, summarise
 
@@ -121,6 +121,29 @@ class _Run:
             if pending:
                 self.report(*pending)
             pending = (self.step, metrics, largest(self.stop.noted))
+
+    def to_the_end(self, command: str) -> dict[str, Any]:
+        """Trains, and writes and returns the summary."""
+        try:
+            self.loop()
+        except OSError as error:
+            raise OSError(f"{error} {self.way_out}") from error
+        finally:
+            self.close()
+        params = evaluated_params(self.state, self.placement)
+        best_params, info = self.best.restore(params)
+        params, best = self.placement.gathered(params), (self.placement.gathered(best_params), info)
+
+        def summary() -> dict[str, Any]:
+            found = summarise(self.config, self.workdir, params, best, command=command, check=self.stop.check)
+            write_text(self.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
+            return found
+
+        try:
+            return from_first(first_alone(summary))
+        except InterruptedRunError as interrupted:
+            message = f"Stopped after the last step, before the summary; all is saved in {self.workdir}."
+            raise InterruptedRunError(interrupted.signum, message) from None
 
     def dispatch(self) -> StepMetrics:
         """Starts the next step and does not wait for it."""
@@ -262,59 +285,15 @@ def train(
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
     # Processes that differ here would wait for each other for ever, or train on a mixture.
-    check_same("The configuration", zlib.crc32(config.to_json().encode()))
-    check_same("The text", zlib.crc32(np.concatenate([corpus.train, corpus.valid]).tobytes()))
-    if mesh is None and jax.process_count() == 1:
-        placement = first_device()
-    else:
-        placement = make_placement(mesh or MeshConfig(), config.model, batch_size=config.data.batch_size)
-    first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
-    finished = from_first(read_summary(workdir))
-    if finished is not None:
-        return finished
-    with StopSignals(together=jax.process_count() > 1) as stop:
-        run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
-        try:
-            run.loop()
-        except OSError as error:
-            raise OSError(f"{error} {run.way_out}") from error
-        finally:
-            run.close()
-        try:
-            params = evaluated_params(run.state, placement)
-            best_params, info = run.best.restore(params)
-            params, best_params = placement.gathered((params, best_params))
-            make = partial(summarise, config, workdir, params, (best_params, info), command=command, check=stop.check)
-            summary = from_first(first_alone(make))
-        except InterruptedRunError as interrupted:
-            message = f"Stopped after the last step, before the summary; all is saved in {workdir}."
-            raise InterruptedRunError(interrupted.signum, message) from None
-    if is_first():
-        write_text(workdir / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    return summary
-
-
-def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
-
-    Args:
-        config: the run's.
-        workdir: the run's folder.
-        which: "best": the lowest validation loss; "last": the latest state.
-
-    Raises:
-        ValueError: there is no such checkpoint, it is damaged, or it was made with another model or vocabulary than
-            those in the folder.
-    """
-    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
-    lm = language_model(config.model)
-    if which == "last":
-        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
-        fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
-        template = jax.eval_shape(fresh, jax.random.key(0))
-        state, info = last_checkpoints(workdir, read_only=True).restore(template)
-        params = evaluated_params(state)
-    else:
-        params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
-    check_identity(info, config.model, vocabulary, workdir)
-    return params, info["step"]
+    check_same("The configuration", config.to_json().encode())
+    check_same("The text", corpus.train, corpus.valid)
+    placement = make_placement(mesh, config.model, batch_size=config.data.batch_size)
+    with contextlib.ExitStack() as held:
+        first_alone(lambda: held.enter_context(locked(workdir)))
+        first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
+        finished = from_first(read_summary(workdir))
+        if finished is not None:
+            return finished
+        with StopSignals(together=jax.process_count() > 1) as stop:
+            run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
+            return run.to_the_end(command)

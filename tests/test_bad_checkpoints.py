@@ -18,7 +18,7 @@ from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
 from bwds.identity import identity
 from bwds.model import language_model
-from bwds.training import load_params
+from bwds.trained import load_params
 from tests.strategies import apply, attempt, folder_changes
 
 STEPS = (1, 2)

@@ -199,12 +199,6 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, name):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is a file"):
-        claim_workdir(tmp_path / "file", tiny_run.config(tmp_path), VOCABULARY)
-
-
 def test_a_run_without_a_readable_configuration_is_named(tmp_path):
     with pytest.raises(ValueError, match="There is no run in"):
         read_config(tmp_path)

@@ -1,6 +1,5 @@
 """Two processes with four devices each train as one process with one device does; all on the loopback interface."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -10,24 +9,28 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
 
+import eval as eval_script
 from bwds.devices import DistributedConfig
+from bwds.distributed import connect
 from bwds.metrics import read_metrics
 from bwds.training import train
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 300
 """Until a process is taken for hung."""
+HEARTBEAT = 10
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
     changes = {"gate_activation": "softplus", "batch_size": 8, "sequence_length": 4, "vocab_limit": 32}
-    return tiny_run.config(corpus, steps=50, eval_every=25, checkpoint_every=20, learning_rate=2e-3, **changes)
+    return tiny_run.config(corpus, steps=50, eval_every=25, checkpoint_every=10, learning_rate=2e-3, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,7 @@ def start():
             port = free.getsockname()[1]
         arguments = tiny_run.arguments(config, workdir, mesh)
         arguments += ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", "2"]
+        arguments += ["--distributed.heartbeat", str(HEARTBEAT)]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
         for i in (0, 1):
             command = [sys.executable, "train.py", *arguments, "--distributed.process", str(i), *options[i]]
@@ -59,7 +63,7 @@ def start():
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def ends(processes):
@@ -73,40 +77,63 @@ def ends(processes):
 
 
 def losses(workdir):
-    return np.array([line["loss"] for line in read_metrics(workdir / "metrics.jsonl")])
+    path = workdir / "metrics.jsonl"
+    return np.array([line["loss"] for line in read_metrics(path)]) if path.exists() else np.array([])
 
 
-def test_two_processes_are_one_run(config, alone, start, tmp_path):
+def wait_for_lines(processes, workdir, count):
+    end = time.monotonic() + SECONDS
+    while len(losses(workdir)) < count:
+        assert all(process.poll() is None for process in processes), ends(processes)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def finished(processes):
+    """Standard output of both, which must have ended well."""
+    (code, out, err), (other_code, other_out, other_err) = ends(processes)
+    assert (code, other_code) == (0, 0), err + other_err
+    return out, other_out
+
+
+def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     """Stopped by a signal to the second process, resumed by both with another mesh; losses of 50 steps to 1e-5."""
     workdir = tmp_path / "run"
     both = start(config, workdir, "--mesh.data", "8")
-    end = time.monotonic() + SECONDS
-    while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 3:
-        assert all(process.poll() is None for process in both), ends(both)
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for_lines(both, workdir, 3)
     both[1].send_signal(signal.SIGTERM)
-    (code, out, err), second = ends(both)
-    assert (code, second[0]) == (0, 0), err + second[2]
+    out, _ = finished(both)
     assert "its state is saved" in out
-    stopped = len(losses(workdir))
-    assert stopped < 52
+    assert len(losses(workdir)) < 52
 
-    (code, out, err), second = ends(start(config, workdir, "--mesh.model", "2"))
-    assert (code, second[0]) == (0, 0), err + second[2]
+    out, other_out = finished(start(config, workdir, "--mesh.model", "2"))
     assert "validation perplexity" in out
     # Only the first process speaks of results.
-    assert "perplexity" not in second[1]
+    assert "perplexity" not in other_out
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (workdir, alone))
     assert summary["validation_perplexity"] == pytest.approx(expected["validation_perplexity"], rel=1e-5)
 
     # What two processes wrote, one reads.
-    code = subprocess.run(
-        [sys.executable, "eval.py", "--workdir", str(workdir)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert code.returncode == 0, code.stderr
-    assert "test perplexity" in code.stdout
+    eval_script.main(["--workdir", str(workdir)])
+    assert "test perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_path):
+    """Each of them in turn is killed; no step is lost or done twice."""
+    workdir = tmp_path / "run"
+    for victim, steps in ((1, 13), (0, 33)):
+        both = start(config, workdir, "--mesh.data", "8")
+        wait_for_lines(both, workdir, steps)
+        both[victim].kill()
+        killed = time.monotonic()
+        other = ends(both)[1 - victim]
+        assert time.monotonic() - killed < 3 * HEARTBEAT
+        assert other[0] != 0
+        assert "another task died" in other[2] or "another process has ended" in other[2], other[2]
+    finished(start(config, workdir, "--mesh.data", "8"))
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
 def test_processes_must_be_started_alike(config, start, tmp_path):
@@ -127,14 +154,49 @@ def test_errors_of_the_first_process_end_all(config, start, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("JAX_COORDINATOR_ADDRESS", "host:1"),
+        ("TPU_WORKER_HOSTNAMES", "a,b"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+    ],
+)
+def test_the_environment_says_that_there_are_others(variable, value, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: calls.append(arguments))
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    connect(DistributedConfig())
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    connect(DistributedConfig())
+    assert calls == []
+    monkeypatch.setenv(variable, value)
+    connect(DistributedConfig())
+    assert calls == [(None, None, None)]
+
+
+def test_others_that_cannot_be_found(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(ValueError, match=r"cannot be found .*; give --distributed\.coordinator"):
+        connect(DistributedConfig(auto=True))
+    with pytest.raises(ValueError, match="Process 1 cannot join host:1"):
+        connect(DistributedConfig("host:1", 2, 1))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"coordinator": "host:1"}, "go together"),
         ({"coordinator": "host:1", "processes": 2, "process": 2}, r"distributed.process is 2; it must be from 0 to 1"),
         ({"coordinator": "host:1", "processes": 2, "process": 0, "auto": True}, "do not name them"),
+        ({"heartbeat": 0}, "distributed_heartbeat is 0"),
     ],
 )
 def test_mistakes_in_options(options, message):
     with pytest.raises(ValueError, match=message):
         DistributedConfig(**options)
-    assert dataclasses.asdict(DistributedConfig())["processes"] is None

@@ -10,7 +10,7 @@ import tiny_run
 from bwds import training
 from bwds.training import train
 
-STEPS, EVERY = 20_000, 1_000
+STEPS, EVERY, LOOK_EVERY = 20_000, 2_500, 500
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_memory_is_flat_and_nothing_is_compiled_again(tmp_path, monkeypatch):
     config = tiny_run.config(
         tiny_run.write_corpus(tmp_path / "text"), steps=STEPS, eval_every=EVERY, checkpoint_every=EVERY
     )
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=100))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=LOOK_EVERY))
     resident, compiled, now = [], [], [0]
 
     def count(event: str, _: float, **__: object) -> None:
@@ -29,7 +29,7 @@ def test_memory_is_flat_and_nothing_is_compiled_again(tmp_path, monkeypatch):
         def write(self, *, step: int, split: str, **values: float | None) -> None:
             super().write(step=step, split=split, **values)
             now[0] = step
-            if split == "valid":
+            if split == "train":
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
                 resident.append(pages * 4096 / 2**20)
 
@@ -39,9 +39,10 @@ def test_memory_is_flat_and_nothing_is_compiled_again(tmp_path, monkeypatch):
         train(config, tmp_path / "run", progress=False)
     finally:
         jax.monitoring.clear_event_listeners()
-    print("MiB at every evaluation:", *(f"{r:.1f}" for r in resident))
+    print("MiB along the way:", *(f"{r:.1f}" for r in resident))
     print("Programs compiled after step:", *compiled)
-    # The second evaluation, the second checkpoint and the summary are warm-up as well.
-    assert not [step for step in compiled if 2 * EVERY <= step < STEPS]
-    assert len(resident) == STEPS // EVERY
-    assert max(resident[5:]) - resident[4] < 8.0
+    # Evaluation and checkpoint are warm-up as well, twice: orbax compiles a copy of every kind of array that it meets.
+    assert not [step for step in compiled if 2 * EVERY < step < STEPS]
+    assert len(resident) == STEPS // LOOK_EVERY
+    # Orbax keeps some hundred KiB for every checkpoint; steps keep nothing.
+    assert max(resident[12:]) - resident[11] < 6.0

@@ -101,8 +101,19 @@ def small_ring(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize(("dtype", "layout"), [("float32", "row-major"), ("bfloat16", "block-major")])
-@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize(
+    ("rows", "dtype", "layout"),
+    [
+        (1, "float32", "row-major"),
+        (5, "bfloat16", "block-major"),
+        (16, "float32", "row-major"),
+        (40, "bfloat16", "block-major"),
+        pytest.param(1, "bfloat16", "block-major", marks=pytest.mark.slow),
+        pytest.param(5, "float32", "row-major", marks=pytest.mark.slow),
+        pytest.param(16, "bfloat16", "block-major", marks=pytest.mark.slow),
+        pytest.param(40, "float32", "row-major", marks=pytest.mark.slow),
+    ],
+)
 def test_value_and_gradients(rows, dtype, layout):
     p = problem(rows, dtype=dtype)
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
@@ -128,6 +139,7 @@ def test_a_ring_that_goes_round_with_any_number_left_over(kept):
     np.testing.assert_allclose(y, oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_full_ring_goes_round():
     p = problem(2, grid=(10, 11), density=0.9)
     plan = mosaic_tpu_plan.plan_tiles(2, 11, p.w, BLOCK, whole=1280, outputs=128, lanes=10)
@@ -136,7 +148,7 @@ def test_the_full_ring_goes_round():
     assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
 
 
-@pytest.mark.parametrize("layout", ["row-major", "block-major"])
+@pytest.mark.parametrize("layout", ["row-major", pytest.param("block-major", marks=pytest.mark.slow)])
 def test_tiles_of_rows_and_of_blocks_with_ragged_edges(layout, monkeypatch):
     monkeypatch.setattr(mosaic_tpu_plan, "TILE_ROWS", (16,))
     monkeypatch.setattr(mosaic_tpu_plan, "TILE_BYTES", 200_000)

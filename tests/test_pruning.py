@@ -21,7 +21,8 @@ from bwds.model import language_model, recurrent_kernels, static_mask
 from bwds.optim import make_optimizer, sparsity_at
 from bwds.pruning import constrain, magnitude_pruning
 from bwds.state import init_state, train_step
-from bwds.training import load_params, train
+from bwds.trained import load_params
+from bwds.training import train
 
 H, V, STEPS = 16, 11, 14
 UNITS = {"weight": 1, "block": 4}

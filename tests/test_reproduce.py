@@ -52,10 +52,11 @@ def tiny(**options):
 def test_names_are_unique_and_every_variant_has_its_seeds():
     from grid import HEADLINE, SIZES, ablations, cells, sweep, variants
 
-    assert max(Counter(cell.name for cell in cells()).values()) == 1
+    made = cells()
+    assert max(Counter(cell.name for cell in made).values()) == 1
     for preset in SIZES:
         for variant in (*variants(preset), *sweep(preset), *ablations(preset)):
-            seeds = [cell.seed for cell in cells() if (cell.preset, cell.variant) == (preset, variant)]
+            seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
             assert seeds == ([0, 1, 2] if variant in HEADLINE else [0])
 
 
@@ -174,8 +175,8 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
 
     report = training._Run.report
 
-    def report_and_stop(self, step, metrics):
-        report(self, step, metrics)
+    def report_and_stop(self, step, *rest):
+        report(self, step, *rest)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -218,14 +219,15 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
     from grid import SIZES, SWEEP, TUNED, ablations, cells, sweep, variants
 
     allowed = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
+    compared, tried, others = ({preset: made(preset) for preset in SIZES} for made in (variants, sweep, ablations))
     for cell in cells():
         options = set(cell.options) - {"train.seed", *SIZES[cell.preset]}
-        if cell.variant in variants(cell.preset):
+        if cell.variant in compared[cell.preset]:
             assert options - allowed == set(TUNED.get((cell.preset, cell.options["model.method"]), {}))
-        elif cell.variant in sweep(cell.preset):
+        elif cell.variant in tried[cell.preset]:
             assert options - allowed <= set(SWEEP)
-        elif cell.variant in ablations(cell.preset):
-            base = variants(cell.preset)["dynamic-0.5"]
+        elif cell.variant in others[cell.preset]:
+            base = compared[cell.preset]["dynamic-0.5"]
             assert len([option for option in options if option not in base]) == 1
             assert {option: cell.options[option] for option in base} == base
 

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
+from bwds import training
 from bwds.axes import MODEL, all_columns, cross_entropy, look_up, own_columns
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.data import train_batch
@@ -53,7 +55,8 @@ OTHERS = {
     "dense": dataclasses.replace(QRNN, method="dense"),
     "frozen": dataclasses.replace(QRNN, gate_source="frozen"),
     "bias": dataclasses.replace(LSTM, gate_source="bias"),
-    "random": dataclasses.replace(LSTM, gate_source="random"),
+    # And words that two devices cannot share.
+    "random": dataclasses.replace(LSTM, gate_source="random", vocab_size=WORDS + 1),
 }
 MESHES = {"data=8": MeshConfig(8, 1), "data=4,model=2": MeshConfig(4, 2), "data=2,model=4": MeshConfig(2, 4)}
 IDS = np.random.default_rng(0).integers(0, WORDS, 3000).astype(np.int32)
@@ -77,7 +80,7 @@ def fresh(placement: Placement | None, config: ModelConfig, steps: int = STEPS) 
     return init_state(model(config), optimizer(config, steps), jax.random.key(0), batch_size=BATCH, placement=placement)
 
 
-def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int = STEPS):
+def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int):
     """Losses, gradient norms and densities [steps, 3], and the last state."""
     placement = placed(mesh, config)
     state, shown = fresh(placement, config, steps), []
@@ -88,6 +91,9 @@ def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int = STEPS):
             arrays = [placement.spread_rows(a.shape, lambda rows, a=a: a[rows]) for a in arrays]
         end, rule = np.bool_(batch.new_epoch), optimizer(config, steps)
         state, metrics = train_step(model(config), rule, state, *arrays, end, None, placement)
+        # As in the training loop, at most two steps are under way. With eight, XLA's threads for CPU devices all came
+        # to wait for others.
+        jax.block_until_ready(shown[-1:])
         shown.append([metrics.loss, metrics.gradient_norm, metrics.density])
     return np.array(jax.device_get(shown)), state
 
@@ -95,15 +101,24 @@ def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int = STEPS):
 alone = functools.cache(functools.partial(curve, None))
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("config", "mesh"),
-    [(LSTM, "data=8"), (LSTM, "data=4,model=2"), (LSTM, "data=2,model=4"), (QRNN, "data=4,model=2")],
-    ids=["lstm-data", "lstm-both", "lstm-model", "qrnn-both"],
+    ("config", "mesh", "steps"),
+    [
+        (LSTM, "data=8", 12),
+        (QRNN, "data=4,model=2", 12),
+        *(slow(LSTM, mesh, 50) for mesh in MESHES),
+        slow(QRNN, "data=4,model=2", 50),
+    ],
+    ids=lambda value: value.cell if isinstance(value, ModelConfig) else None,
 )
-def test_losses_are_those_of_one_device(config, mesh):
-    """50 steps, dropout included, agree to 1e-5; gradients of the first steps to rounding."""
-    expected, _ = alone(config)
-    got, state = curve(MESHES[mesh], config)
+def test_losses_are_those_of_one_device(config, mesh, steps):
+    """All agree to 1e-5, dropout included; gradients of the first steps to rounding."""
+    expected, _ = alone(config, steps)
+    got, state = curve(MESHES[mesh], config, steps)
     np.testing.assert_allclose(got[:, 0], expected[:, 0], rtol=1e-5)
     np.testing.assert_allclose(got[:5, 1:], expected[:5, 1:], rtol=2e-6)
     assert expected[-1, 0] != expected[0, 0]
@@ -111,10 +126,11 @@ def test_losses_are_those_of_one_device(config, mesh):
     assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // MESHES[mesh].model)
 
 
-@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
-def test_baselines_and_controls_on_a_mesh(config):
+@pytest.mark.parametrize("name", [name if name in ("magnitude", "random") else slow(name) for name in OTHERS])
+def test_baselines_and_controls_on_a_mesh(name):
     """The same losses and densities, and the same zeros, with the state of the optimiser spread too."""
-    (expected, whole), (got, spread) = (curve(m, config, steps=8) for m in (None, MeshConfig(4, 2, True)))
+    config = OTHERS[name]
+    (expected, whole), (got, spread) = (curve(m, config, 8) for m in (None, MeshConfig(4, 2, shard_optimizer=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(spread.params), strict=True):
         np.testing.assert_array_equal(one == 0, other == 0)
@@ -145,6 +161,8 @@ def test_shards_hold_whole_blocks_and_words():
     assert specs.params["embedding"] == P(MODEL)
     assert jax.tree.leaves(specs.carry, is_leaf=lambda leaf: isinstance(leaf, P)) == [P("data")] * 2
     assert specs.key == specs.step == P()
+    odd = placed(MeshConfig(2, 4), LSTM).specs(fresh(None, OTHERS["random"])).params
+    assert odd["embedding"] == odd["softmax"]["kernel"] == odd["softmax"]["bias"] == P()
     one = placed(MeshConfig(1, 1), LSTM)
     assert set(jax.tree.leaves(one.specs(fresh(None, LSTM)), is_leaf=lambda leaf: isinstance(leaf, P))) == {P()}
 
@@ -236,9 +254,10 @@ def test_evaluation_counts_every_token_once(mesh):
 def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     """Stopped on 4 devices, then on 2 x 2, finished on one: no other run, and the same numbers."""
     corpus = tiny_run.write_corpus(tmp_path / "text")
-    changes = {"eval_every": 4, "checkpoint_every": 3, "learning_rate": 1e-3, "vocab_limit": 32, "method": "dense"}
+    # Linear gates of so few blocks divide by sums near zero, here 3e-3: rounding of 1e-7 is 1e-4 of the second gradient
+    # and another choice of blocks two steps later, on any devices. Those of softplus stay within 1e-6 for all steps.
+    changes = {"eval_every": 4, "checkpoint_every": 3, "vocab_limit": 32, "gate_activation": "softplus"}
     config = tiny_run.config(corpus, steps=8, **changes)
-    expected = train(config, tmp_path / "alone", progress=False)
     moved, write, stop_at = tmp_path / "moved", MetricsWriter.write, 0
 
     def write_and_signal(self, **values):
@@ -247,9 +266,14 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
+    # The same functions for the same configuration: what jit has compiled for one run serves the next.
+    for name in ("language_model", "make_optimizer"):
+        monkeypatch.setattr(training, name, functools.cache(getattr(training, name)))
     for stop_at, mesh in ((3, MeshConfig(4, 1)), (6, MeshConfig(2, 2, shard_optimizer=True))):
         with pytest.raises(InterruptedRunError, match=f"Stopped after step {stop_at} of 8"):
             train(config, moved, mesh=mesh, progress=False)
+    stop_at = 0
+    expected = train(config, tmp_path / "alone", progress=False)
     got = train(config, moved, progress=False)
     losses = [
         [line["loss"] for line in read_metrics(workdir / METRICS_FILE)] for workdir in (tmp_path / "alone", moved)
@@ -266,7 +290,6 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
         (MeshConfig(None, 9), LSTM, "--mesh.model is 9 and there are 8 devices"),
         (MeshConfig(3, 1), LSTM, "does not divide the 8 rows of the batch"),
         (MeshConfig(1, 5), LSTM, "does not divide the 8 columns of blocks"),
-        (MeshConfig(1, 4), dataclasses.replace(LSTM, vocab_size=30), "the 30 words of the vocabulary"),
     ],
 )
 def test_meshes_that_do_not_fit(mesh, config, message):

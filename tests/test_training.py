@@ -25,7 +25,8 @@ from bwds.metrics import MetricsWriter, read_metrics
 from bwds.model import language_model
 from bwds.optim import make_optimizer, sparsity_at
 from bwds.state import evaluated_params, init_state, train_step
-from bwds.training import NonFiniteError, load_params, train
+from bwds.trained import load_params
+from bwds.training import NonFiniteError, train
 
 # The same functions for the same configuration: what jit has compiled for one run serves the next.
 cached_model = functools.cache(language_model)

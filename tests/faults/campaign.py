@@ -13,19 +13,22 @@ Exit codes: 0 all are the same; 1 something was lost.
 import argparse
 import contextlib
 import json
+import platform
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 from bwds.checkpoint import DIGEST_FILE
 from tests import tiny_run
-from tests.faults.runs import outcome, start, wait_for
+from tests.faults.runs import ROOT, outcome, start, wait_for
 
 STEPS = 60
 # Longer than the part of a process's life before its first step.
@@ -43,11 +46,17 @@ def main() -> int:
     if args.kills < 1:
         parser.error(f"--kills is {args.kills}; it must be at least 1")
     with tempfile.TemporaryDirectory() as scratch:
-        figures = campaign(Path(scratch), kills=args.kills, seed=args.seed)
+        figures = campaign(Path(scratch), kills=args.kills, seed=args.seed) | versions()
     print(json.dumps(figures, indent=2))
     if args.output:
         args.output.write_text(json.dumps(figures) + "\n")
     return 0 if figures["runs_that_differ"] == 0 else 1
+
+
+def versions() -> dict[str, object]:
+    """What the figures were found with."""
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"python": platform.python_version(), "jax": jax.__version__, "revision": revision.stdout.strip()}
 
 
 def campaign(scratch: Path, *, kills: int, seed: int) -> dict[str, object]:

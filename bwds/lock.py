@@ -1,0 +1,49 @@
+"""One run at a time in a folder."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK_FILE = "lock"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder if it is not there, and keeps other runs out of it while the context lasts.
+
+    The lock is the operating system's, on a file in the folder: it is gone when the process is, however that ended.
+    Where the file system has no locks, a warning on stderr says so.
+
+    Raises:
+        ValueError: a run is going on there, or it is no folder.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{str(workdir)!r} is a file; --workdir must be a folder, or a name for a new one.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(
+                f"A run is going on in {str(workdir)!r} ({holder}); wait until it ends, stop it, or give another "
+                "--workdir."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(
+                f"warning: {workdir} is in a file system without locks ({error.strerror}); see to it that no other run "
+                "uses it.",
+                file=sys.stderr,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
