@@ -40,11 +40,15 @@ def num_kept_blocks(num_blocks: int, sparsity: float) -> int:
     return max(1, math.ceil((1.0 - float(sparsity)) * num_blocks - 1e-15 * num_blocks))
 
 
-def check_scalar(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless it is one number, of Python, NumPy or JAX, traced or not."""
-    is_number = isinstance(value, numbers.Real | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-    if not is_number or getattr(value, "shape", ()) != ():
-        raise ValueError(f"{name} is {value!r}; it must be one number.")
+def check_number(name: str, value: Any, *, whole: bool = False) -> None:
+    """Raises ``ValueError`` unless it is one real or whole number, of Python, NumPy or JAX, traced or not."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
+        right = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    else:
+        right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if not right:
+        raise ValueError(f"{name} is {value!r}; it must be one {'whole ' * whole}number.")
 
 
 def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
@@ -53,9 +57,9 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
     The traced count is an int32 and agrees with ``num_kept_blocks``.
     """
     num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
-    if isinstance(sparsity, int | float):
+    check_number("sparsity", sparsity)
+    if not isinstance(sparsity, np.generic | np.ndarray | jax.Array) or isinstance(sparsity, float):
         return num_kept_blocks(num_blocks, sparsity)
-    check_scalar("sparsity", sparsity)
     if not isinstance(sparsity, jax.core.Tracer):
         check_sparsity(float(sparsity))
     kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
@@ -94,9 +98,7 @@ def select_blocks(
         raise ValueError(f"scores have shape {scores.shape}; there must be at least one block.")
     n = r * c if scope == "matrix" else r
     k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
-    check_scalar("num_kept", k)
-    if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
-        raise ValueError(f"num_kept is {k}; it must be a whole number.")
+    check_number("num_kept", k, whole=True)
     if not isinstance(k, jax.core.Tracer):
         # A number, also where other things are traced: comparing an array there would be traced as well.
         k = int(k)

@@ -16,7 +16,7 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
     if w.ndim != 2:
         raise ValueError(f"w has shape {w.shape}; a block-major layout is made from a matrix [K, N].")
     (k, n), (bk, bn) = w.shape, block_shape
-    if bk < 1 or bn < 1 or k % bk or n % bn:
+    if not 1 <= bk <= k or not 1 <= bn <= n or k % bk or n % bn:
         raise ValueError(f"block_shape {block_shape} does not divide w of shape {w.shape}; choose one that does.")
     return w.reshape(k // bk, bk, n // bn, bn).transpose(2, 0, 1, 3)
 

@@ -81,7 +81,10 @@ _SHARES = _SHARES | _SHARES.map(np.asarray) | st.sampled_from([np.array([0.5, 0.
 @example(np.ones((2, 3)), "float32", {"sparsity": np.float32(1.5)}, "linear", "matrix")
 @example(np.ones((2, 3)), "float32", {"sparsity": np.float32("nan")}, "linear", "matrix")
 @example(np.ones((2, 3)), "float32", {"sparsity": np.array([0.5, 0.5])}, "linear", "matrix")
+@example(np.ones((2, 3)), "float32", {"sparsity": np.array(10**400)}, "linear", "matrix")
+@example(np.ones((2, 3)), "float32", {"sparsity": Fraction(1, 2)}, "linear", "matrix")
 @example(np.ones((2, 3)), "float32", {"num_kept": np.int64(99)}, "linear", "matrix")
+@example(np.ones((2, 3)), "float32", {"num_kept": np.array(2.0)}, "linear", "matrix")
 @example(np.ones((2, 3)), "float32", {"num_kept": 2.5}, "linear", "matrix")
 @example(np.float32([[1.0, -1.0] + 30 * [0.0]]), "float16", {"sparsity": 0.0}, "linear", "matrix")
 def test_gates_agree_with_the_oracle_or_are_refused(scores, dtype, how, activation, scope):
@@ -156,6 +159,7 @@ def test_a_product_agrees_with_the_oracle_or_is_refused(x, w, gates, dtypes, imp
     shape=st.sampled_from([(4, 6), (4, 0), (4,)]),
     block=st.tuples(INTEGERS, INTEGERS) | st.sampled_from([(2, 3), (1, 1)]),
 )
+@example((4, 0), (1, 2**63))
 def test_a_layout_comes_back_or_is_refused(shape, block):
     w = jnp.arange(math.prod(shape)).reshape(shape)
     laid_out, _ = attempt(lambda: bwds.to_block_major(w, block))
