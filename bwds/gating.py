@@ -45,10 +45,12 @@ def check_number(name: str, value: Any, *, whole: bool = False) -> None:
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
         right = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+        shown = f"an array of shape {value.shape} and type {value.dtype}"
     else:
+        shown = repr(value)
         right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
     if not right:
-        raise ValueError(f"{name} is {value!r}; it must be one {'whole ' * whole}number.")
+        raise ValueError(f"{name} is {shown}; it must be one {'whole ' * whole}number.")
 
 
 def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
