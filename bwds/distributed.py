@@ -5,6 +5,7 @@ run's folder, the others wait for; an error it finds there is an error in all.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -19,6 +20,9 @@ from jax.experimental import multihost_utils
 from bwds.devices import DistributedConfig
 
 T = TypeVar("T")
+
+_meetings = itertools.count()
+"""Of this process; all go to the same ones, in the same order."""
 
 
 def connect(config: DistributedConfig) -> None:
@@ -85,6 +89,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def _meet() -> None:
+    """Waits for all processes, however long some take; a dead one ends the wait. Collectives can give up after 30 s."""
+    from orbax.checkpoint import multihost
+
+    multihost.get_barrier_sync_fn()(key=f"meeting {next(_meetings)}", timeout_ms=24 * 3600 * 1000)
+
+
 def from_first(value: Any) -> Any:
     """The JSON value that the first process gives; that of the others is not looked at."""
     if jax.process_count() == 1:
@@ -123,6 +134,7 @@ def first_alone(function: Callable[[], T]) -> T:
             result = function()
         except Exception as raised:  # Of any kind: the others wait.
             error = raised
+    _meet()
     failed = from_first(None if error is None else [isinstance(error, OSError), str(error)])
     if error is not None:
         raise error

@@ -29,7 +29,8 @@ HEARTBEAT = 10
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-    changes = {"gate_activation": "softplus", "batch_size": 8, "sequence_length": 4, "vocab_limit": 32}
+    # A QRNN compiles in half of the time of an LSTM.
+    changes = {"cell": "qrnn", "gate_activation": "softplus", "batch_size": 8, "sequence_length": 4, "vocab_limit": 32}
     return tiny_run.config(corpus, steps=50, eval_every=25, checkpoint_every=10, learning_rate=2e-3, **changes)
 
 
@@ -41,18 +42,20 @@ def alone(config, tmp_path_factory):
     return workdir
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 @pytest.fixture
 def start():
     """Starts two processes of train.py; ``options`` are for one of them alone."""
     started = []
 
     def start(config, workdir, *mesh, options=((), ())):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         arguments = tiny_run.arguments(config, workdir, mesh)
-        arguments += ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", "2"]
-        arguments += ["--distributed.heartbeat", str(HEARTBEAT)]
+        arguments += ["--distributed.coordinator", free_address(), "--distributed.processes", "2"]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
         for i in (0, 1):
             command = [sys.executable, "train.py", *arguments, "--distributed.process", str(i), *options[i]]
@@ -96,7 +99,6 @@ def finished(processes):
     return out, other_out
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     """Stopped by a signal to the second process, resumed by both with another mesh; losses of 50 steps to 1e-5."""
     workdir = tmp_path / "run"
@@ -125,7 +127,7 @@ def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_
     """Each of them in turn is killed; no step is lost or done twice."""
     workdir = tmp_path / "run"
     for victim, steps in ((1, 13), (0, 33)):
-        both = start(config, workdir, "--mesh.data", "8")
+        both = start(config, workdir, "--mesh.data", "8", "--distributed.heartbeat", str(HEARTBEAT))
         wait_for_lines(both, workdir, steps)
         both[victim].kill()
         killed = time.monotonic()
@@ -135,6 +137,26 @@ def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_
         assert "another task died" in other[2] or "another process has ended" in other[2], other[2]
     finished(start(config, workdir, "--mesh.data", "8"))
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_the_first_does_alone_may_take_long():
+    """Collectives on CPU devices give up after 30 seconds."""
+    code = f"""
+import sys, time
+from bwds.devices import DistributedConfig
+from bwds.distributed import connect, first_alone
+connect(DistributedConfig("{free_address()}", 2, int(sys.argv[1])))
+print(first_alone(lambda: time.sleep(40) or "done"))
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in (0, 1)
+    ]
+    out, other = finished(processes)
+    assert (out.splitlines()[-1], other.splitlines()[-1]) == ("done", "None")
 
 
 def test_processes_must_be_started_alike(config, start, tmp_path):

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "bwds/optim.py": {"optax"},
     "bwds/pruning.py": {"optax"},
     "bwds/checkpoint.py": {"orbax"},
+    "bwds/distributed.py": {"orbax"},
     "bwds/metrics.py": {"tqdm", "tensorboardX"},
     "bwds/data.py": {"tensorflow_datasets"},
     "bwds/datasets": {"tensorflow_datasets", "array_record"},
