@@ -95,6 +95,7 @@ class ModelConfig:
             block_size=self.block_size,
         )
         require(self.hidden_size < 2**24, f"hidden_size is {self.hidden_size}; it must be less than 2**24.")
+        require(self.num_layers <= 1000, f"num_layers is {self.num_layers}; it must be at most 1,000.")
         check_sparsity(self.sparsity)
         rates = ("dropout", "dropout_input", "dropout_hidden", "embedding_dropout", "weight_dropout")
         require_rates(**{name: getattr(self, name) for name in rates})

@@ -54,6 +54,8 @@ TARGETS = GUIDED | SEARCHED
 ROOT = Path(__file__).parents[1]
 # Examples of one search by Hypothesis; the next has another seed.
 BATCH = 50
+# Imports, compilations and the last batch of a search take time beyond its seconds.
+PATIENCE_S = 300.0
 
 
 class Search:
@@ -130,7 +132,9 @@ def guided(search: Search, seed: int) -> None:
             # What libFuzzer would do at the end is not wanted.
             os._exit(0)
 
-    atheris.Setup([sys.argv[0], f"-seed={seed + 1}", "-max_len=2048", "-verbosity=0", "-timeout=300", corpus.name], one)
+    # What it ends the process for, as more than 2 GB of memory, is told by the process that waits for this one.
+    options = [f"-seed={seed + 1}", "-max_len=2048", "-verbosity=0", "-timeout=60", f"-artifact_prefix={corpus.name}/"]
+    atheris.Setup([sys.argv[0], *options, corpus.name], one)
     atheris.Fuzz()
 
 
@@ -198,27 +202,34 @@ def main() -> int:
     options = ["--seconds", str(args.seconds), "--seed", str(args.seed), *["--hypothesis"] * args.hypothesis]
     if args.runs is not None:
         options += ["--runs", str(args.runs)]
-    return report([run_alone(target, options) for target in targets], args.output)
+    patience = None if args.runs is not None else args.seconds + PATIENCE_S
+    return report([run_alone(target, options, patience) for target in targets], args.output)
 
 
-def run_alone(target: str, options: list[str]) -> dict[str, Any]:
-    """What a process of its own finds for a target; it is told as soon as it is known."""
+def run_alone(target: str, options: list[str], patience: float | None) -> dict[str, Any]:
+    """What a process of its own finds for a target in some seconds; it is told as soon as it is known."""
     command = [sys.executable, "-m", "tests.fuzz", target, "--alone", *options]
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     # Most of the time would go into making and removing folders on a disk.
     environment = {"JAX_PLATFORMS": "cpu", "TMPDIR": memory} | os.environ
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    *_, last = done.stdout.splitlines() or [""]
     try:
-        found = json.loads(last)
-    except json.JSONDecodeError:
-        # It was ended by what it ran: that is a finding, too.
-        why = f"the process ended with code {done.returncode}: {done.stderr[-1000:]}"
-        found = {"target": target, "inputs_tried": 0, "driver": "?", "failures": [{"error": why, "at": "?"}]}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience, check=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    # What it ran can end a process, or keep it for ever: that is a finding, too.
+    except subprocess.CalledProcessError as error:
+        found = unfinished(target, f"the process ended with code {error.returncode}: {error.stderr[-1000:]}")
+    except subprocess.TimeoutExpired:
+        found = unfinished(target, f"the process did not end in {patience:.0f} s")
     print(f"{target:<14} {found['inputs_tried']:>8,} inputs, {len(found['failures'])} failures", flush=True)
     for failure in found["failures"]:
         print("".join(f"    {name}: {value}\n" for name, value in failure.items()), end="")
     return found
+
+
+def unfinished(target: str, why: str) -> dict[str, Any]:
+    return {"target": target, "inputs_tried": 0, "driver": "?", "failures": [{"error": why, "at": "?"}]}
 
 
 def report(results: list[dict[str, Any]], output: Path | None) -> int:

@@ -106,14 +106,17 @@ def test_gates_agree_with_the_oracle_or_are_refused(scores, dtype, how, activati
         if not np.isfinite(row).all():
             continue
         assert np.isfinite(gate).all()
+        # Many processors take numbers this small for zeros.
+        if ((row != 0) & (np.abs(row) < np.finfo(np.float32).tiny)).any():
+            continue
         kept = oracle.kept_mask(row, int(num_kept), scope)
         assert (gate[~kept] == 0).all()
         terms = np.logaddexp(0.0, np.maximum(row[kept], -40.0)) if activation == "softplus" else row[kept]
-        # Where terms nearly cancel, rounding decides the sign; and numbers this small are zero on some machines.
-        if np.abs(terms).max() > 1e-30 and np.abs(terms.sum()) > 1e-3 * np.abs(terms).sum():
+        # Where terms nearly cancel, rounding decides the sign. Scores below 1e-37 count as zeros.
+        if np.abs(terms).max() > 1e-36 and np.abs(terms.sum()) > 1e-3 * np.abs(terms).sum():
             wanted = oracle.gates(row, int(num_kept), activation, scope)
-            precision = 2.0**-8 if dtype == "bfloat16" else 1e-3 * 2.0**-10
-            np.testing.assert_allclose(gate, wanted, rtol=0, atol=precision * 1e3 * np.abs(wanted).max())
+            rounding = 2.0**-21 * np.abs(terms).sum() / np.abs(terms.sum()) + 2.0**-8 * (dtype == "bfloat16")
+            np.testing.assert_allclose(gate, wanted, rtol=0, atol=rounding * np.abs(wanted).max())
 
 
 # --- products
@@ -192,6 +195,7 @@ _NAMES = st.sampled_from([field.name for field in dataclasses.fields(ModelConfig
 @example(tiny={}, bad={"hidden_size": 10**400})
 @example(tiny={}, bad={"hidden_size": np.int64(128)})
 @example(tiny={}, bad={"num_layers": True})
+@example(tiny={}, bad={"num_layers": 2**31 - 1})
 @example(tiny={}, bad={"dropout": "0.5"})
 def test_a_configuration_has_a_cost_and_an_equal_dense_one_or_is_refused(tiny, bad):
     config, _ = attempt(lambda: ModelConfig(**tiny | bad))

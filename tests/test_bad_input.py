@@ -5,16 +5,13 @@ These properties compile nothing. ``python -m tests.fuzz`` looks for inputs that
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import math
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jaxtyping
@@ -22,6 +19,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import eval as eval_script
+import train as train_script
 from bwds import PRESETS, Config, cost, language_model
 from bwds.checkpoint import read_config
 from bwds.cli import run
@@ -32,8 +31,6 @@ from bwds.optim import learning_rate_schedule, sparsity_at
 from bwds.summary import read_summary
 from tests.strategies import INTEGERS, JSON, SCALARS, WORDS, Link, attempt, changed, damaged, entries, place, texts
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module", autouse=True)
 def no_annotation_checks() -> Iterator[None]:
@@ -41,17 +38,6 @@ def no_annotation_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"fuzzed_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPTS = {name: script(name) for name in ("train", "eval")}
 
 
 @contextlib.contextmanager
@@ -261,7 +247,7 @@ def test_a_summary_is_shown_or_refused(content):
         summary, _ = attempt(lambda: read_summary(workdir), str(workdir))
         if summary is not None:
             with contextlib.redirect_stdout(io.StringIO()):
-                SCRIPTS["train"].show(summary, workdir)
+                train_script.show(summary, workdir)
 
 
 # --- command lines
@@ -303,7 +289,7 @@ def exit_code(name: str, main: Any, arguments: list[str]) -> int:
 @example(arguments=["--optim.learning-rate", "1e999"])
 def test_a_command_line_gives_a_usable_configuration_or_an_error(arguments):
     parsed = []
-    code = exit_code("train.py", lambda words: parsed.append(SCRIPTS["train"].parse(words)), arguments)
+    code = exit_code("train.py", lambda words: parsed.append(train_script.parse(words)), arguments)
     assert (code == 0) == bool(parsed)
     for config, *_ in parsed:
         assert_usable(config)
@@ -318,4 +304,4 @@ EVAL_OPTIONS = st.sampled_from(
 def test_a_command_line_of_eval_without_a_run_is_an_error(arguments):
     with folder() as workdir:
         words = ["--workdir", str(workdir / "none"), *(word for pair in arguments for word in pair)]
-        assert exit_code("eval.py", SCRIPTS["eval"].main, words) in (1, 2)
+        assert exit_code("eval.py", eval_script.main, words) in (1, 2)
