@@ -95,6 +95,7 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
     full = PRESETS[preset].model.gate_rank is None
     other = {
         "softplus": {"model.gate_activation": "softplus"},
+        "unnormalised": {"model.gate_normalization": "none"},
         "column": {"model.gate_scope": "column"},
         "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
         "blocks-of-64": {"model.block_size": 64},

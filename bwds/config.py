@@ -14,6 +14,7 @@ Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
 GateSource = Literal["learned", "frozen", "bias", "random"]
 Activation = Literal["linear", "softplus"]
+Normalization = Literal["mean", "none"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
 Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
@@ -53,6 +54,8 @@ class ModelConfig:
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
     """linear: the paper's gate; softplus: positive, safe at any sparsity."""
+    gate_normalization: Normalization = "mean"
+    """mean: gates are scaled to mean one (the paper's); none: they are left as their activation gives them."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
@@ -81,6 +84,7 @@ class ModelConfig:
         require_choice("cell", self.cell, Cell)
         require_choice("method", self.method, Method)
         require_choice("gate_activation", self.gate_activation, Activation)
+        require_choice("gate_normalization", self.gate_normalization, Normalization)
         require_choice("gate_scope", self.gate_scope, Scope)
         require_choice("magnitude_unit", self.magnitude_unit, MagnitudeUnit)
         require_choice("gate_source", self.gate_source, GateSource)

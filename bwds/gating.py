@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
-from bwds.config import Activation, GateSource, Scope, check_sparsity
+from bwds.config import Activation, GateSource, Normalization, Scope, check_sparsity
 from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 
@@ -114,7 +114,11 @@ def select_blocks(
 
 
 def gate_values(
-    scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"], *, activation: Activation = "linear"
+    scores: Float[Array, "*b R C"],
+    kept: Bool[Array, "*b R C"],
+    *,
+    activation: Activation = "linear",
+    normalization: Normalization = "mean",
 ) -> Float[Array, "*b R C"]:
     """Scores of the kept blocks, scaled so that the mean over all gates of a matrix is one; zero elsewhere.
 
@@ -130,6 +134,8 @@ def gate_values(
     Args:
         scores: [..., R, C].
         kept: which blocks are kept, at least one a matrix, [..., R, C].
+        activation: a.
+        normalization: "mean" as above; "none": gates = a(scores), for comparison.
 
     Raises:
         ValueError: ``activation`` is unknown.
@@ -143,12 +149,16 @@ def gate_values(
 
     if activation == "softplus":
         values = jnp.where(kept, jax.nn.softplus(jnp.maximum(scores, SOFTPLUS_FLOOR)), 0.0)
+        if normalization == "none":
+            return values.astype(dtype)
         # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
         values /= lax.stop_gradient(values.max((-2, -1), keepdims=True)).clip(*SCALE_RANGE)
         return (values * (num_blocks / total(values))).astype(dtype)
     if activation != "linear":
         raise ValueError(f"activation is {activation!r}; it must be 'linear' or 'softplus'.")
     values = jnp.where(kept, scores, 0.0)
+    if normalization == "none":
+        return values.astype(dtype)
     # The result does not depend on the scale of the scores: a constant factor keeps extreme ones in range.
     largest = lax.stop_gradient(jnp.abs(values).max((-2, -1), keepdims=True))
     all_zero = largest < SCALE_RANGE[0]

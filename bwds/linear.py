@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
 from bwds.axes import all_columns, own_columns, summed
-from bwds.config import Activation, GateSource, ModelConfig, Scope
+from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.gating import Count, gate_scores, gate_values, init_gate, kept_count, select_blocks
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
 
@@ -33,6 +33,11 @@ class GateOptions(NamedTuple):
     scope: Scope = "matrix"
     implementation: str | None = None
     source: GateSource = "learned"
+    normalization: Normalization = "mean"
+
+    def values(self, scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"]) -> Float[Array, "*b R C"]:
+        """``gate_values`` with these options."""
+        return gate_values(scores, kept, activation=self.activation, normalization=self.normalization)
 
 
 class Gating(NamedTuple):
@@ -48,7 +53,14 @@ def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> Ga
     if config.method != "dynamic":
         return None
     grid = (num_features // config.block_size, num_outputs // config.block_size)
-    return GateOptions(grid, config.gate_activation, config.gate_scope, config.implementation, config.gate_source)
+    return GateOptions(
+        grid,
+        config.gate_activation,
+        config.gate_scope,
+        config.implementation,
+        config.gate_source,
+        config.gate_normalization,
+    )
 
 
 def init_linear(
@@ -93,7 +105,7 @@ def apply_linear(
     if options.source == "random":
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
-    gates = gate_values(scores, kept, activation=options.activation)
+    gates = options.values(scores, kept)
     y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(scores, kept, gates)
 
@@ -112,7 +124,7 @@ def input_cotangents(
     gates = own_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     dx, dgates = summed(dx), all_columns(dgates)
-    _, pull_values = jax.vjp(lambda s: gate_values(s, gating.kept, activation=options.activation), gating.scores)
+    _, pull_values = jax.vjp(lambda s: options.values(s, gating.kept), gating.scores)
     (dscores,) = pull_values(dgates)
     _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
     return dx + pull_scores(dscores)[0], dscores

@@ -23,6 +23,7 @@ class Rule(NamedTuple):
     num_kept: int
     activation: str = "linear"
     scope: str = "matrix"
+    normalization: str = "mean"
 
 
 def f64(tree: Any) -> Any:
@@ -53,12 +54,15 @@ def margin(scores: np.ndarray, num_kept: int, scope: str = "matrix") -> float:
     return np.inf if num_kept == len(groups) else (groups[num_kept - 1] - groups[num_kept]).min()
 
 
-def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str) -> np.ndarray:
+def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str, normalization: str) -> np.ndarray:
     kept = scores[mask]
     size = scores.size
     if activation == "softplus":
-        positive = np.logaddexp(0.0, np.maximum(kept, LOWEST))
-        values = positive / positive.sum() * size
+        kept = np.logaddexp(0.0, np.maximum(kept, LOWEST))
+    if normalization == "none":
+        values = kept
+    elif activation == "softplus":
+        values = kept / kept.sum() * size
     else:
         largest = np.abs(kept).max()
         if largest == 0.0:
@@ -74,11 +78,14 @@ def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str) -> np.ndarr
     return gates
 
 
-def gates(scores: Any, num_kept: int, activation: str = "linear", scope: str = "matrix") -> np.ndarray:
+def gates(
+    scores: Any, num_kept: int, activation: str = "linear", scope: str = "matrix", normalization: str = "mean"
+) -> np.ndarray:
     """gates [..., R, C] of scores [..., R, C], each matrix by itself."""
     scores = np.asarray(scores, np.float64)
     flat = scores.reshape(-1, *scores.shape[-2:])
-    return np.stack([_gates_of(s, kept_mask(s, num_kept, scope), activation) for s in flat]).reshape(scores.shape)
+    made = [_gates_of(s, kept_mask(s, num_kept, scope), activation, normalization) for s in flat]
+    return np.stack(made).reshape(scores.shape)
 
 
 def gates_gradient(
@@ -169,7 +176,7 @@ def product(params: dict, x: np.ndarray, rule: Rule | None) -> tuple[np.ndarray,
     if rule is None:
         return x @ kernel, None, np.inf
     scores = gate_scores(params["gate"], x).reshape(-1, rule.rows, rule.columns)
-    g = gates(scores, rule.num_kept, rule.activation, rule.scope)
+    g = gates(scores, *rule[2:])
     bk, bn = kernel.shape[0] // rule.rows, kernel.shape[1] // rule.columns
     blocks = kernel.reshape(rule.rows, bk, rule.columns, bn)
     y = np.einsum("brk,rkcn,brc->bcn", x.reshape(-1, rule.rows, bk), blocks, g).reshape(x.shape[0], -1)

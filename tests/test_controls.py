@@ -61,7 +61,7 @@ def test_layers_and_their_gradients(cell, source, scope, monkeypatch):
         (grid,) = {(rule.rows, rule.columns) for rule in rules.values()}
         monkeypatch.setattr(oracle, "gate_scores", lambda gate, x: hashes(x, grid[0] * grid[1]).astype(float))
 
-        def equal_gates(scores, num_kept, activation, scope):
+        def equal_gates(scores, num_kept, activation, scope, normalization):
             kept = np.stack([oracle.kept_mask(s, num_kept, scope) for s in scores])
             return kept * (kept[0].size / kept[0].sum())
 

@@ -17,6 +17,8 @@ CASES = {
     "softplus column": {"block_size": 4, "sparsity": 0.5, "gate_activation": "softplus", "gate_scope": "column"},
     "low-rank": {"block_size": 4, "sparsity": 0.75, "gate_rank": 3},
     "one block row": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
+    "not normalised": {"block_size": 4, "gate_normalization": "none"},
+    "softplus, not normalised": {"block_size": 4, "gate_activation": "softplus", "gate_normalization": "none"},
     "dense": {"method": "dense"},
 }
 each_case = pytest.mark.parametrize("case", CASES)
@@ -32,7 +34,8 @@ def rules(config):
         return {"input": None, "hidden": None}
     r, c = H // config.block_size, 4 * H // config.block_size
     blocks = r if config.gate_scope == "column" else r * c
-    rule = oracle.Rule(r, c, num_kept_blocks(blocks, config.sparsity), config.gate_activation, config.gate_scope)
+    how = config.gate_activation, config.gate_scope, config.gate_normalization
+    rule = oracle.Rule(r, c, num_kept_blocks(blocks, config.sparsity), *how)
     return {"input": rule, "hidden": rule}
 
 

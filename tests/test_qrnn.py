@@ -17,6 +17,8 @@ CASES = {
     "softplus column": {"block_size": 4, "sparsity": 0.5, "gate_activation": "softplus", "gate_scope": "column"},
     "low-rank": {"block_size": 4, "sparsity": 0.75, "gate_rank": 3},
     "large blocks": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
+    "not normalised": {"block_size": 4, "gate_normalization": "none"},
+    "softplus, not normalised": {"block_size": 4, "gate_activation": "softplus", "gate_normalization": "none"},
     "dense": {"method": "dense"},
 }
 
@@ -32,7 +34,8 @@ def rules(config):
     r, c = 2 * H // config.block_size, 3 * H // config.block_size
     blocks = r if config.gate_scope == "column" else r * c
     kept = num_kept_blocks(blocks, config.sparsity)
-    return {"input": oracle.Rule(r, c, kept, config.gate_activation, config.gate_scope)}
+    how = config.gate_activation, config.gate_scope, config.gate_normalization
+    return {"input": oracle.Rule(r, c, kept, *how)}
 
 
 def arguments(config, batch=B, steps=T, seed=0):
