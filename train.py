@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from bwds.cli import parsed, run, shell_command
-from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
 from bwds.devices import DistributedConfig, MeshConfig
 from bwds.presets import PRESETS
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(1)
     if is_first():
-        show(summary, workdir)
+        show(summary, workdir, config.model.method)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig, int]:
@@ -128,7 +128,7 @@ def list_presets() -> str:
     return "\n".join(lines)
 
 
-def show(summary: dict[str, Any], workdir: Path) -> None:
+def show(summary: dict[str, Any], workdir: Path, method: Method) -> None:
     """Prints the summary of a finished run."""
     s = summary
     speed = "not measured" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:,.0f} tokens/s"
@@ -136,11 +136,14 @@ def show(summary: dict[str, Any], workdir: Path) -> None:
     if s["decode_speedup"] is not None:
         dense = f"{s['dense_decode_tokens_per_second']:,.0f}"
         decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x, gate included"
+    counted = "gate and softmax included"
+    if method in ("magnitude", "static-block"):
+        counted += ", on paper: products with masked weights are dense"
     print(f"""
 The run is finished: {s["steps"]:,} steps, {s["parameters"]:,} parameters.
   validation perplexity   {s["validation_perplexity"]:.2f}, at step {s["best_step"]:,}
   realised density        {s["realised_density"]:.4f}
-  cost against dense      {s["relative_cost"]:.3f} of the multiply-adds, gate and softmax included
+  cost against dense      {s["relative_cost"]:.3f} of the multiply-adds, {counted}
   training speed          {speed}
   decoding at batch 1     {decoding}
   saved in                {workdir}

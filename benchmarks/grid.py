@@ -5,9 +5,11 @@ for CPU cores learning rate and dropout are chosen for each method by the same s
 """
 
 import dataclasses
+import json
 import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from bwds import PRESETS, equal_cost_dense
@@ -35,8 +37,9 @@ SEEDS = (0, 1, 2)
 SWEPT = ("dense", "magnitude-0.5", "static-block-0.5", "dynamic-0.5")
 """The variant of each method for which its learning rate and dropout are chosen."""
 HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
-"""Variants that are trained with all seeds; the others with the first."""
+"""Variants that are trained with all seeds; at the size for CPU cores the controls too, the others with the first."""
 GATE_SOURCES = ("frozen", "bias", "random")
+CONTROLS = tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES)
 
 
 def variants(preset: str) -> dict[str, dict[str, Any]]:
@@ -151,6 +154,7 @@ def cells() -> list[Cell]:
         runs = [(variant, SEEDS[0]) for variant in tried]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
         runs += [(variant, SEEDS[0]) for variant in (*compared, *others) if variant not in HEADLINE]
+        runs += [(variant, seed) for seed in SEEDS[1:] for variant in CONTROLS if shared is SMALL]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 
@@ -166,3 +170,26 @@ def matching(patterns: list[str]) -> list[Cell]:
         if not any(fnmatchcase(cell.name, pattern) for cell in everything):
             raise ValueError(f"No cell is called {pattern!r}; --list shows all names, and * stands for anything.")
     return [cell for cell in everything if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]
+
+
+def result_path(cell: Cell, results: Path) -> Path:
+    """File of a cell's line."""
+    return results / f"{cell.name}.json"
+
+
+def read_line(cell: Cell, results: Path) -> dict[str, Any] | None:
+    """A cell's line, None if there is none.
+
+    Raises:
+        ValueError: the line is that of a run with other options, under a name that means something else by now.
+    """
+    path = result_path(cell, results)
+    if not path.exists():
+        return None
+    line = json.loads(path.read_text())
+    if line["options"] != cell.options:
+        raise ValueError(
+            f"{path} is of a run with the options {line['options']}; the grid now has {cell.options} under this name. "
+            "Remove the file, or give the cell another name."
+        )
+    return line

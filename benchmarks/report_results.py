@@ -3,12 +3,11 @@
 Raw lines are those of benchmarks/reproduce.py, one file a cell; which cells there should be is in benchmarks/grid.py.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from grid import GATE_SOURCES, SIZES, SPARSITIES, SWEPT, ablations, cells, sweep, variants
+from grid import CONTROLS, SEEDS, SIZES, SPARSITIES, SWEPT, ablations, cells, read_line, sweep, variants
 from intervals import Estimate, difference, mean
 from tables import MISSING, table
 
@@ -24,20 +23,23 @@ SERIES = {
     "magnitude, whole blocks": ("magnitude-block-0.5",),
     "static-block": tuple(f"static-block-{s}" for s in SPARSITIES[:2]),
     "dynamic": tuple(f"dynamic-{s}" for s in SPARSITIES),
-    "controls": tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES),
+    "controls": CONTROLS,
 }
-CONTROLS = {
-    "frozen": "a projection that is never trained",
-    "bias": "gates that are the same for every input",
-    "random": "gates that are a hash of the input",
-}
+CONTROLS_IN_WORDS = (
+    "a projection that is never trained",
+    "gates that are the same for every input",
+    "gates that are a hash of the input",
+)
 CLAIMS = [
     ("dynamic at 0.5 is better than dense of the same size", "dynamic-0.5", "dense"),
     *((f"dynamic at {s} is better than dense of equal cost", f"dynamic-{s}", f"dense-equal-{s}") for s in SPARSITIES),
     *((f"dynamic at {s} is better than magnitude pruning", f"dynamic-{s}", f"magnitude-{s}") for s in SPARSITIES),
     ("dynamic at 0.5 is better than pruning of whole blocks", "dynamic-0.5", "magnitude-block-0.5"),
     *((f"dynamic at {s} is better than static blocks", f"dynamic-{s}", f"static-block-{s}") for s in SPARSITIES[:2]),
-    *((f"a learned gate is better than {w}", "dynamic-0.5", f"dynamic-{s}-0.5") for s, w in CONTROLS.items()),
+    *(
+        (f"a learned gate is better than {w}", "dynamic-0.5", c)
+        for c, w in zip(CONTROLS, CONTROLS_IN_WORDS, strict=True)
+    ),
 ]
 
 
@@ -46,8 +48,8 @@ def read_lines(results_dir: Path, preset: str) -> Lines:
     found: Lines = {}
     for cell in cells():
         if cell.preset == preset:
-            path = results_dir / "quality" / f"{cell.name}.json"
-            found.setdefault(cell.variant, []).extend([json.loads(path.read_text())] if path.exists() else [])
+            line = read_line(cell, results_dir / "quality")
+            found.setdefault(cell.variant, []).extend([] if line is None else [line])
     return found
 
 
@@ -133,9 +135,9 @@ def _variations(preset: str, lines: Lines, bases: tuple[str, ...], others: dict[
     for base in bases:
         group = [name for name in others if name.startswith(f"{base}-") and lines[name]]
         for name in [base, *group] if group and lines[base] else []:
-            done = finished(lines[name])
+            done = finished([line for line in lines[name] if line["seed"] == SEEDS[0]])
             cost = done[0]["multiply_adds"] if done else None
-            first = values(done[:1], "validation_perplexity"), values(done[:1], "test_perplexity")
+            first = values(done, "validation_perplexity"), values(done, "test_perplexity")
             rows.append(
                 [
                     f"[{name}](../benchmarks/results/quality/{preset}/{name}/)",
@@ -160,20 +162,21 @@ HEADER = [
     "validation",
     "test",
     "a word at batch 1",
-    "of dense",
+    "time, of dense",
 ]
 
 
 def _where(done: list[Line]) -> str:
     """On what, with what, from which revision, and for how long the runs of a preset ran."""
     hardware = {
-        f"{line['processor']}, {line['cores']} cores"
-        if line["platform"] == "cpu"
-        else f"{line['devices']} x {line['device']}"
-        for line in done
+        f"{line['processor']}, {line['cores']} cores" if line["platform"] == "cpu" else line["device"] for line in done
     }
     versions = {f"jax {line['jax']}, Python {line['python']}" for line in done}
-    revisions = {f"`{line['revision'][:8]}`{' with changes' * line['modified']}" for line in done}
+    revisions = {
+        f"`{revision[:8]}`{' with changes' * line['modified']}"
+        for line in done
+        for revision in line["revision"].split(", ")
+    }
     times = [line["wall_seconds"] for line in done if line["wall_seconds"] is not None]
     hours = f"; {sum(times) / 3600:.1f} hours of training in all" if len(times) == len(done) else ""
     steps = {f"{line['steps']:,} steps" for line in done}

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from common import environment, fields, time_in_turns
-from grid import Cell, cells, matching
+from grid import Cell, cells, matching, read_line, result_path
 
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.checkpoint import SUMMARY_FILE, last_checkpoints, read_config
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("no cell is named; --list shows them, and '*' runs all")
     failed = []
     for cell in matching(args.cells):
-        if result_path(cell, RESULTS).exists():
+        if read_line(cell, RESULTS) is not None:
             print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: skipped", flush=True)
             continue
         print(f"{cell.command(str(RUNS / cell.name))}", flush=True)
@@ -81,16 +81,10 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def result_path(cell: Cell, results: Path) -> Path:
-    """File of a cell's line."""
-    return results / f"{cell.name}.json"
-
-
 def state(cell: Cell, runs: Path, results: Path) -> str:
     """done, failed, missing, or how far it is; in words."""
-    path, workdir = result_path(cell, results), runs / cell.name
-    if path.exists():
-        result = json.loads(path.read_text())
+    result, workdir = read_line(cell, results), runs / cell.name
+    if result is not None:
         return "failed" if "failed" in result else f"done (test {result['test_perplexity']:.2f})"
     if (workdir / SUMMARY_FILE).exists():
         return "trained, not evaluated"
@@ -120,7 +114,10 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
     workdir, config, command = runs / cell.name, cell.config(directory), cell.command(str(runs / cell.name))
     result: dict[str, Any] = {"cell": cell.name, "preset": cell.preset, "variant": cell.variant, "seed": cell.seed}
     result |= {"dataset": config.data.dataset, "command": command, "options": cell.options}
-    watch = Stopwatch(workdir.with_name(f"{workdir.name}.seconds.json"))
+    # Before training: a long run is not that of the files which are there when it ends.
+    found = environment()
+    del found["command"]
+    watch = Stopwatch(workdir.with_name(f"{workdir.name}.processes.json"), found["revision"], modified())
     try:
         with watch:
             summary = train(config, workdir, command=command)
@@ -129,9 +126,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
         result |= {"failed": str(error).split(". ")[0]}
     else:
         result |= figures(read_config(workdir), PRESETS[cell.preset].model, workdir, summary)
-    found = environment()
-    del found["command"]
-    result |= {"wall_seconds": watch.seconds, **found, "modified": modified()}
+    result |= {**found, **watch.summary()}
     keep(result_path(cell, results), result, workdir / METRICS_FILE)
     return result
 
@@ -199,31 +194,42 @@ def decode_times(config: ModelConfig, reference: ModelConfig, params: Params, *,
 
 
 class Stopwatch:
-    """Seconds spent inside it, by all processes that worked on a cell; not known once one was killed there.
+    """Times the processes that worked on a cell, and keeps what code they were.
 
     Args:
         path: file of a list, with null for a time that is running.
+        revision: of this process.
+        changed: whether files differ from it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, revision: str, changed: bool) -> None:
         self._path = path
+        self._own = {"revision": revision, "modified": changed}
 
-    def _read(self) -> list[float | None]:
+    def _read(self) -> list[dict[str, Any]]:
         return json.loads(self._path.read_text()) if self._path.exists() else []
 
-    def __enter__(self) -> None:
+    def _write(self, processes: list[dict[str, Any]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._path, json.dumps(processes) + "\n")
+
+    def __enter__(self) -> None:
         self._start = time.monotonic()
-        write_text(self._path, json.dumps([*self._read(), None]) + "\n")
+        self._write([*self._read(), {**self._own, "seconds": None}])
 
     def __exit__(self, *_: object) -> None:
-        write_text(self._path, json.dumps([*self._read()[:-1], round(time.monotonic() - self._start, 1)]) + "\n")
+        self._write([*self._read()[:-1], {**self._own, "seconds": round(time.monotonic() - self._start, 1)}])
 
-    @property
-    def seconds(self) -> float | None:
-        """All of them; None if a process was killed before it could write down its own."""
-        known = [s for s in self._read() if s is not None]
-        return round(sum(known), 1) if len(known) == len(self._read()) else None
+    def summary(self) -> dict[str, Any]:
+        """Of all processes: the seconds, None if one was killed before it could write down its own; the revisions,
+        joined by commas; and whether any had changes."""
+        processes = self._read()
+        known = [process["seconds"] for process in processes if process["seconds"] is not None]
+        return {
+            "wall_seconds": round(sum(known), 1) if len(known) == len(processes) else None,
+            "revision": ", ".join(dict.fromkeys(process["revision"] for process in processes)),
+            "modified": any(process["modified"] for process in processes),
+        }
 
 
 def modified() -> bool:

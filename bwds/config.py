@@ -59,7 +59,7 @@ class ModelConfig:
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
-    """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of the input."""
+    """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of signs."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None

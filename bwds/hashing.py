@@ -9,7 +9,8 @@ def hashed_scores(x: Float[Array, "*b K"], num_blocks: int) -> Float[Array, "*b 
     """Pseudo-random scores that are a function of which features of the row are positive.
 
     Any flipped sign gives other scores altogether. Values are not hashed, so that rounding, which differs between
-    compilations, seldom matters, and a word keeps its blocks while its embedding moves in training.
+    compilations, seldom matters: evaluation of the same text chooses the same blocks. A feature that dropout sets to
+    zero counts as not positive, so in training with dropout every occurrence of a word chooses anew.
 
     Args:
         x: input [..., K].

@@ -247,7 +247,7 @@ def test_a_summary_is_shown_or_refused(content):
         summary, _ = attempt(lambda: read_summary(workdir), str(workdir))
         if summary is not None:
             with contextlib.redirect_stdout(io.StringIO()):
-                train_script.show(summary, workdir)
+                train_script.show(summary, workdir, "magnitude")
 
 
 # --- command lines

@@ -25,6 +25,8 @@ def line(cell, test, **changes):
     counted = {"gates": 2**17, "blocks": 2**19, "softmax": 2_560_000, "dense": 3_600_000, "preset_dense": 3_600_000}
     return {
         "cell": cell.name,
+        "seed": cell.seed,
+        "options": cell.options,
         "command": cell.command(f"runs/grid/{cell.name}"),
         "steps": 800,
         "validation_perplexity": test + 5.0,
@@ -153,7 +155,7 @@ def test_the_table_has_means_with_intervals(tmp_path):
 
 def test_missing_cells_are_named(tmp_path):
     text = page(tmp_path, {"dense": [200.0, 201.0]})
-    assert "- `ptb-lstm-small`: 43 of 45: " in text
+    assert "- `ptb-lstm-small`: 50 of 52: " in text
     assert "dense (seed 2)" in text
     assert "dense (seed 1)" not in text
     assert "- `ptb-qrnn`: all 24 cells." in text

@@ -50,14 +50,15 @@ def tiny(**options):
 
 
 def test_names_are_unique_and_every_variant_has_its_seeds():
-    from grid import HEADLINE, SIZES, ablations, cells, sweep, variants
+    from grid import CONTROLS, HEADLINE, SIZES, SMALL, ablations, cells, sweep, variants
 
     made = cells()
     assert max(Counter(cell.name for cell in made).values()) == 1
-    for preset in SIZES:
+    for preset, size in SIZES.items():
         for variant in (*variants(preset), *sweep(preset), *ablations(preset)):
             seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
-            assert seeds == ([0, 1, 2] if variant in HEADLINE else [0])
+            several = variant in HEADLINE or (variant in CONTROLS and size is SMALL)
+            assert seeds == ([0, 1, 2] if several else [0])
 
 
 def test_the_command_of_a_cell_is_its_configuration():
@@ -190,18 +191,33 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
     result = run_cell(tiny(), runs, results, directory=str(corpus))
     for key in ("parameters_sha256", "validation_perplexity", "test_perplexity"):
         assert result[key] == finished[1][key]
-    assert len(json.loads((runs / "ptb-lstm-small/tiny/seed0.seconds.json").read_text())) == 2
+    assert len(json.loads((runs / "ptb-lstm-small/tiny/seed0.processes.json").read_text())) == 2
 
 
 def test_wall_time_is_not_known_after_a_kill(tmp_path):
     from reproduce import Stopwatch
 
-    watch = Stopwatch(tmp_path / "seconds.json")
+    path = tmp_path / "processes.json"
+    watch = Stopwatch(path, "abc", False)
     with watch:
         pass
-    assert watch.seconds < 1
+    assert watch.summary()["wall_seconds"] < 1
     watch.__enter__()
-    assert Stopwatch(tmp_path / "seconds.json").seconds is None
+    assert watch.summary() == {"wall_seconds": None, "revision": "abc", "modified": False}
+    with Stopwatch(path, "def", True):
+        pass
+    assert watch.summary() == {"wall_seconds": None, "revision": "abc, def", "modified": True}
+
+
+def test_a_line_of_other_options_is_not_taken_for_the_cell(finished):
+    from grid import read_line
+    from reproduce import state
+
+    folder, _ = finished
+    other = tiny(**{"optim.learning_rate": 0.1})
+    for refuse in (lambda: read_line(other, folder / "results"), lambda: state(other, folder, folder / "results")):
+        with pytest.raises(ValueError, match=r"'optim.learning_rate': 0.1} under this name"):
+            refuse()
 
 
 def test_training_that_fails_is_a_result(corpus, tmp_path):
