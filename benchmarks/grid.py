@@ -42,8 +42,8 @@ GATE_SOURCES = ("frozen", "bias", "random")
 CONTROLS = tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES)
 
 
-def variants(preset: str) -> dict[str, dict[str, Any]]:
-    """Options of each variant of a preset, by name.
+def variants(preset: str, *, tuned: bool = True) -> dict[str, dict[str, Any]]:
+    """Options of each variant of a preset, by name, with those that were chosen for its method or as the preset has it.
 
     dense-equal-S has the hidden size with which the dense model costs what dynamic-S does, gate included. static-block
     is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
@@ -69,25 +69,36 @@ def variants(preset: str) -> dict[str, dict[str, Any]]:
             "model.sparsity": 0.5,
             "model.gate_source": source,
         }
+    if not tuned:
+        return found
     return {
         variant: {**options, **TUNED.get((preset, options["model.method"]), {})} for variant, options in found.items()
     }
 
 
+def untuned(preset: str, variant: str) -> str:
+    """Name of the run of a swept variant with the preset's own values: its plain one, unless others were chosen."""
+    method = variants(preset)[variant]["model.method"]
+    return f"{variant}-untuned" if TUNED.get((preset, method)) else variant
+
+
 def sweep(preset: str) -> dict[str, dict[str, Any]]:
     """Options of the runs that tell whether another learning rate or dropout suits a method better, by name.
 
-    Each differs in one option from a variant in ``SWEPT``.
+    Each differs in one option from a variant in ``SWEPT`` with the preset's values, which is among them where others
+    were chosen. What the sweep is does not depend on its outcome.
     """
     if SIZES[preset] is not SMALL:
         return {}
-    found, made = {}, variants(preset)
+    found, made = {}, variants(preset, tuned=False)
     for variant in SWEPT:
         options = made[variant]
+        if (name := untuned(preset, variant)) != variant:
+            found[name] = options
         for option, values in SWEEP.items():
             section, name = option.split(".")
-            taken = options.get(option, getattr(getattr(PRESETS[preset], section), name))
-            found |= {f"{variant}-{name}-{v}": {**options, option: v} for v in values if v != taken}
+            own = getattr(getattr(PRESETS[preset], section), name)
+            found |= {f"{variant}-{name}-{v}": {**options, option: v} for v in values if v != own}
     return found
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import shlex
 import signal
@@ -73,9 +74,13 @@ def test_the_command_of_a_cell_is_its_configuration():
 
 
 def test_no_two_cells_are_the_same_run():
-    from grid import cells
+    """Except where the sweep has chosen: the tuned cell is then trained anew, as all others of its variant are."""
+    from grid import SIZES, cells, sweep
 
-    assert max(Counter(cell.config() for cell in cells()).values()) == 1
+    tried = {(preset, name) for preset in SIZES for name in sweep(preset)}
+    swept = [cell.config() for cell in cells() if (cell.preset, cell.variant) in tried]
+    others = [cell.config() for cell in cells() if (cell.preset, cell.variant) not in tried]
+    assert max(Counter(swept).values()) == max(Counter(others).values()) == 1
 
 
 def test_dense_of_equal_cost_costs_what_dynamic_does():
@@ -248,31 +253,57 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
             assert {option: cell.options[option] for option in base} == base
 
 
-def test_the_sweep_changes_one_option_and_tries_every_value():
-    from grid import SWEEP, SWEPT, sweep, variants
+@pytest.fixture(params=["as the preset has it", "tuned"])
+def tuning(request, monkeypatch):
+    """The grid as it is before and after something was chosen."""
+    import grid
 
-    tried = sweep("ptb-lstm-small")
+    chosen = {("ptb-lstm-small", "dynamic"): {"optim.learning_rate": 0.01}} if request.param == "tuned" else {}
+    monkeypatch.setattr(grid, "TUNED", chosen)
+
+
+@pytest.mark.usefixtures("tuning")
+def test_the_sweep_tries_every_value_whatever_was_chosen():
+    from grid import SWEEP, SWEPT, sweep, untuned, variants
+
+    tried, made = sweep("ptb-lstm-small"), variants("ptb-lstm-small", tuned=False)
     preset = PRESETS["ptb-lstm-small"]
+    named = set()
     for variant in SWEPT:
         for option, every in SWEEP.items():
             section, name = option.split(".")
             runs = {key: options for key, options in tried.items() if key.startswith(f"{variant}-{name}-")}
-            used = variants("ptb-lstm-small")[variant].get(option, getattr(getattr(preset, section), name))
-            assert {*(options[option] for options in runs.values()), used} == set(every)
+            named |= runs.keys()
+            own = getattr(getattr(preset, section), name)
+            assert {*(options[option] for options in runs.values()), own} == set(every)
             for options in runs.values():
-                assert {k: v for k, v in options.items() if k != option} == {
-                    k: v for k, v in variants("ptb-lstm-small")[variant].items() if k != option
-                }
+                assert {k: v for k, v in options.items() if k != option} == made[variant]
+        centre = untuned("ptb-lstm-small", variant)
+        assert {**variants("ptb-lstm-small"), **tried}[centre] == made[variant]
+        named.add(centre)
+    assert named - set(SWEPT) == tried.keys()
 
 
 def test_what_is_tuned_is_what_the_sweep_says():
-    from grid import SIZES, SWEPT, sweep
+    """Of each option the value with the lowest validation perplexity, once every run of a variant is there."""
+    from grid import SEEDS, SIZES, SMALL, SWEEP, SWEPT, TUNED, sweep, untuned, variants
     from report_results import read_lines, values
 
-    for preset in SIZES:
-        lines = read_lines(ROOT / "benchmarks" / "results", preset)
+    for preset in (preset for preset, size in SIZES.items() if size is SMALL):
+        lines = {
+            name: [line for line in found if line["seed"] == SEEDS[0]]
+            for name, found in read_lines(ROOT / "benchmarks" / "results", preset).items()
+        }
         for variant in SWEPT:
-            own = values(lines[variant][:1], "validation_perplexity")
-            others = [lines[name] for name in sweep(preset) if name.startswith(f"{variant}-")]
-            if own and others and all(others):
-                assert own[0] <= min(v for other in others for v in values(other, "validation_perplexity")), variant
+            centre, chosen = untuned(preset, variant), {}
+            runs = {name: o for name, o in sweep(preset).items() if name.startswith(f"{variant}-")}
+            if not lines[centre] or not all(lines[name] for name in runs):
+                continue
+            best = min(values(lines[centre], "validation_perplexity"), default=math.inf)
+            for option in SWEEP:
+                for name, options in runs.items():
+                    (found,) = values(lines[name], "validation_perplexity") or [math.inf]
+                    if option in options and found < min(best, chosen.get(option, (best,))[0]):
+                        chosen[option] = found, options[option]
+            wanted = {option: value for option, (_, value) in chosen.items()}
+            assert TUNED.get((preset, variants(preset)[variant]["model.method"]), {}) == wanted, variant
