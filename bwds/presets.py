@@ -20,7 +20,7 @@ def _small(cell: Cell, dataset: str, *, gate_rank: int | None = None, **train: A
     return Config(
         model=ModelConfig(hidden_size=256, cell=cell, block_size=32, gate_rank=gate_rank, dropout=0.1),
         data=DataConfig(dataset=dataset, batch_size=64, sequence_length=35),
-        optim=OptimConfig(name="adamw", learning_rate=3e-3),
+        optim=OptimConfig(name="adamw", learning_rate=1e-2),
         train=TrainConfig(**train),
     )
 

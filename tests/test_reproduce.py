@@ -258,7 +258,7 @@ def tuning(request, monkeypatch):
     """The grid as it is before and after something was chosen."""
     import grid
 
-    chosen = {("ptb-lstm-small", "dynamic"): {"optim.learning_rate": 0.01}} if request.param == "tuned" else {}
+    chosen = {("ptb-lstm-small", "dynamic"): {"optim.learning_rate": 0.03}} if request.param == "tuned" else {}
     monkeypatch.setattr(grid, "TUNED", chosen)
 
 
