@@ -218,8 +218,11 @@ def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
 
 
 def best_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
-    """Parameters with the lowest validation loss: the newest; the one before is there while that is written."""
-    return Checkpoints(workdir / CHECKPOINTS / "best", keep=2, read_only=read_only)
+    """Parameters with the lowest validation loss, the newest, and those that they beat.
+
+    A state is saved with each. So while one is written the two states there name at most two before it: three are kept.
+    """
+    return Checkpoints(workdir / CHECKPOINTS / "best", keep=3, read_only=read_only)
 
 
 def config_differences(there: Config, now: Config) -> list[str]:

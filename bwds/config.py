@@ -200,7 +200,7 @@ class TrainConfig:
     eval_every: int = 200
     """Steps between evaluations on the validation split."""
     checkpoint_every: int = 200
-    """Steps between checkpoints; the best on validation is kept besides."""
+    """Steps between checkpoints; there is one after each evaluation that finds a new best besides."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     sparsity_schedule: SparsitySchedule | None = None

@@ -106,7 +106,8 @@ class _Run:
                     self.save()
                     message = f"Stopped after step {self.step} of {config.steps}; its state is saved in {self.workdir}."
                     raise InterruptedRunError(interrupted.signum, message) from None
-                if checkpoint_due:
+                # The state too where it is the best: more bests than are kept must not come after a state that names one.
+                if checkpoint_due or (self.step > 0 and int(self.state.plateau.best_step) == self.step):
                     self.save()
                 # The first step of a process compiles, which is not counted.
                 if self.step > first:
