@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.checkpoint import read_config
     from bwds.data import Vocabulary
+    from bwds.files import write_text
     from bwds.model import language_model
     from bwds.trained import load_params
 
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
 
     result = measure(options, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": step}
     split = result["split"]
-    (workdir / f"eval_{split}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(workdir / f"eval_{split}.json", json.dumps(result, indent=2) + "\n")
     print(
         f"{options.checkpoint} checkpoint, step {step:,}: loss {result['loss']:.4f} nats a token over "
         f"{result['tokens']:,} tokens, realised density {result['density']:.4f}"

@@ -19,7 +19,8 @@ import numpy as np
 from bwds.config import Config
 from bwds.data import Vocabulary
 from bwds.distributed import all_true, first_alone, from_first
-from bwds.metrics import METRICS_FILE, write_text
+from bwds.files import write_text, writing
+from bwds.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.txt"
@@ -261,7 +262,8 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
         )
     if not (workdir / VOCABULARY_FILE).exists():
         temporary = workdir / (VOCABULARY_FILE + ".tmp")
-        vocabulary.save(temporary)
+        with writing(temporary):
+            vocabulary.save(temporary)
         temporary.replace(workdir / VOCABULARY_FILE)
     elif Vocabulary.load(workdir / VOCABULARY_FILE) != vocabulary:
         raise ValueError(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bwds.files import writing
+
 LOCK_FILE = "lock"
 
 
@@ -43,7 +45,8 @@ def locked(workdir: Path) -> Iterator[None]:
                 "uses it.",
                 file=sys.stderr,
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with writing(workdir / LOCK_FILE):
+            file.truncate(0)
+            # Not through the file's buffer: what is left in it where the disk is full could not be closed either.
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

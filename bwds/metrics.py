@@ -1,12 +1,14 @@
 """What a training run writes down: metrics.jsonl, TensorBoard events, and a progress bar or lines."""
 
+import contextlib
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from bwds.files import write_text, writing
 
 METRICS_FILE = "metrics.jsonl"
 LINE_EVERY_S = 10.0
@@ -15,13 +17,6 @@ LINE_EVERY_S = 10.0
 def perplexity(loss: float) -> float:
     """exp(loss) for a mean cross-entropy in nats per token; capped at exp(700), near the largest float64."""
     return math.exp(min(loss, 700.0))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, whatever happens in between."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -66,30 +61,36 @@ class MetricsWriter:
         workdir: an existing folder.
         train: the step that training goes on from.
         valid: the step of the latest evaluation before it.
+
+    Raises:
+        OSError: here, in ``write`` and in ``close``: a file, which is named, cannot be written.
     """
 
     def __init__(self, workdir: Path, *, train: int, valid: int) -> None:
-        from tensorboardX import SummaryWriter
+        # Imported late: who only reads metrics does not need tensorboardX.
+        from bwds.events import Events
 
-        path = workdir / METRICS_FILE
+        path = self._path = workdir / METRICS_FILE
         known = {"train": train, "valid": valid}
         kept = [line for line in read_metrics(path) if line["step"] <= known[line["split"]]]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8", newline="\n")
-        self._events = SummaryWriter(str(workdir), purge_step=train + 1 if train else None, flush_secs=10)
+        self._events = Events(workdir, purge_step=train + 1 if train else None)
 
     def write(self, *, step: int, split: str, **values: float | None) -> None:
         """One line, handed to the operating system at once; None is null there and left out of the events."""
-        self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n"
+        with writing(self._path):
+            self._file.write(line)
+            self._file.flush()
         for name, value in values.items():
             if value is not None:
-                self._events.add_scalar(f"{split}/{name}", value, step)
+                self._events.write(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Writes out the events and closes both files."""
-        self._file.close()
-        self._events.close()
+        with contextlib.closing(self._events), writing(self._path):
+            self._file.close()
 
 
 class Speed:

@@ -21,10 +21,11 @@ from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
+from bwds.files import write_text
 from bwds.identity import identity
 from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.lock import locked
-from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, write_text
+from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
 from bwds.profiling import StepTrace
@@ -106,7 +107,7 @@ class _Run:
                     self.save()
                     message = f"Stopped after step {self.step} of {config.steps}; its state is saved in {self.workdir}."
                     raise InterruptedRunError(interrupted.signum, message) from None
-                # The state too where it is the best: more bests than are kept must not come after a state that names one.
+                # The state too where it is the best: not more bests than are kept may come after the one it names.
                 if checkpoint_due or (self.step > 0 and int(self.state.plateau.best_step) == self.step):
                     self.save()
                 # The first step of a process compiles, which is not counted.
@@ -126,11 +127,16 @@ class _Run:
     def to_the_end(self, command: str) -> dict[str, Any]:
         """Trains, and writes and returns the summary."""
         try:
-            self.loop()
+            try:
+                self.loop()
+            except BaseException:
+                # What could not be written cannot be closed either, and the first error is the one to tell.
+                with contextlib.suppress(OSError):
+                    self.close()
+                raise
+            self.close()
         except OSError as error:
             raise OSError(f"{error} {self.way_out}") from error
-        finally:
-            self.close()
         params = evaluated_params(self.state, self.placement)
         best_params, info = self.best.restore(params)
         params, best = self.placement.gathered(params), (self.placement.gathered(best_params), info)

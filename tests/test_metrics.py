@@ -3,26 +3,19 @@
 import io
 import json
 import math
+import resource
 import sys
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from bwds import metrics
-from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics, write_text
+from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics
 
 
 def test_perplexity_is_finite_for_any_loss():
     assert perplexity(2.0) == math.exp(2.0)
     assert math.isfinite(perplexity(1e9))
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_text(path, "old")
-    monkeypatch.setattr(metrics.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_a_line_cut_short_is_left_out(tmp_path):
@@ -76,11 +69,40 @@ def test_numbers_that_are_no_json_are_refused(tmp_path):
 
 
 def test_tensorboard_events_hold_the_values(tmp_path):
+    """Those past the state that training goes on from are declared void."""
+    for train in (0, 4):
+        writer = MetricsWriter(tmp_path, train=train, valid=0)
+        writer.write(step=train + 1, split="train", loss=0.5, tokens_per_second=None)
+        writer.close()
+        (events,) = tmp_path.glob("events.out.tfevents.*")
+        content, found = io.BytesIO(events.read_bytes()), []
+        while header := content.read(12):
+            found.append(Event.FromString(content.read(int.from_bytes(header[:8], "little"))))
+            content.read(4)
+        first, *purge, last = found
+        assert first.file_version == "brain.Event:2"
+        assert [(e.step, e.session_log.status) for e in purge] == ([(5, SessionLog.START)] if train else [])
+        assert [(last.step, v.tag, v.simple_value) for v in last.summary.value] == [(train + 1, "train/loss", 0.5)]
+        events.unlink()
+
+
+@pytest.mark.parametrize(("values", "full"), [(40, "events"), (1, "metrics.jsonl")])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, values, full):
+    """At the line or soon after it, whichever file meets the limit first; closing it says the same."""
     writer = MetricsWriter(tmp_path, train=0, valid=0)
-    writer.write(step=1, split="train", loss=0.5)
-    writer.close()
-    (events,) = tmp_path.glob("events.out.tfevents.*")
-    assert b"train/loss" in events.read_bytes()
+    line = {f"value{i}": 0.5 for i in range(values)} | ({"pad" * 1000: None} if values == 1 else {})
+    # As a quota would: from now on no file may grow beyond this.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        steps = iter(range(1, 500))
+        with pytest.raises(OSError, match=rf"{tmp_path}/{full}\S* cannot be written: File too large\."):
+            all(writer.write(step=step, split="train", **line) is None for step in steps)
+        assert next(steps) < 100
+        with pytest.raises(OSError, match=rf"{tmp_path}/{full}\S* cannot be written: File too large\."):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_speed_counts_training_time_alone(monkeypatch):

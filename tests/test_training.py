@@ -369,6 +369,22 @@ def test_dropout_is_another_in_every_step(stepper):
     assert int(step(later)[0].step) == 6
 
 
+def test_metrics_that_cannot_be_written_stop_the_run(corpus, tmp_path, monkeypatch):
+    """With the file and the way out; that it cannot be closed either does not hide that."""
+    write = MetricsWriter.write
+
+    def write_to_full(self, **values):
+        if values["step"] == 3:
+            self._file.close()
+            self._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+        write(self, **values)
+
+    monkeypatch.setattr(MetricsWriter, "write", write_to_full)
+    message = r"metrics\.jsonl cannot be written: No space left on device\. Training stopped after step \d\. Make room"
+    with pytest.raises(OSError, match=message):
+        train(sgd_config(corpus), tmp_path, progress=False)
+
+
 def test_sgd_halves_its_rate_where_validation_does_not_improve(corpus, tmp_path, monkeypatch):
     config = sgd_config(corpus)
     losses = iter([3.0, 3.5, 2.0, 2.0])

@@ -1,0 +1,51 @@
+"""Scalars for TensorBoard, written by the thread that calls.
+
+tensorboardX's ``SummaryWriter`` hands them to a thread of its own. Where the disk is full that thread ends, and the
+next to hand it something waits for ever.
+"""
+
+import socket
+import time
+from pathlib import Path
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute]
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
+
+from bwds.files import writing
+
+FLUSH_EVERY_S = 10.0
+
+
+class Events:
+    """A file of events in a folder. All methods raise ``OSError`` where it cannot be written.
+
+    Args:
+        folder: an existing folder; the name of the file tells time and host.
+        purge_step: what TensorBoard has read of this step, and later ones, no longer counts; None: all counts.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
+        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._file = RecordWriter(str(self._path))
+        self._flush_at = 0.0
+        self._write(Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, name: str, value: float, step: int) -> None:
+        """One number; it is on disk ten seconds and one more number later."""
+        self._write(Event(step=step, summary=scalar(name, value)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with writing(self._path):
+            self._file.write(event.SerializeToString())
+            if time.monotonic() >= self._flush_at:
+                self._file.flush()
+                self._flush_at = time.monotonic() + FLUSH_EVERY_S
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        with writing(self._path):
+            self._file.close()
