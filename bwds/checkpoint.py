@@ -9,6 +9,7 @@ import hashlib
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from bwds.config import Config
 from bwds.data import Vocabulary
-from bwds.distributed import all_true, first_alone, from_first
+from bwds.distributed import first_alone, from_first
 from bwds.files import write_text, writing
 from bwds.metrics import METRICS_FILE
 
@@ -53,9 +54,8 @@ def _files_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_digest(directory: Path) -> None:
-    if (directory / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") != _files_digest(directory):
-        raise ValueError("its files have changed")
+def _unchanged(directory: Path) -> bool:
+    return (directory / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") == _files_digest(directory)
 
 
 class Checkpoints:
@@ -139,51 +139,66 @@ class Checkpoints:
         first_alone(lambda: write_text(path / DIGEST_FILE, _files_digest(path)))
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint that can be read, and its info.
+        """The newest checkpoint that is what was saved, and its info.
 
-        One that cannot be read is passed over with a warning on stderr if there is an older good one, and removed
-        unless ``read_only``.
+        One that is not is passed over with a warning on stderr if there is an older good one, and removed unless
+        ``read_only``. An error in reading is no damage: the next try may succeed, so nothing is removed.
 
         Args:
             template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. Arrays are placed as
                 they are in it; on the first device where it does not say.
 
         Raises:
-            ValueError: there is no checkpoint, or none can be read.
+            ValueError: there is no checkpoint, all are damaged, or the newest is of another version.
+            OSError: the newest cannot be read.
         """
         steps = self.steps
         if not steps:
             raise ValueError(f"There is no checkpoint in {self.directory}.")
-        broken: list[int] = []
+        damaged: list[int] = []
         reason = ""
         for step in steps:
-            restored = None
-            try:
-                restored = self._read(step, template)
-            except Exception as error:  # Files of another version can surface as nearly anything.
-                # Messages of the libraries below can run over pages.
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-            read_by_all = all_true(restored is not None)
-            if restored is None or not read_by_all:
-                broken.append(step)
+            # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
+            if not from_first(first_alone(partial(self._told, step, partial(_unchanged, self.directory / str(step))))):
+                damaged, reason = [*damaged, step], "its files have changed"
                 continue
-            first_alone(partial(self._give_up, broken, step, reason))
+            tree, info = self._told(step, partial(self._read, step, template))
+            if info["step"] != step:
+                damaged, reason = [*damaged, step], f"it is that of step {info['step']}, renamed"
+                continue
+            first_alone(partial(self._give_up, damaged, step, reason))
             self._manager.reload()
-            return restored
+            return tree, info
         raise ValueError(
-            f"No checkpoint in {self.directory} can be read: that of step {steps[0]} is damaged, or of another "
-            f"version ({reason}). Put back a copy of it, or train anew in another --workdir."
+            f"No checkpoint in {self.directory} can be read: that of step {steps[0]} is damaged ({reason}). "
+            "Put back a copy of it, or train anew in another --workdir."
         )
 
-    def _give_up(self, broken: list[int], good: int, reason: str) -> None:
-        for unreadable in broken:
+    def _told(self, step: int, read: Callable[[], Any]) -> Any:
+        """``read()``, with errors that name the checkpoint."""
+        try:
+            return read()
+        except Exception as error:  # Files of another version can surface as nearly anything.
+            if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+                raise
+            # Messages of the libraries below can run over pages.
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            message = f"The checkpoint of step {step} in {self.directory} cannot be read ({reason})"
+            if isinstance(error, OSError):
+                raise OSError(f"{message}; nothing was changed, so try again.") from error
+            raise ValueError(
+                f"{message}: it is of another version. Go on with that version, or train anew in another --workdir."
+            ) from error
+
+    def _give_up(self, damaged: list[int], good: int, reason: str) -> None:
+        for unusable in damaged:
             print(
-                f"warning: the checkpoint of step {unreadable} in {self.directory} cannot be used ({reason}); "
+                f"warning: the checkpoint of step {unusable} in {self.directory} cannot be used ({reason}); "
                 f"the one of step {good} is.",
                 file=sys.stderr,
             )
             if not self._read_only:
-                shutil.rmtree(self.directory / str(unreadable))
+                shutil.rmtree(self.directory / str(unusable))
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""
@@ -192,9 +207,6 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-        path = self.directory / str(step)
-        # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
-        first_alone(partial(_check_digest, path))
         args = self._ocp.args
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -208,8 +220,6 @@ class Checkpoints:
         got: Any = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
         )
-        if got.info["step"] != step:
-            raise ValueError(f"it is that of step {got.info['step']}, renamed")
         return got.state, got.info
 
 

@@ -158,13 +158,6 @@ def check_same(what: str, *values: Any) -> None:
             )
 
 
-def all_true(value: bool) -> bool:
-    """Whether it is true in all processes."""
-    if jax.process_count() == 1:
-        return value
-    return bool(np.asarray(multihost_utils.process_allgather(np.bool_(value))).all())
-
-
 def largest(value: int) -> Any:
     """Starts to find the largest number of all processes; ``int`` of what is returned waits for it."""
     if jax.process_count() == 1:

@@ -1,6 +1,7 @@
 """Checkpoints come back whole or not at all, and a folder belongs to one run."""
 
 import dataclasses
+import errno
 import shutil
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from bwds import checkpoint
 from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config
 from bwds.data import Vocabulary
 from bwds.summary import read_summary
@@ -148,8 +150,35 @@ def test_no_checkpoint_at_all_is_said(tmp_path):
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
     Checkpoints(tmp_path, keep=2).save(1, state(1))
-    with pytest.raises(ValueError, match="can be read"):
+    with pytest.raises(ValueError, match=r"step 1 in .* cannot be read .* it is of another version"):
         Checkpoints(tmp_path, keep=2).restore(state(0) | {"more": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("moment", ["digest", "arrays"])
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError, r"step 2 in .* cannot be read .*Input/output error"),
+        (MemoryError("no room"), MemoryError, "no room"),
+    ],
+)
+def test_an_error_in_reading_is_no_damage(tmp_path, monkeypatch, moment, error, raised, message):
+    """There is an older checkpoint that can be read, and the newest stays."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+
+    def fail(*arguments):
+        # Before 1, which is not tried, since this is not damage.
+        assert arguments[0] in (2, tmp_path / "2")
+        raise error
+
+    place = {"digest": (checkpoint, "_files_digest"), "arrays": (checkpoints, "_read")}[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fail)
+        with pytest.raises(raised, match=message):
+            checkpoints.restore(state(0))
+    assert_same(checkpoints.restore(state(0))[0], state(2))
 
 
 def test_digest_sees_values_types_shapes_and_names_but_not_the_order_of_insertion():
