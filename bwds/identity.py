@@ -1,12 +1,14 @@
-"""What parameters belong to: every checkpoint tells the model and the vocabulary that it was made with."""
+"""What parameters belong to: every checkpoint tells the model, the vocabulary and the text that it was made with."""
 
 import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bwds.config import ModelConfig
-from bwds.data import Vocabulary
+from bwds.data import Corpus, Vocabulary
 
 # Which kernel computes the products changes no number that matters, and depends on the machine.
 _FREE = {"implementation"}
@@ -16,6 +18,24 @@ def identity(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """JSON values to keep beside the parameters."""
     words = "\n".join(vocabulary.words).encode()
     return {"model": dataclasses.asdict(model), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
+
+
+def text_sha256(corpus: Corpus) -> str:
+    """Digest of what a run reads of a corpus: training and validation split, token by token."""
+    digest = hashlib.sha256()
+    for ids in (corpus.train, corpus.valid):
+        digest.update(np.int64(len(ids)).tobytes())
+        digest.update(np.ascontiguousarray(ids).data)
+    return digest.hexdigest()
+
+
+def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
+    """Raises ``ValueError`` where a checkpoint tells of another text than ``text``, its digest now."""
+    if info.get("text_sha256", text) != text:
+        raise ValueError(
+            f"The text has changed since the run in {str(workdir)!r} began: the vocabulary is the same, the "
+            "training or validation split is not. Put back the old text to resume it, or give another --workdir for a new run."
+        )
 
 
 def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabulary, workdir: Path) -> None:

@@ -22,7 +22,7 @@ from bwds.devices import MeshConfig
 from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
 from bwds.files import write_text
-from bwds.identity import identity
+from bwds.identity import check_text, identity, text_sha256
 from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.lock import locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
@@ -61,7 +61,8 @@ class _Run:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.placement = placement
         self.lm = language_model(config.model)
-        self.identity = identity(config.model, corpus.vocabulary)
+        text = text_sha256(corpus)
+        self.identity = {**identity(config.model, corpus.vocabulary), "text_sha256": text}
         self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
@@ -70,6 +71,7 @@ class _Run:
         key = jax.random.key(config.train.seed)
         if self.last.steps:
             state, info = self.last.restore(placement.template(fresh, key))
+            check_text(info, text, workdir)
             self.saved = info["step"]
         else:
             state = fresh(key)

@@ -430,6 +430,25 @@ def test_an_evaluation_can_be_given_up(config):
         evaluate(lm, lm.init(jax.random.key(0)), text.valid, config.data, text.vocabulary.eos_id, after_batch=give_up)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_text_in_another_order_is_another_text(tmp_path, monkeypatch, split):
+    """Its vocabulary is the same. A checkpoint of an earlier version does not tell of the text."""
+    config = sgd_config(tiny_run.write_corpus(tmp_path / "text"))
+    path, save = tmp_path / "text" / f"{split}.txt", Checkpoints.save
+    monkeypatch.setattr(training._Run, "to_the_end", lambda run, _: run.save() or run.close() or {})
+    train(config, tmp_path / "run", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *arguments, text_sha256, **info: save(*arguments, **info))
+        train(config, tmp_path / "old", progress=False)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)))
+    with pytest.raises(ValueError, match=r"text has changed since the run in .*run' began"):
+        train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "old", progress=False)
+    path.write_text("".join(lines))
+    train(config, tmp_path / "run", progress=False)
+
+
 def test_a_text_shorter_than_a_batch_leaves_no_folder(corpus, tmp_path):
     with pytest.raises(ValueError, match="fewer than one batch"):
         train(tiny_run.config(corpus, batch_size=5000), tmp_path / "run", progress=False)
