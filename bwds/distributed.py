@@ -98,24 +98,29 @@ def _meet() -> None:
 
 def from_first(value: Any) -> Any:
     """The JSON value that the first process gives; that of the others is not looked at."""
-    if jax.process_count() == 1:
-        return value
-    sent = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    return value if jax.process_count() == 1 else _from(0, value)
+
+
+def _from(process: int, value: Any) -> Any:
+    """The JSON value that a process gives."""
+    source = jax.process_index() == process
+    sent = np.frombuffer(json.dumps(value).encode() if source else b"", np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent)), is_source=source))
     # Without this, all would have to know how long it is.
     padded = np.zeros(size, np.uint8)
     padded[: len(sent)] = sent[:size]
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())
+    found = multihost_utils.broadcast_one_to_all(padded, is_source=source)
+    return json.loads(np.asarray(found, np.uint8).tobytes())
 
 
 def first_then_all(function: Callable[[], T]) -> T:
     """``function()`` in the first process, and then, when it is done there, in the others.
 
     Raises:
-        ValueError, OSError: as ``first_alone``.
+        ValueError, OSError: as ``first_alone``, whichever process it was that raised.
     """
     result: Any = first_alone(function)
-    return result if is_first() else function()
+    return _error_of_one_is_of_all(lambda: result if is_first() else function())
 
 
 def first_alone(function: Callable[[], T]) -> T:
@@ -125,21 +130,27 @@ def first_alone(function: Callable[[], T]) -> T:
         OSError: in the others, where it raised one in the first process, with the same message.
         ValueError: in the others, where it raised anything else there, with the same message.
     """
+    nothing: Any = None
+    return _error_of_one_is_of_all(lambda: function() if is_first() else nothing)
+
+
+def _error_of_one_is_of_all(function: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return function()
     result: Any = None
     error: Exception | None = None
-    if is_first():
-        try:
-            result = function()
-        except Exception as raised:  # Of any kind: the others wait.
-            error = raised
+    try:
+        result = function()
+    except Exception as raised:  # Of any kind: the others wait.
+        error = raised
     _meet()
-    failed = from_first(None if error is None else [isinstance(error, OSError), str(error)])
-    if error is not None:
-        raise error
-    if failed is not None:
-        of_system, message = failed
+    failed = np.asarray(multihost_utils.process_allgather(np.bool_(error is not None))).ravel()
+    if failed.any():
+        process = int(failed.argmax())
+        of_system, message = _from(process, [isinstance(error, OSError), str(error)])
+        if error is not None:
+            raise error
+        message = f"Process {process}: {message}" if process else message
         raise OSError(message) if of_system else ValueError(message)
     return result
 

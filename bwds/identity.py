@@ -34,7 +34,8 @@ def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
     if info.get("text_sha256", text) != text:
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: the vocabulary is the same, the "
-            "training or validation split is not. Put back the old text to resume it, or give another --workdir for a new run."
+            "training or validation split is not. Put back the old text to resume it, or give another --workdir "
+            "for a new run."
         )
 
 

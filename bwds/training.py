@@ -80,7 +80,8 @@ class _Run:
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
         evaluated = int(self.state.plateau.evaluated_step)
-        self.metrics = MetricsWriter(workdir, train=self.step, valid=evaluated) if is_first() else None
+        writer = partial(MetricsWriter, workdir, train=self.step, valid=evaluated)
+        self.metrics: MetricsWriter | None = first_alone(writer)
         self.trace = StepTrace(workdir, start=self.step, steps=profile)
         self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)

@@ -176,6 +176,30 @@ def test_errors_of_the_first_process_end_all(config, start, tmp_path):
         assert "has metrics.jsonl but no config.json" in err
 
 
+def test_an_error_of_another_process_ends_all(config, start, tmp_path):
+    """At once, and not when the first one is missed."""
+    options = ((), ("--data.directory", str(tmp_path / "nowhere")))
+    for code, _, err in ends(start(config, tmp_path / "run", options=options)):
+        assert code == 2, err
+        assert f"{tmp_path}/nowhere" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_line_in_the_metrics_ends_all(config, start, tmp_path):
+    """Only the first process reads them."""
+    workdir = tmp_path / "run"
+    both = start(config, workdir)
+    wait_for_lines(both, workdir, 1)
+    both[0].send_signal(signal.SIGTERM)
+    finished(both)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write("damaged\n")
+    for code, _, err in ends(start(config, workdir)):
+        assert code == 2, err
+        assert "has a line that is not JSON" in err
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
