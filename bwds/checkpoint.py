@@ -103,7 +103,7 @@ class Checkpoints:
         return from_first(sorted(complete, reverse=True))
 
     def save(self, step: int, tree: Any, **info: Any) -> None:
-        """Writes a checkpoint and returns when it is complete; one of the same step is replaced.
+        """Writes a checkpoint and returns when it is complete.
 
         Args:
             step: its name.
@@ -130,8 +130,6 @@ class Checkpoints:
             )
 
     def _write(self, step: int, tree: Any, info: dict[str, Any]) -> None:
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
         args = self._ocp.args
         items = args.Composite(state=args.StandardSave(tree), info=args.JsonSave({"step": step, **info}))
         self._manager.save(step, args=items, force=True)

@@ -54,16 +54,24 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        # What JAX raises where an array does not fit is no MemoryError.
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        if not isinstance(error, MemoryError) and not first.startswith("RESOURCE_EXHAUSTED"):
+        message = too_little_memory(error)
+        if message is None:
             raise
-        print(f"error: There is not enough memory ({first}). Take a smaller model or batch.", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def too_little_memory(error: Exception) -> str | None:
+    """The sentence for an error that says that there is too little memory; None for any other."""
+    # What JAX raises where an array does not fit is no MemoryError.
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if not isinstance(error, MemoryError) and not first.startswith("RESOURCE_EXHAUSTED"):
+        return None
+    return f"There is not enough memory ({first}). Take a smaller model or batch."
 
 
 def _check_text(argument: str) -> None:

@@ -11,12 +11,14 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bwds.cli import too_little_memory
 from bwds.devices import DistributedConfig
 
 T = TypeVar("T")
@@ -74,11 +76,12 @@ def failing_at_once() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, jax.errors.JaxRuntimeError) as error:
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if jax.process_count() == 1:
             raise
-        message = str(error).splitlines()[0]
-        if not isinstance(error, OSError):
+        memory = too_little_memory(error)
+        message = memory or str(error).splitlines()[0]
+        if memory is None and not isinstance(error, OSError):
             message += ". Most likely another process has ended; start all again to go on from the last checkpoint"
         print(f"error: {message}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -153,6 +156,22 @@ def _error_of_one_is_of_all(function: Callable[[], T]) -> T:
         message = f"Process {process}: {message}" if process else message
         raise OSError(message) if of_system else ValueError(message)
     return result
+
+
+def check_shared(file: Path) -> None:
+    """Raises ``ValueError`` in all processes unless all see a file as the first does: on one file system."""
+    if jax.process_count() == 1:
+        return
+    content = from_first(file.read_text(encoding="utf-8") if is_first() else None)
+
+    def look() -> None:
+        if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != content:
+            raise ValueError(
+                f"The folder {str(file.parent)!r} is not the one that process 0 sees under its --workdir; give all "
+                "processes the same folder, on a file system that they share."
+            )
+
+    _error_of_one_is_of_all(look)
 
 
 def check_same(what: str, *values: Any) -> None:

@@ -49,4 +49,6 @@ def locked(workdir: Path) -> Iterator[None]:
             file.truncate(0)
             # Not through the file's buffer: what is left in it where the disk is full could not be closed either.
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            # The other processes of the run look for it, from other machines.
+            os.fsync(file.fileno())
         yield

@@ -1,5 +1,6 @@
 """A trace of some training steps: what host and devices did when, to be looked at with xprof or TensorBoard."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ class StepTrace:
     def __init__(self, folder: Path, *, start: int, steps: int) -> None:
         self._folder = folder
         self._first, self._last = start + WARM_UP, start + WARM_UP + steps
-        self._running = False
+        self._running, self._to_come = False, steps > 0
 
     def before(self, step: int) -> None:
         """To be called before a step is started; ``step`` are done."""
         if step == self._first < self._last:
             jax.profiler.start_trace(self._folder)
-            self._running = True
+            self._running, self._to_come = True, False
 
     def after(self, step: int, result: Any) -> None:
         """To be called when a step is started; ``step`` with it. Waits for the result of the last one."""
@@ -36,7 +37,10 @@ class StepTrace:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running, as when the loop ends before it."""
+        """Ends a trace that is running, as when the loop ends before it; a warning where none has begun."""
+        if self._to_come:
+            print(f"warning: nothing was traced: the first {WARM_UP} steps of a process are left out.", file=sys.stderr)
+            self._to_come = False
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -7,6 +7,7 @@ state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et al. 2
 part of what a run is: it may go on with another mesh.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from bwds.axes import DATA, MODEL
 from bwds.config import ModelConfig
 from bwds.devices import MeshConfig
+from bwds.distributed import is_first
 
 
 class Placement(NamedTuple):
@@ -79,9 +81,9 @@ class Placement(NamedTuple):
         return jax.tree.map(described, tree, self.shardings(tree))
 
     def gathered(self, tree: Any) -> Any:
-        """The whole arrays on the first device of this process."""
+        """The whole arrays in the memory of this process."""
         whole = tree if self.mesh.size == 1 else jax.jit(lambda tree: tree, out_shardings=self.replicated)(tree)
-        return jax.device_put(jax.device_get(whole), jax.local_devices()[0])
+        return jax.device_get(whole)
 
     def put(self, tree: Any) -> Any:
         """Numbers that all processes know, made the same on all devices."""
@@ -137,6 +139,11 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
     there = jax.device_count()
     if mesh.data is None and mesh.model > there:
         raise ValueError(f"--mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")
+    if mesh.data is None and there % mesh.model:
+        raise ValueError(
+            f"--mesh.model is {mesh.model}, which does not divide the {there} devices; choose one that does, or give "
+            "--mesh.data too, to leave some out."
+        )
     data = there // mesh.model if mesh.data is None else mesh.data
     if data * mesh.model > there:
         raise ValueError(
@@ -154,6 +161,8 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
     if model.method == "dynamic":
         columns //= model.block_size
     _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
+    if mesh.shard_optimizer and data == 1 and is_first():
+        print("warning: --mesh.shard-optimizer changes nothing with one device along --mesh.data.", file=sys.stderr)
     devices = jax.devices()[: data * mesh.model]
     made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
     return Placement(made, mesh.shard_optimizer)

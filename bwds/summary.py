@@ -75,7 +75,7 @@ def summarise(
     Args:
         config: the run's.
         workdir: the run's folder, with its metrics.
-        params: the parameters after the last step, of which the digest is.
+        params: the parameters after the last step, of which the digest is; on the host or a device.
         best: parameters and info of the checkpoint with the lowest validation loss.
         command: noted as it is.
         check: called between the long parts; may raise to give up.

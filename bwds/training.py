@@ -19,12 +19,12 @@ from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_
 from bwds.config import Config
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
-from bwds.distributed import check_same, first_alone, first_then_all, from_first, is_first, largest
+from bwds.distributed import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
 from bwds.files import write_text
 from bwds.identity import check_text, identity, text_sha256
 from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.lock import locked
+from bwds.lock import LOCK_FILE, locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
 from bwds.model import language_model
 from bwds.optim import after_evaluation, make_optimizer, sparsity_at
@@ -138,14 +138,24 @@ class _Run:
                     self.close()
                 raise
             self.close()
+            return self.summary(command)
         except OSError as error:
             raise OSError(f"{error} {self.way_out}") from error
+
+    def summary(self, command: str) -> dict[str, Any]:
+        """Writes and returns the summary. The state is given up."""
+        # One tree at a time, and kept on the host: beside the state, copies of the parameters need not fit on a device.
         params = evaluated_params(self.state, self.placement)
-        best_params, info = self.best.restore(params)
-        params, best = self.placement.gathered(params), (self.placement.gathered(best_params), info)
+        del self.state
+        template = self.placement.template(lambda: params)
+        last = self.placement.gathered(params)
+        del params
+        best, info = self.best.restore(template)
+        best = self.placement.gathered(best)
 
         def summary() -> dict[str, Any]:
-            found = summarise(self.config, self.workdir, params, best, command=command, check=self.stop.check)
+            there = jax.device_put(best, jax.local_devices()[0])
+            found = summarise(self.config, self.workdir, last, (there, info), command=command, check=self.stop.check)
             write_text(self.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
             return found
 
@@ -297,9 +307,11 @@ def train(
     # Processes that differ here would wait for each other for ever, or train on a mixture.
     check_same("The configuration", config.to_json().encode())
     check_same("The text", corpus.train, corpus.valid)
+    check_same("The mesh", repr(mesh).encode())
     placement = make_placement(mesh, config.model, batch_size=config.data.batch_size)
     with contextlib.ExitStack() as held:
         first_alone(lambda: held.enter_context(locked(workdir)))
+        check_shared(workdir / LOCK_FILE)
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
         finished = from_first(read_summary(workdir))
         if finished is not None:

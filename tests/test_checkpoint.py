@@ -65,13 +65,6 @@ def test_the_newest_are_kept(tmp_path):
     assert_same(checkpoints.restore(state(0))[0], state(10))
 
 
-def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(1, state(1))
-    checkpoints.save(1, state(2))
-    assert_same(checkpoints.restore(state(0))[0], state(2))
-
-
 def test_later_checkpoints_are_forgotten(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (3, 7):

@@ -16,7 +16,7 @@ import tiny_run
 
 import eval as eval_script
 from bwds.devices import DistributedConfig
-from bwds.distributed import connect
+from bwds.distributed import connect, failing_at_once
 from bwds.metrics import read_metrics
 from bwds.training import train
 
@@ -168,6 +168,22 @@ def test_processes_must_be_started_alike(config, start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mesh.model", "2"), "The mesh differs between process 0 and 1"),
+        (("--workdir", "elsewhere"), "is not the one that process 0 sees"),
+    ],
+)
+def test_one_mesh_and_one_folder(config, start, tmp_path, options, message):
+    """Local disks under one name are two folders; training would find that out at its first checkpoint."""
+    options = tuple(str(tmp_path / "elsewhere") if word == "elsewhere" else word for word in options)
+    for code, _, err in ends(start(config, tmp_path / "run", options=((), options))):
+        assert code == 2, err
+        assert message in err
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_errors_of_the_first_process_end_all(config, start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
@@ -198,6 +214,32 @@ def test_a_damaged_line_in_the_metrics_ends_all(config, start, tmp_path):
     for code, _, err in ends(start(config, workdir)):
         assert code == 2, err
         assert "has a line that is not JSON" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes.\nmore"),
+            "There is not enough memory (RESOURCE_EXHAUST",
+        ),
+        (MemoryError(), "There is not enough memory"),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: no answer\nmore"),
+            "INTERNAL: no answer. Most likely another process has",
+        ),
+        (OSError("no room"), "no room"),
+    ],
+)
+def test_what_ends_one_of_several_processes_is_said(error, message, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stop, failing_at_once():
+        raise error
+    told = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert told.startswith(f"error: {message}")
+    assert ("Most likely" in told) == ("Most likely" in message)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ def test_a_run_with_a_trace_is_the_same(config, tmp_path, steps):
     assert not (tmp_path / "run" / "plugins").exists()
 
 
+def test_a_trace_of_nothing_is_said(tmp_path, capsys):
+    for steps, told in ((0, ""), (2, "warning: nothing was traced")):
+        trace = StepTrace(tmp_path, start=10, steps=steps)
+        for step in range(10, 13):
+            trace.before(step)
+            trace.after(step + 1, None)
+        trace.close()
+        assert capsys.readouterr().err.startswith(told)
+
+
 def test_the_steps_after_the_warm_up_are_recorded(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append(("start", folder, step)))

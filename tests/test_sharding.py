@@ -253,11 +253,17 @@ def test_evaluation_counts_every_token_once(mesh):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
-    """Stopped on 4 devices, then on 2 x 2, finished on one: no other run, and the same numbers."""
+    """Stopped on 8 devices, then on 4, finished on one: no other run, and the same numbers."""
     corpus = tiny_run.write_corpus(tmp_path / "text")
     # Linear gates of so few blocks divide by sums near zero, here 3e-3: rounding of 1e-7 is 1e-4 of the second gradient
     # and another choice of blocks two steps later, on any devices. Those of softplus stay within 1e-6 for all steps.
-    changes = {"eval_every": 4, "checkpoint_every": 3, "vocab_limit": 32, "gate_activation": "softplus"}
+    changes = {
+        "eval_every": 4,
+        "checkpoint_every": 3,
+        "vocab_limit": 32,
+        "gate_activation": "softplus",
+        "batch_size": 8,
+    }
     config = tiny_run.config(corpus, steps=8, **changes)
     moved, write, stop_at = tmp_path / "moved", MetricsWriter.write, 0
 
@@ -270,7 +276,7 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     # The same functions for the same configuration: what jit has compiled for one run serves the next.
     for name in ("language_model", "make_optimizer"):
         monkeypatch.setattr(training, name, functools.cache(getattr(training, name)))
-    for stop_at, mesh in ((3, MeshConfig(4, 1)), (6, MeshConfig(2, 2, shard_optimizer=True))):
+    for stop_at, mesh in ((3, MeshConfig(8, 1)), (6, MeshConfig(2, 2, shard_optimizer=True))):
         with pytest.raises(InterruptedRunError, match=f"Stopped after step {stop_at} of 8"):
             train(config, moved, mesh=mesh, progress=False)
     stop_at = 0
@@ -289,6 +295,7 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     [
         (MeshConfig(16, 1), LSTM, "need 16 devices and there are 8"),
         (MeshConfig(None, 9), LSTM, "--mesh.model is 9 and there are 8 devices"),
+        (MeshConfig(None, 3), LSTM, "--mesh.model is 3, which does not divide the 8 devices"),
         (MeshConfig(3, 1), LSTM, "does not divide the 8 rows of the batch"),
         (MeshConfig(1, 5), LSTM, "does not divide the 8 columns of blocks"),
     ],
@@ -296,6 +303,13 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
 def test_meshes_that_do_not_fit(mesh, config, message):
     with pytest.raises(ValueError, match=message):
         make_placement(mesh, config, batch_size=BATCH)
+
+
+def test_an_option_that_changes_nothing_is_said(capsys):
+    make_placement(MeshConfig(2, 1, shard_optimizer=True), LSTM, batch_size=BATCH)
+    assert capsys.readouterr().err == ""
+    make_placement(MeshConfig(1, 2, shard_optimizer=True), LSTM, batch_size=BATCH)
+    assert "--mesh.shard-optimizer changes nothing" in capsys.readouterr().err
 
 
 def test_all_devices_are_taken():

@@ -16,7 +16,7 @@ import tiny_run
 
 from bwds import generate, training
 from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
-from bwds.config import TrainConfig
+from bwds.config import OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
 from bwds.evaluation import Evaluation, evaluate
@@ -141,6 +141,21 @@ def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
     workdir, summary = finished
     monkeypatch.setattr(training, "_Run", None)
     assert train(config, workdir, progress=False) == summary
+
+
+def test_the_summary_needs_room_for_the_best_parameters_alone(corpus, tmp_path, monkeypatch):
+    """On the device: no state, and no second copy."""
+    held, there = [], {id(array) for array in jax.live_arrays()}
+
+    def count(config, workdir, params, best, **_):
+        sizes = [array.nbytes for array in jax.live_arrays() if id(array) not in there]
+        held.append(sum(sizes) / sum(leaf.nbytes for leaf in jax.tree.leaves(best[0])))
+        raise Killed
+
+    monkeypatch.setattr(training, "summarise", count)
+    with pytest.raises(Killed):
+        train(dataclasses.replace(sgd_config(corpus), optim=OptimConfig()), tmp_path, progress=False)
+    assert 1.0 <= held[0] < 1.2
 
 
 def test_another_configuration_is_refused(finished, config):

@@ -83,14 +83,14 @@ def campaign(scratch: Path, *, kills: int, seed: int) -> dict[str, object]:
     with tqdm(total=kills, unit="kill", file=sys.stderr, disable=None) as bar:
         while sum(counted.values()) < kills:
             workdir = scratch / names[-1]
-            process = start(arguments(names[-1]), cache)
+            began_process, process = time.time(), start(arguments(names[-1]), cache)
             moment = choose.choice(("start", "step", "write"))
             if not killed(process, workdir, moment, choose):
                 # It was done before the moment came.
                 names.append(f"run-{len(names)}")
                 continue
             counted[moment] += 1
-            interrupted += unfinished(workdir)
+            interrupted += unfinished(workdir, since=began_process)
             bar.update()
     found = [finish(name) for name in names if (scratch / name).exists()]
     return {
@@ -106,7 +106,7 @@ def campaign(scratch: Path, *, kills: int, seed: int) -> dict[str, object]:
 
 
 def killed(process, workdir: Path, moment: str, choose: random.Random) -> bool:
-    """Kills a process at a moment of a kind; False if it ended before."""
+    """Kills a process at a moment of a kind; False if it ended before, and an error if that was no good end."""
     last = workdir / "checkpoints" / "last"
     before = newest(last)
     if moment == "start":
@@ -121,7 +121,9 @@ def killed(process, workdir: Path, moment: str, choose: random.Random) -> bool:
         come = wait_for(process, lambda: newest(last) >= target and unfinished(workdir, since=now), every=0.0)
         time.sleep(choose.uniform(0.0, WRITE_S))
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _, err = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"A process ended by itself with code {process.returncode}: {err}")
     return come and process.returncode == -signal.SIGKILL
 
 
@@ -130,7 +132,7 @@ def newest(last: Path) -> int:
     return max((int(path.name) for path in last.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
-def unfinished(workdir: Path, *, since: float = 0.0) -> bool:
+def unfinished(workdir: Path, *, since: float) -> bool:
     """Whether there is a checkpoint that is not whole, and was begun after some time."""
     for folder in workdir.glob("checkpoints/*/[0-9]*"):
         # It may be renamed or removed while this looks at it.
