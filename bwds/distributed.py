@@ -35,6 +35,8 @@ def connect(config: DistributedConfig) -> None:
     """
     if config.processes is None and not config.auto and not _started_together():
         return
+    # It swallows SIGTERM until training listens for it, and nothing asks it about preemption.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             config.coordinator,

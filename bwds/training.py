@@ -86,6 +86,7 @@ class _Run:
         self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self.tokens_per_second: float | None = None
+        self.asked: Any = None
         if self.saved is not None:
             self.progress.note(f"Resuming from the checkpoint of step {self.step} in {workdir}.")
 
@@ -217,7 +218,7 @@ class _Run:
             config.data,
             self.corpus.vocabulary.eos_id,
             sparsity=_traced_sparsity(config, step),
-            after_batch=self.stop.check,
+            after_batch=self.after_batch,
             placement=self.placement,
         )
         if not math.isfinite(loss):
@@ -232,6 +233,13 @@ class _Run:
             self.best.save(step, params, loss=loss, density=density, **self.identity)
         self.state = self.state._replace(plateau=self.placement.put(plateau))
         self.progress.note(f"step {step}: validation perplexity {perplexity(loss):.2f}{', the best' * is_best}")
+
+    def after_batch(self) -> None:
+        """Gives up an evaluation after a signal to any process, one batch late: so the newest is not waited for."""
+        if self.asked is not None:
+            self.stop.hear(int(self.asked))
+        self.asked = largest(self.stop.noted)
+        self.stop.check()
 
     def save(self) -> None:
         """Writes the state to ``last``, unless that is where it came from. It is never one that is not finite."""

@@ -139,6 +139,23 @@ def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
+def test_sigterm_ends_a_process_that_does_not_train_yet():
+    """As while it prepares data."""
+    code = f"""
+import time
+from bwds.devices import DistributedConfig
+from bwds.distributed import connect
+connect(DistributedConfig("{free_address()}", 1, 0))
+print("connected", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_what_the_first_does_alone_may_take_long():
     """Collectives on CPU devices give up after 30 seconds."""
