@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import zeros
 
 STREAMS = 8
@@ -30,13 +31,13 @@ def forward(x, w, gates):
 
 def input_gradients(x, w, gates, dy):
     """dx [b, K] in the dtype of ``x`` and dgates [b, R, C] in float32; see ``reference.input_gradients``."""
-    shape, w = _block_shape(w, gates), _sliceable(w)
+    shape, w = block_shape(w, gates), _sliceable(w)
     dtype, x, dy = x.dtype, x.astype(jnp.float32), dy.astype(jnp.float32)
 
     def block(c, r, carry):
         dx, dgates = carry
-        q = lax.dot_general(_columns(dy, c, shape[1]), _block(w, r, c, shape), (((1,), (1,)), ((), ())))
-        dgate = (_columns(x, r, shape[0]) * q).sum(-1)[:, None, None]
+        q = lax.dot_general(columns(dy, c, shape[1]), _block(w, r, c, shape), (((1,), (1,)), ((), ())))
+        dgate = (columns(x, r, shape[0]) * q).sum(-1)[:, None, None]
         return _add_columns(dx, q * _gate(gates, r, c), r), lax.dynamic_update_slice(dgates, dgate, (0, r, c))
 
     walk = _walk(gates)
@@ -47,7 +48,7 @@ def input_gradients(x, w, gates, dy):
 
 def _streamed_blocks(x, w, gates):
     rows, num_r, num_c = gates.shape
-    bk, bn = _block_shape(w, gates)
+    bk, bn = block_shape(w, gates)
     streams = next(number for number in range(STREAMS, 0, -1) if bk % number == 0)
     length = bk // streams
     x = x.reshape(rows, num_r, streams, length)
@@ -70,10 +71,10 @@ def _streamed_blocks(x, w, gates):
 
 
 def _dots(x, w, gates):
-    shape = _block_shape(w, gates)
+    shape = block_shape(w, gates)
 
     def block(c, r, sums):
-        return sums + jnp.dot(_columns(x, r, shape[0]), _block(w, r, c, shape)) * _gate(gates, r, c)
+        return sums + jnp.dot(columns(x, r, shape[0]), _block(w, r, c, shape)) * _gate(gates, r, c)
 
     return _by_column(gates, block, zeros((x.shape[0], shape[1]), x), lambda sums: sums)
 
@@ -110,11 +111,6 @@ def _walk(gates):
     return walk
 
 
-def _block_shape(w, gates):
-    _, num_r, num_c = gates.shape
-    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
-
-
 def _sliceable(w):
     """A bfloat16 weight as its bits, uint16, anything else as it is.
 
@@ -140,7 +136,8 @@ def _gate(gates, r, c):
     return lax.dynamic_slice(gates, (0, r, c), (gates.shape[0], 1, 1))[:, 0].astype(jnp.float32)
 
 
-def _columns(array, block, width):
+def columns(array, block, width):
+    """The columns of a block."""
     return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
 
 
