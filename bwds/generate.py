@@ -22,23 +22,34 @@ def sample(
     key: Key[Array, ""],
     logits: Float[Array, " V"],
     *,
-    temperature: float | Float[Array, ""],
-    top_p: float | Float[Array, ""],
+    temperature: float | Float[Array, ""] | None,
+    top_p: float | Float[Array, ""] | None,
 ) -> Int32[Array, ""]:
     """One word from softmax(logits / temperature), cut to its nucleus (Holtzman et al., arXiv 1904.09751).
 
     The nucleus is the smallest set of most probable words that together have at least probability ``top_p``; among
-    equals the first come first. Temperature 0 takes the most probable word.
+    equals the first come first. Only the cut sorts the vocabulary, which costs far more than a draw from all of it.
+
+    Args:
+        key: of the draw.
+        logits: [V].
+        temperature: at least 1.2e-38, the smallest normal float32; None takes the most probable word.
+        top_p: in (0, 1]; None draws from all words.
     """
-    greedy = temperature == 0
+    if temperature is None:
+        return logits.argmax().astype(jnp.int32)
+    # At most zero, so that no temperature makes them infinite.
+    scaled = (logits - logits.max()) / temperature
+    if top_p is None:
+        return jax.random.categorical(key, scaled).astype(jnp.int32)
     order = jnp.argsort(-logits, stable=True)
-    scaled = logits[order] / jnp.where(greedy, 1.0, temperature)
+    scaled = scaled[order]
     probabilities = jax.nn.softmax(scaled)
     before = jnp.cumsum(probabilities) - probabilities
     # The first is always in, whatever rounding makes of the sum before it.
     inside = (before < top_p).at[0].set(True)
     drawn = jax.random.categorical(key, jnp.where(inside, scaled, -jnp.inf))
-    return order[jnp.where(greedy, 0, drawn)].astype(jnp.int32)
+    return order[drawn].astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("lm", "length"))
@@ -47,8 +58,8 @@ def _decode(
     params: Params,
     prompt: Int32[Array, " P"],
     key: Key[Array, ""],
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    temperature: Float[Array, ""] | None,
+    top_p: Float[Array, ""] | None,
     length: int,
 ) -> Int32[Array, " length"]:
     def step(state: Any, key: Array) -> tuple[Any, Array]:
@@ -74,7 +85,8 @@ def generate(
 ) -> Int32[Array, " length"]:
     """Words that follow a prompt, drawn one after the other.
 
-    Compiled once for a model, a length and a length of the prompt; nothing is read back before the last word.
+    Compiled once for a model, a length, a length of the prompt and a way to choose words, of which there are three:
+    the most probable one, any, and one of the most probable. Nothing is read back before the last word.
 
     Args:
         lm: the model.
@@ -82,8 +94,9 @@ def generate(
         prompt_ids: at least one token, [P]; ``<eos>`` alone starts a new line.
         key: the same key gives the same words.
         length: number of words, at least 1.
-        temperature: divides the logits; 0 always takes the most probable word.
-        top_p: in (0, 1]: draws from the most probable words that together have this probability.
+        temperature: divides the logits; 0, and what is below 1.2e-38, always takes the most probable word.
+        top_p: in (0, 1]: draws from the most probable words that together have this probability. Below 1 it sorts the
+            vocabulary for every word.
 
     Returns:
         The new tokens, int32 [length].
@@ -100,7 +113,16 @@ def generate(
         raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite.")
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
-    return _decode(lm, params, prompt, key, jnp.float32(temperature), jnp.float32(top_p), length)
+    greedy = temperature < jnp.finfo(jnp.float32).tiny
+    return _decode(
+        lm,
+        params,
+        prompt,
+        key,
+        None if greedy else jnp.float32(temperature),
+        None if greedy or top_p == 1.0 else jnp.float32(top_p),
+        length,
+    )
 
 
 @partial(jax.jit, static_argnames=("lm", "steps"))

@@ -93,8 +93,10 @@ def lstm(
     params = like(params, x)
     z, input_gating = linear(params["input"], x, options, sparsity)
     z = z.swapaxes(0, 1)
-    num_kept = None if options is None else jnp.int32(kept_count(options.grid, sparsity, options.scope))
-    hs, after, hidden_usage = _recurrence(options, params["hidden"], params["bias"], num_kept, z, carry)
+    num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
+    # A known count is no argument of the recurrence, where it would be traced, and "all blocks" searched for.
+    known, traced = (num_kept, None) if isinstance(num_kept, int) else (None, num_kept)
+    hs, after, hidden_usage = _recurrence(options, known, params["hidden"], params["bias"], traced, z, carry)
     stats = {} if input_gating is None else {"input": usage(input_gating), "hidden": hidden_usage}
     return hs.swapaxes(0, 1), after, stats
 
@@ -122,21 +124,22 @@ def _scan(options, params, bias, num_kept, z, carry, save: bool):
     return (hs, after, None if used is None else used.mean(0)), saved
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(options, params, bias, num_kept, z, carry):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recurrence(options, known, params, bias, num_kept, z, carry):
     """Outputs [T, B, H], carry and usage from the input's share ``z`` [T, B, 4H] of the pre-activations.
 
-    Of ``z``, the bias and the kernel each device has the columns that are its own.
+    Of ``z``, the bias and the kernel each device has the columns that are its own. The number of kept blocks is
+    ``known``, an int, or else ``num_kept``.
     """
-    return _scan(options, params, bias, num_kept, z, carry, save=False)[0]
+    return _scan(options, params, bias, num_kept if known is None else known, z, carry, save=False)[0]
 
 
-def _recurrence_fwd(options, params, bias, num_kept, z, carry):
-    out, saved = _scan(options, params, bias, num_kept, z, carry, save=True)
+def _recurrence_fwd(options, known, params, bias, num_kept, z, carry):
+    out, saved = _scan(options, params, bias, num_kept if known is None else known, z, carry, save=True)
     return out, (params, saved)
 
 
-def _recurrence_bwd(options, residuals, cotangents):
+def _recurrence_bwd(options, known, residuals, cotangents):
     params, saved = residuals
     dhs, dcarry, _ = cotangents
 

@@ -36,7 +36,7 @@ class BlockSparseLinear(nnx.Module):
         gate_activation: "linear" (the paper's) or "softplus".
         gate_scope: "matrix" or "column".
         use_bias: add a bias [N], initialised to zero.
-        implementation: of the product; None: xla, which runs everywhere.
+        implementation: of the product; None: the platform's own, or else xla, which runs everywhere.
         rngs: its ``params`` stream draws the parameters, uniform in ±1/sqrt(K).
 
     Raises:

@@ -3,6 +3,12 @@
 from jaxtyping import Array, Shaped
 
 
+def block_shape(w, gates) -> tuple[int, int]:
+    """(K/R, N/C) of a weight in either layout, for gates [b, R, C]."""
+    _, num_r, num_c = gates.shape
+    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
+
+
 def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Shaped[Array, "C R bk bn"]:
     """Lays a weight [K, N] out block by block, [C, R, K/R, N/C], column blocks outermost.
 

@@ -24,12 +24,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_plan import Plan, kept_list, plan_tiles
 from pallas_kernels.mosaic_tpu_tiles import (
     LANES,
     block_at,
-    block_shape,
     columns,
     dot,
     from_lanes,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -24,7 +25,8 @@ def kept_list(kept, group: int):
     """
     size = kept.size
     groups = pl.cdiv(kept.shape[0], group)
-    order = jnp.sort(jnp.where(kept.reshape(size), jnp.arange(size, dtype=jnp.int32), size))
+    # The order among the omitted does not matter; a stable sort would carry an index with every element.
+    order = jnp.sort(jnp.where(kept.reshape(size), jnp.arange(size, dtype=jnp.int32), size), stable=False)
     counts = pad_rows(kept, groups * group).reshape(groups, group * kept.shape[1]).sum(1, dtype=jnp.int32)
     starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(counts)])
     return starts, lax.div(order, kept.shape[1]), lax.rem(order, kept.shape[1])
@@ -42,6 +44,15 @@ class Plan(NamedTuple):
     vmem: int
 
 
+def num_cores() -> int:
+    """TensorCores of one device, between which the steps of a grid are divided: two on v4 and v5p, otherwise one.
+
+    Two where no TPU is at hand, as when a program is compiled for another machine: a core that has nothing to do costs
+    more than a second step on a single one, which is about the time of filling the ring once.
+    """
+    return getattr(jax.devices()[0], "num_cores", 2)
+
+
 def _power_of_two(limit: int) -> int:
     return 1 << max(0, limit.bit_length() - 1)
 
@@ -50,7 +61,7 @@ def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) 
     """Tiles that fit VMEM: of the widths, ``whole`` is in VMEM at once, the others are widths of one output block.
 
     Every tile is held twice, one copy being worked on and one under way. The smallest fits whatever
-    ``mosaic_tpu.check`` lets pass.
+    ``mosaic_tpu.check`` lets pass. Where all rows are one tile, the groups are as many for every core.
     """
     size = w.dtype.itemsize
     sublanes = 32 // size
@@ -61,7 +72,8 @@ def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) 
         group = min(num_outputs, (TILE_BYTES - fixed) // each)
         if group > 0:
             break
-    group = pl.cdiv(num_outputs, pl.cdiv(num_outputs, group))
+    groups = pl.cdiv(num_outputs, group)
+    group = pl.cdiv(num_outputs, round_up(groups, num_cores()) if tile >= rows else groups)
     block = shape[0] * shape[1] * size
     unroll = _power_of_two(max(1, min(256 // tile, 16, RING_BYTES // (4 * block))))
     slots = _power_of_two(max(2, min(32, RING_BYTES // (unroll * block))))

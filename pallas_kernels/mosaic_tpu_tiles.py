@@ -17,12 +17,6 @@ def round_up(size: int, multiple: int) -> int:
     return pl.cdiv(size, multiple) * multiple
 
 
-def block_shape(w, gates) -> tuple[int, int]:
-    """(K/R, N/C) of a weight in either layout."""
-    _, num_r, num_c = gates.shape
-    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
-
-
 def block_at(ref, r, c, shape: tuple[int, int]):
     """The block (r, c) of a reference in either layout, as a reference."""
     if len(ref.shape) == 4:

@@ -14,11 +14,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_tiles import (
     LANES,
     block_at,
-    block_shape,
     columns,
     dot,
     gate_column,

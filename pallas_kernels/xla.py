@@ -18,6 +18,7 @@ from jax import lax
 from pallas_kernels import xla_decode
 from pallas_kernels.layout import from_block_major, to_block_major
 from pallas_kernels.mesh_axes import zeros
+from pallas_kernels.xla_decode import columns
 
 DECODE_ROWS = 16
 # Rows of a large batch that are taken at a time, so that temporaries stay in cache.
@@ -66,10 +67,6 @@ def _dot_transposed(a, b):
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _columns(array, block, width):
-    return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
-
-
 def _over_tiles(function, w, *arrays):
     """Applies ``function(w, *arrays)`` to some rows of the arrays at a time."""
     rows = arrays[0].shape[0]
@@ -116,8 +113,8 @@ def _batched_input_gradients(w, x, gates, dy):
 
     def column_block(c, carry):
         dx, dgates = carry
-        column = w[c].reshape(x.shape[1], width) if w.ndim == 4 else _columns(w, c, width)
-        q = _dot_transposed(_columns(dy, c, width), column).reshape(x_blocks.shape)
+        column = w[c].reshape(x.shape[1], width) if w.ndim == 4 else columns(w, c, width)
+        q = _dot_transposed(columns(dy, c, width), column).reshape(x_blocks.shape)
         dgate = (x_blocks * q).sum(-1)[None]
         dx += q * lax.dynamic_slice(gates, (0, 0, c), (rows, num_r, 1))
         return dx, lax.dynamic_update_slice(dgates, dgate, (c, 0, 0))

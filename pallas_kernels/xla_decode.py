@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import zeros
 
 STREAMS = 8
@@ -25,21 +26,21 @@ STREAMED_ROWS = 4
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
     product = _streamed_blocks if x.shape[0] <= STREAMED_ROWS else _dots
-    return product(x.astype(jnp.float32), _sliceable(w), gates.astype(jnp.float32)).astype(x.dtype)
+    return product(x.astype(jnp.float32), w, gates.astype(jnp.float32)).astype(x.dtype)
 
 
 def input_gradients(x, w, gates, dy):
     """dx [b, K] in the dtype of ``x`` and dgates [b, R, C] in float32; see ``reference.input_gradients``."""
-    shape, w = _block_shape(w, gates), _sliceable(w)
+    shape = block_shape(w, gates)
     dtype, x, dy = x.dtype, x.astype(jnp.float32), dy.astype(jnp.float32)
 
     def block(c, r, carry):
         dx, dgates = carry
-        q = lax.dot_general(_columns(dy, c, shape[1]), _block(w, r, c, shape), (((1,), (1,)), ((), ())))
-        dgate = (_columns(x, r, shape[0]) * q).sum(-1)[:, None, None]
+        q = lax.dot_general(columns(dy, c, shape[1]), _block(w, r, c, shape), (((1,), (1,)), ((), ())))
+        dgate = (columns(x, r, shape[0]) * q).sum(-1)[:, None, None]
         return _add_columns(dx, q * _gate(gates, r, c), r), lax.dynamic_update_slice(dgates, dgate, (0, r, c))
 
-    walk = _walk(gates)
+    walk = _walk(w, gates)
     init = zeros(x.shape, x), zeros(gates.shape, x)
     dx, dgates = lax.fori_loop(0, gates.shape[2], lambda c, carry: walk(c, block, carry), init)
     return dx.astype(dtype), dgates
@@ -47,7 +48,7 @@ def input_gradients(x, w, gates, dy):
 
 def _streamed_blocks(x, w, gates):
     rows, num_r, num_c = gates.shape
-    bk, bn = _block_shape(w, gates)
+    bk, bn = block_shape(w, gates)
     streams = next(number for number in range(STREAMS, 0, -1) if bk % number == 0)
     length = bk // streams
     x = x.reshape(rows, num_r, streams, length)
@@ -56,9 +57,9 @@ def _streamed_blocks(x, w, gates):
 
     def stream(r, c, j):
         if block_major:
-            part = lax.dynamic_slice(w, (c, r, j, 0, 0), (1, 1, 1, length, bn))
+            part = lax.dynamic_slice(_sliceable(w), (c, r, j, 0, 0), (1, 1, 1, length, bn))
         else:
-            part = lax.dynamic_slice(w, (r, j, 0, c, 0), (1, 1, length, 1, bn))
+            part = lax.dynamic_slice(_sliceable(w), (r, j, 0, c, 0), (1, 1, length, 1, bn))
         return _widen(part.reshape(1, length, bn))
 
     def block(c, r, sums):
@@ -66,22 +67,22 @@ def _streamed_blocks(x, w, gates):
         scaled *= _gate(gates, r, c)[:, :, None]
         return sums + functools.reduce(jnp.add, (scaled[:, j, :, None] * stream(r, c, j) for j in range(streams)))
 
-    return _by_column(gates, block, zeros((rows, length, bn), x), lambda sums: sums.sum(1))
+    return _by_column(w, gates, block, zeros((rows, length, bn), x), lambda sums: sums.sum(1))
 
 
 def _dots(x, w, gates):
-    shape = _block_shape(w, gates)
+    shape = block_shape(w, gates)
 
     def block(c, r, sums):
-        return sums + jnp.dot(_columns(x, r, shape[0]), _block(w, r, c, shape)) * _gate(gates, r, c)
+        return sums + jnp.dot(columns(x, r, shape[0]), _block(w, r, c, shape)) * _gate(gates, r, c)
 
-    return _by_column(gates, block, zeros((x.shape[0], shape[1]), x), lambda sums: sums)
+    return _by_column(w, gates, block, zeros((x.shape[0], shape[1]), x), lambda sums: sums)
 
 
-def _by_column(gates, block, init, finish):
+def _by_column(w, gates, block, init, finish):
     """y [b, N]: for each column of blocks, ``block(c, r, sums)`` over those kept, from ``init``, then ``finish``."""
     rows, _, num_c = gates.shape
-    walk = _walk(gates)
+    walk = _walk(w, gates)
     result = jax.eval_shape(finish, init)
 
     def column(c, y):
@@ -91,11 +92,14 @@ def _by_column(gates, block, init, finish):
     return y.swapaxes(0, 1).reshape(rows, num_c * result.shape[1])
 
 
-def _walk(gates):
+def _walk(w, gates):
     """``walk(c, block, carry)``: ``carry = block(c, r, carry)`` for the blocks (r, c) of a column that some row keeps.
 
     The rows r come from a table with a line for each column. A row's place in it is the running count of kept ones, and
     the table is filled by comparing places: no sort and no scatter.
+
+    What a loop does to the whole weight, XLA moves out of it, and makes a copy of the weight: for bfloat16 the step to
+    its bits (see ``_sliceable``). It moves nothing out of a branch, so there the loop body is one that is always taken.
     """
     num_r = gates.shape[1]
     kept = (gates != 0).any(0).T
@@ -105,18 +109,19 @@ def _walk(gates):
     table = jnp.where(here, r[None, :, None], 0).sum(1)
 
     def walk(c, block, carry):
-        return lax.fori_loop(0, counts[c, -1], lambda i, carry: block(c, table[c, i], carry), carry)
+        def body(i, carry):
+            r = table[c, i]
+            if w.dtype != jnp.bfloat16:
+                return block(c, r, carry)
+            return lax.cond(r >= 0, lambda carry: block(c, r, carry), lambda carry: carry, carry)
+
+        return lax.fori_loop(0, counts[c, -1], body, carry)
 
     return walk
 
 
-def _block_shape(w, gates):
-    _, num_r, num_c = gates.shape
-    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
-
-
 def _sliceable(w):
-    """A bfloat16 weight as its bits, uint16, anything else as it is.
+    """A bfloat16 weight as its bits, uint16, anything else as it is; to be called where the slice is taken.
 
     XLA slices no bfloat16 on a CPU: it makes a float32 copy of the whole weight outside of the loop and slices that.
     """
@@ -131,6 +136,7 @@ def _widen(part):
 
 
 def _block(w, r, c, shape):
+    w = _sliceable(w)
     if w.ndim == 4:
         return _widen(lax.dynamic_slice(w, (c, r, 0, 0), (1, 1, *shape)).reshape(shape))
     return _widen(lax.dynamic_slice(w, (r * shape[0], c * shape[1]), shape))
@@ -140,7 +146,8 @@ def _gate(gates, r, c):
     return lax.dynamic_slice(gates, (0, r, c), (gates.shape[0], 1, 1))[:, 0].astype(jnp.float32)
 
 
-def _columns(array, block, width):
+def columns(array, block, width):
+    """The columns of a block."""
     return lax.dynamic_slice(array, (0, block * width), (array.shape[0], width))
 
 

@@ -66,9 +66,18 @@ def test_equal_words_are_cut_in_order():
     assert set(np.asarray(draws(jnp.zeros(8), 1.0, 0.24))) == {0, 1}
 
 
-def test_temperature_zero_is_the_most_probable_word():
-    logits = jnp.array([0.0, 2.0, 1.999, -5.0])
-    assert set(np.asarray(draws(logits, 0.0, 1.0))) == {1}
+@given(hnp.arrays(np.float32, 8, elements=st.floats(-4, 4, width=32), unique=True), st.floats(0.3, 2.0))
+def test_without_a_cut_all_words_have_their_probabilities(logits, temperature):
+    expected, _ = nucleus(logits, temperature, 1.0)
+    found = np.bincount(draws(logits, temperature, None), minlength=8) / 1000
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / 1000) + 1e-9)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(None, None), (1.2e-38, None), (1.2e-38, 0.9)])
+def test_without_or_with_next_to_no_temperature_it_is_the_most_probable_word(temperature, top_p):
+    logits = jnp.array([0.0, 2.0, 4.0, 3.999, 4.0, -jnp.inf])
+    expected = {2} if temperature is None else {2, 4}
+    assert set(np.asarray(draws(logits, temperature, top_p))) == expected
 
 
 def test_greedy_text_is_the_argmax_of_the_model_on_that_text(lm, params):
@@ -102,7 +111,10 @@ def test_a_small_nucleus_is_greedy(lm, params):
     np.testing.assert_array_equal(greedy, nearly)
 
 
-def test_other_keys_temperatures_and_sets_need_no_compilation(lm, params):
+@pytest.mark.parametrize(
+    "settings", [((1.0, 1.0), (0.4, 1.0)), ((1.0, 0.3), (2.0, 0.9)), ((0.0, 1.0), (0.0, 0.5), (1e-50, 1.0))]
+)
+def test_other_keys_temperatures_and_sets_need_no_compilation(lm, params, settings):
     traces = []
 
     def counted(*args, **kwargs):
@@ -110,11 +122,19 @@ def test_other_keys_temperatures_and_sets_need_no_compilation(lm, params):
         return lm.apply(*args, **kwargs)
 
     model = lm._replace(apply=counted)
-    for seed, temperature, top_p in ((0, 1.0, 1.0), (1, 0.0, 0.3), (2, 2.0, 0.9)):
+    for seed, (temperature, top_p) in enumerate(settings):
         generate(model, params, PROMPT, key=jax.random.key(seed), length=5, temperature=temperature, top_p=top_p)
         if seed == 0:
             first = len(traces)
     assert len(traces) == first
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "sorts"), [(0.0, 0.9, 0), (1.0, 1.0, 0), (1.0, 0.9, 1)])
+def test_only_a_nucleus_sorts_the_vocabulary(lm, params, temperature, top_p, sorts):
+    def run(params):
+        return generate(lm, params, PROMPT, key=jax.random.key(0), length=3, temperature=temperature, top_p=top_p)
+
+    assert str(jax.make_jaxpr(run)(params)).count(" sort[") == sorts
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 
-from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
+from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major, xla
 
 IMPLEMENTATIONS = ("reference", "xla")
 ROWS = (1, 3, 16, 17, 70)
@@ -113,6 +113,18 @@ def test_single_rows_and_columns_of_blocks(implementation, rows, shape):
 def test_many_rows(implementation, rows):
     p = problem(rows)
     assert_matches(run(p, implementation), expected(p))
+
+
+@each_layout
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("name", ["forward", "input_gradients"])
+def test_few_rows_on_a_cpu_make_no_copy_of_the_weight(name, rows, dtype, layout):
+    p = problem(rows, shape=(4, 8, 64, 64), dtype=dtype)
+    w = to_block_major(p.w, (64, 64)) if layout == "block-major" else p.w
+    arguments = (p.x, w, p.gates, p.dy)[: 3 if name == "forward" else 4]
+    compiled = jax.jit(getattr(xla, name)).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < w.nbytes / 2
 
 
 @each_implementation

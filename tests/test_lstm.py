@@ -147,6 +147,13 @@ def test_a_traced_sparsity_equals_a_static_one():
     np.testing.assert_allclose(outputs, trace.outputs, atol=2e-4)
 
 
+@pytest.mark.parametrize("sparsity", [0.5, 0.0])
+def test_nothing_is_searched_for_where_all_blocks_are_kept(sparsity):
+    config = configuration("linear", sparsity=sparsity)
+    traced = jax.make_jaxpr(jax.grad(lambda a: forward(config, a)[0].sum()))(arguments(config))
+    assert ("name=largest" in str(traced)) == (sparsity > 0)
+
+
 def test_bfloat16_inputs_are_close_and_the_carry_stays_float32():
     config = configuration("one block row", dtype="bfloat16")
     a = arguments(config)

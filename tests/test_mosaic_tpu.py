@@ -1,5 +1,6 @@
 """The TPU kernels: right in both interpreters of Pallas, and compiled for real chips without one."""
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -97,6 +98,12 @@ def small_ring(monkeypatch) -> None:
     monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
 
 
+@pytest.fixture
+def one_core(monkeypatch) -> None:
+    """Every block column in one step, as on a chip with one core; elsewhere here there are two."""
+    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: 1)
+
+
 # In the interpreters --------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +135,13 @@ def test_value_and_gradients_in_the_other_interpreter(rows, dtype, layout):
 
 
 @pytest.mark.usefixtures("small_ring")
+@pytest.mark.parametrize(("rows", "dtype"), [(3, "float32"), pytest.param(40, "bfloat16", marks=pytest.mark.slow)])
+def test_two_cores_share_the_columns(rows, dtype):
+    p = problem(rows, dtype=dtype)
+    assert_matches(p, run(p, mosaic_tpu, interpret=dataclasses.replace(SIMULATED, num_cores_or_threads=2)))
+
+
+@pytest.mark.usefixtures("small_ring", "one_core")
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 27])
 def test_a_ring_that_goes_round_with_any_number_left_over(kept):
     p = without_nan(problem(1, grid=(4, 7)))
@@ -140,6 +154,7 @@ def test_a_ring_that_goes_round_with_any_number_left_over(kept):
     np.testing.assert_allclose(y, oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
 
 
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.slow
 def test_the_full_ring_goes_round():
     p = problem(2, grid=(10, 11), density=0.9)
@@ -184,6 +199,13 @@ def test_all_gates_zero(rows):
     p = p._replace(gates=jnp.zeros_like(p.gates), w=jnp.full_like(p.w, jnp.nan))
     for array in run(p, mosaic_tpu, interpret=SIMULATED):
         np.testing.assert_array_equal(array, 0)
+
+
+@pytest.mark.usefixtures("small_ring", "one_core")
+@pytest.mark.parametrize("rows", [1, pytest.param(40, marks=pytest.mark.slow)])
+def test_value_and_gradients_on_one_core(rows):
+    p = problem(rows)
+    assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
 
 
 def test_no_rows():
@@ -276,6 +298,19 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
             ),
         ):
             assert cut.vmem < 56 * 2**20
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("rows", [1, 16, 512])
+@pytest.mark.parametrize("num_outputs", [1, 2, 13, 48])
+def test_every_core_has_as_many_steps(cores, rows, num_outputs, monkeypatch):
+    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: cores)
+    w = jax.ShapeDtypeStruct((12 * 128, num_outputs * 128), "float32")
+    plan = mosaic_tpu_plan.plan_tiles(rows, num_outputs, w, BLOCK, whole=12 * 128, outputs=128, lanes=12)
+    groups = -(-num_outputs // plan.group)
+    assert groups % min(cores, num_outputs) == 0
+    if rows <= 16:
+        assert groups == min(cores, num_outputs)
 
 
 # Compiled for chips ---------------------------------------------------------------------------------------------------
