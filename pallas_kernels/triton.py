@@ -16,9 +16,11 @@ of the dot, so nothing but w, x and the result moves. One row is a matrix-vector
 bit. Where a result has too few tiles to occupy the chip, several programs share the walk and their sums are added up
 outside.
 
-Numerics: sums are accumulated in float32 and cast once. Products of float32 are made of three TF32 products, about as
-exact as float32; products of bfloat16 are exact. In dw the gate stands before the dot, and for bfloat16 the scaled
-rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a second product.
+Numerics: sums are accumulated in float32 and cast once. Products of float32 are those of XLA's dense product: one TF32
+product where ``jax_default_matmul_precision`` is not set, three, about as exact as float32, with "float32" or
+"highest"; of one row always float32. Products of bfloat16 are exact. In dw the gate stands before the dot, and for
+bfloat16 the scaled rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a
+second product, the fourth where dense has three.
 
 Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``owned`` columns of y.
 """

@@ -2,11 +2,11 @@
 
     JAX_PLATFORMS=cpu python tests/aot_gpu.py
 
-One JSON object a line: function, dtype, rows, layout; the kernel's registers and bytes spilled as ptxas counts them;
-tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and jax-cuda13-pjrt in the
-version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is missing it says so and ends
-with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads its flags once, when it
-starts.
+One JSON object a line: function, dtype, rows, layout, precision of products; the kernel's registers and bytes spilled
+as ptxas counts them; tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and
+jax-cuda13-pjrt in the version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is
+missing it says so and ends with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads
+its flags once, when it starts.
 """
 
 import importlib.util
@@ -33,6 +33,7 @@ class Case(NamedTuple):
     dtype: str
     rows: int
     layout: str
+    precision: str | None = None
 
 
 def cases() -> Iterator[Case]:
@@ -42,6 +43,8 @@ def cases() -> Iterator[Case]:
                 yield Case(function, dtype, rows, "row-major")
             for rows in (1, 64):
                 yield Case(function, dtype, rows, "block-major")
+        for rows in (16, 64):
+            yield Case(function, "float32", rows, "row-major", "float32")
 
 
 def find_ptxas() -> str | None:
@@ -102,7 +105,7 @@ def compile_all(dump: Path, ptxas: str) -> None:
         ]
         arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
         arrays = arrays[:3] if case.function == "forward" else arrays
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), jax.default_matmul_precision(case.precision):
             lowered = jax.jit(getattr(triton, case.function)).lower(*arrays)
         lowered.compile()
         print(json.dumps(case._asdict() | resources(dump, ptxas)), flush=True)
