@@ -168,10 +168,12 @@ def input_cotangents(
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
         return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
+    scores, kept = gating.scores, gating.kept
+    assert scores is not None and kept is not None, "apply_linear was called without save"
     gates = own_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     dx, dgates = summed(dx), all_columns(dgates)
-    _, pull_values = jax.vjp(lambda s: options.values(s, gating.kept), gating.scores)
+    _, pull_values = jax.vjp(lambda s: options.values(s, kept), scores)
     (dscores,) = pull_values(dgates)
     _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
     return dx + pull_scores(dscores)[0], dscores

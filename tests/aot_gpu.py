@@ -55,6 +55,15 @@ def find_ptxas() -> str | None:
     return next(wheel, None) or shutil.which("ptxas")
 
 
+def need_compiler() -> str:
+    """ptxas; ends the program where it or a plugin is missing."""
+    ptxas = find_ptxas()
+    if ptxas is None or any(importlib.util.find_spec(name) is None for name in ("jax_cuda13_plugin", "jax_plugins")):
+        print("jax-cuda13-plugin, jax-cuda13-pjrt or ptxas (nvidia-cuda-nvcc) is not installed")
+        sys.exit(MISSING)
+    return ptxas
+
+
 def resources(dump: Path, ptxas: str) -> dict[str, Any]:
     """What ptxas says of the one kernel of ours among the PTX files that XLA left in ``dump``; empties ``dump``."""
     found = [path for path in dump.glob("*.ptx") if re.search(r"\.entry \w+_kernel\(", path.read_text())]
@@ -82,18 +91,25 @@ def resources(dump: Path, ptxas: str) -> dict[str, Any]:
     }
 
 
-def compile_all(dump: Path, ptxas: str) -> None:
+def h200() -> tuple[Any, Any]:
+    """A mesh of one H200, and the sharding of what lies there."""
     import jax
-    import jax.numpy as jnp
     from jax.experimental import topologies
-
-    sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton
 
     target = (HERE / "h200.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
     mesh = topologies.make_mesh(topology, (1,), ("x",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return mesh, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def compile_all(dump: Path, ptxas: str) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    sys.path.insert(0, str(HERE.parent))
+    from pallas_kernels import triton
+
+    mesh, sharding = h200()
     k, n = ROW_BLOCKS * BLOCK, COLUMN_BLOCKS * BLOCK
     for case in cases():
         w = (k, n) if case.layout == "row-major" else (COLUMN_BLOCKS, ROW_BLOCKS, BLOCK, BLOCK)
@@ -112,10 +128,7 @@ def compile_all(dump: Path, ptxas: str) -> None:
 
 
 if __name__ == "__main__":
-    ptxas = find_ptxas()
-    if ptxas is None or any(importlib.util.find_spec(name) is None for name in ("jax_cuda13_plugin", "jax_plugins")):
-        print("jax-cuda13-plugin, jax-cuda13-pjrt or ptxas (nvidia-cuda-nvcc) is not installed")
-        sys.exit(MISSING)
+    ptxas = need_compiler()
     with tempfile.TemporaryDirectory() as directory:
         # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"

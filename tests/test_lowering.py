@@ -122,7 +122,7 @@ def assert_waits_for_nothing(text):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "qrnn"])
-@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "largest_kernel"), ("tpu", "tpu_custom_call")])
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "gates_kernel"), ("tpu", "tpu_custom_call")])
 def test_decoding_on_an_accelerator_waits_for_nothing(platform, kernel, cell):
     text = lowered_decoding(platform, cell)
     assert kernel in text

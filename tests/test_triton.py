@@ -1,11 +1,6 @@
 """The Triton kernels: interpreted, compiled ahead of time for an H200, and on a GPU where there is one (-m gpu)."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -244,17 +239,10 @@ def test_the_kernels_lower_for_cuda(rows, dtype):
 
 
 @pytest.fixture(scope="module")
-def compiled_ahead_of_time(no_compiler) -> dict[tuple, dict]:
+def compiled_ahead_of_time(compile_for_a_gpu) -> dict[tuple, dict]:
     """What ``aot_gpu.py`` found out, by (function, dtype, rows, layout, precision)."""
-    script = Path(__file__).with_name("aot_gpu.py")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=600)
-    if done.returncode == 3:
-        no_compiler(done.stdout.strip())
-    assert done.returncode == 0, done.stderr[-2000:]
-    kernels = [json.loads(line) for line in done.stdout.splitlines()]
     keys = ("function", "dtype", "rows", "layout", "precision")
-    return {tuple(kernel[key] for key in keys): kernel for kernel in kernels}
+    return {tuple(kernel[key] for key in keys): kernel for kernel in compile_for_a_gpu("aot_gpu.py")}
 
 
 def test_every_kernel_compiles_for_an_h200_without_spills(compiled_ahead_of_time):
