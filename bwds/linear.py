@@ -169,7 +169,8 @@ def input_cotangents(
     if options is None or gating is None:
         return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
     scores, kept = gating.scores, gating.kept
-    assert scores is not None and kept is not None, "apply_linear was called without save"
+    assert scores is not None
+    assert kept is not None
     gates = own_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     dx, dgates = summed(dx), all_columns(dgates)
