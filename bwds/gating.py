@@ -1,5 +1,6 @@
 """From scores to gates: choose the k best blocks for every input, normalise what they scored (arXiv 2001.04686)."""
 
+import functools
 import math
 import numbers
 from typing import Any
@@ -140,33 +141,45 @@ def gate_values(
     Raises:
         ValueError: ``activation`` is unknown.
     """
-    dtype = scores.dtype
-    scores = scores.astype(jnp.float32)
     num_blocks = scores.shape[-1] * scores.shape[-2]
+    over_matrix = {"axis": (-2, -1), "keepdims": True}
+    values = scaled_scores(
+        scores.astype(jnp.float32),
+        kept,
+        num_blocks,
+        total=functools.partial(jnp.sum, **over_matrix),
+        largest=functools.partial(jnp.max, **over_matrix),
+        activation=activation,
+        normalization=normalization,
+    )
+    return values.astype(scores.dtype)
 
-    def total(values):
-        return values.sum((-2, -1), keepdims=True)
 
+def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, normalization):
+    """``gate_values`` of float32 scores in any arrangement, so that a kernel can take it too.
+
+    ``total`` and ``largest`` are the sum and the maximum over all scores of a matrix, of which ``num_blocks`` count.
+    """
     if activation == "softplus":
         values = jnp.where(kept, jax.nn.softplus(jnp.maximum(scores, SOFTPLUS_FLOOR)), 0.0)
         if normalization == "none":
-            return values.astype(dtype)
+            return values
         # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
-        values /= lax.stop_gradient(values.max((-2, -1), keepdims=True)).clip(*SCALE_RANGE)
-        return (values * (num_blocks / total(values))).astype(dtype)
+        values /= lax.stop_gradient(largest(values)).clip(*SCALE_RANGE)
+        return values * (num_blocks / total(values))
     if activation != "linear":
         raise ValueError(f"activation is {activation!r}; it must be 'linear' or 'softplus'.")
     values = jnp.where(kept, scores, 0.0)
     if normalization == "none":
-        return values.astype(dtype)
+        return values
     # The result does not depend on the scale of the scores: a constant factor keeps extreme ones in range.
-    largest = lax.stop_gradient(jnp.abs(values).max((-2, -1), keepdims=True))
-    all_zero = largest < SCALE_RANGE[0]
-    values = jnp.where(all_zero, kept.astype(jnp.float32), values / largest.clip(*SCALE_RANGE))
+    scale = lax.stop_gradient(largest(jnp.abs(values)))
+    all_zero = scale < SCALE_RANGE[0]
+    values = jnp.where(all_zero, kept.astype(jnp.float32), values / scale.clip(*SCALE_RANGE))
     sums = total(values)
     bound = SAFE_SUM * lax.stop_gradient(total(jnp.abs(values)))
     safe = jnp.where(jnp.abs(sums) >= bound, sums, jnp.where(sums < 0, -bound, bound))
-    return (values * (num_blocks / safe)).astype(dtype)
+    return values * (num_blocks / safe)
 
 
 def topk_gates(
@@ -244,17 +257,26 @@ def gate_scores(
         source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
             the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
     """
-    dtype, num_blocks = x.dtype, grid[0] * grid[1]
+    num_blocks = grid[0] * grid[1]
     if source == "random":
         return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
+    scores, bias = score_terms(params, x, num_blocks, source)
+    scores += jnp.expand_dims(bias, tuple(range(scores.ndim - 1)))
+    return scores.reshape(*x.shape[:-1], *grid)
+
+
+def score_terms(
+    params: dict[str, Array], x: Float[Array, "*b K"], num_blocks: int, source: GateSource
+) -> tuple[Float[Array, "*b n"], Float[Array, " n"]]:
+    """What ``gate_scores`` adds up: products, which depend on ``x``, and the bias, both float32."""
+    dtype = x.dtype
     if source == "frozen":
         params = lax.stop_gradient(params)
     if source == "bias":
-        scores = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
+        products = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
     elif "kernel" in params:
-        scores = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
+        products = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
     else:
         inner = jnp.matmul(x, params["down"].astype(dtype), preferred_element_type=jnp.float32)
-        scores = jnp.matmul(inner.astype(dtype), params["up"].astype(dtype), preferred_element_type=jnp.float32)
-    scores += jnp.expand_dims(params["bias"], tuple(range(scores.ndim - 1)))
-    return scores.reshape(*x.shape[:-1], *grid)
+        products = jnp.matmul(inner.astype(dtype), params["up"].astype(dtype), preferred_element_type=jnp.float32)
+    return products, params["bias"]

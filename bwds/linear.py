@@ -11,16 +11,29 @@ into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at 
 ``parameter_cotangents`` once, over the rows of all steps.
 """
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
-from bwds.axes import all_columns, own_columns, summed
+from bwds.axes import MODEL, all_columns, own_columns, summed
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
-from bwds.gating import Count, gate_scores, gate_values, init_gate, kept_count, select_blocks
+from bwds.gating import (
+    Count,
+    gate_scores,
+    gate_values,
+    init_gate,
+    kept_count,
+    scaled_scores,
+    score_terms,
+    select_blocks,
+)
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
+from pallas_kernels.gated import fuses, gated_matmul
+from pallas_kernels.mesh_axes import alike, axes_of
 
 Params = dict[str, Any]
 
@@ -41,10 +54,10 @@ class GateOptions(NamedTuple):
 
 
 class Gating(NamedTuple):
-    """What a gated product decided: kept for its backward pass and for usage statistics."""
+    """What a gated product decided: kept for its backward pass, and the gates for usage statistics."""
 
-    scores: Float[Array, "*b R C"]
-    kept: Bool[Array, "*b R C"]
+    scores: Float[Array, "*b R C"] | None
+    kept: Bool[Array, "*b R C"] | None
     gates: Float[Array, "*b R C"]
 
 
@@ -87,20 +100,32 @@ def linear(
         sparsity: fraction of blocks omitted, static or traced.
 
     Returns:
-        y [..., N] and what the gate decided (None if dense).
+        y [..., N] and what the gate decided (None if dense), perhaps the gates alone.
     """
     num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
-    return apply_linear(params, x, options, num_kept)
+    return apply_linear(params, x, options, num_kept, save=False)
 
 
 def apply_linear(
-    params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None
+    params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None, *, save: bool = True
 ) -> tuple[Float[Array, "*b N"], Gating | None]:
-    """``linear`` for a given number of kept blocks."""
+    """``linear`` for a given number of kept blocks.
+
+    Without ``save`` the gates are all that is told of the decision, which spares a GPU launches where rows are few.
+    """
     kernel = params["kernel"].astype(x.dtype)
     if options is None:
         return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype), None
+    if not save and _fuses(options, x, kernel, num_kept):
+        rows = x.reshape(-1, x.shape[-1])
+        products, bias = score_terms(params["gate"], rows, math.prod(options.grid), options.source)
+        y, gates = _fused(options, *alike(rows, kernel, products, bias), jnp.asarray(num_kept, jnp.int32))
+        return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
+    return _gate_and_multiply(options, x, kernel, scores, num_kept)
+
+
+def _gate_and_multiply(options, x, kernel, scores, num_kept):
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope)
     if options.source == "random":
         # They only choose: all kept gates are R * C / k.
@@ -108,6 +133,28 @@ def apply_linear(
     gates = options.values(scores, kept)
     y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(scores, kept, gates)
+
+
+def _fuses(options, x, kernel, num_kept) -> bool:
+    """Whether ``_fused`` does it: whole matrices of few rows, where there are blocks to choose from."""
+    if options.scope != "matrix" or options.source == "random" or MODEL in axes_of(kernel):
+        return False
+    if isinstance(num_kept, int) and num_kept == math.prod(options.grid):
+        return False
+    rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), x.shape[-1]), x.dtype)
+    return fuses(rows, kernel, options.grid, options.implementation)
+
+
+# A call outside of any jit compiles once, not every time.
+@functools.partial(jax.jit, static_argnums=0)
+def _fused(options, x, kernel, products, bias, num_kept):
+    def portable(x, kernel, products, bias, num_kept):
+        scores = (products + bias[None, :]).reshape(-1, *options.grid)
+        y, gating = _gate_and_multiply(options, x, kernel, scores, num_kept)
+        return y, gating.gates
+
+    scale = functools.partial(scaled_scores, activation=options.activation, normalization=options.normalization)
+    return gated_matmul(portable, scale, options.grid, x, kernel, products, bias, num_kept)
 
 
 def input_cotangents(
@@ -121,10 +168,13 @@ def input_cotangents(
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
         return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
+    scores, kept = gating.scores, gating.kept
+    assert scores is not None
+    assert kept is not None
     gates = own_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     dx, dgates = summed(dx), all_columns(dgates)
-    _, pull_values = jax.vjp(lambda s: options.values(s, gating.kept), gating.scores)
+    _, pull_values = jax.vjp(lambda s: options.values(s, kept), scores)
     (dscores,) = pull_values(dgates)
     _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
     return dx + pull_scores(dscores)[0], dscores

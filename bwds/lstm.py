@@ -102,10 +102,16 @@ def lstm(
 
 
 def _step(
-    params: Params, bias: Array, num_kept: Count | None, options: GateOptions | None, carry: LSTMCarry, z: Array
+    params: Params,
+    bias: Array,
+    num_kept: Count | None,
+    options: GateOptions | None,
+    carry: LSTMCarry,
+    z: Array,
+    save: bool = True,
 ) -> tuple[LSTMCarry, _Saved]:
     h_in = carry.h.astype(z.dtype)
-    recurrent, gating = apply_linear(params, h_in, options, num_kept)
+    recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
     total = all_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
     i, f, g, o = jnp.split(total, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
@@ -116,7 +122,7 @@ def _step(
 
 def _scan(options, params, bias, num_kept, z, carry, save: bool):
     def body(carry, z):
-        carry, saved = _step(params, bias, num_kept, options, carry, z)
+        carry, saved = _step(params, bias, num_kept, options, carry, z, save)
         used = None if saved.gating is None else usage(saved.gating)
         return carry, (carry.h.astype(z.dtype), used, saved if save else None)
 

@@ -1,11 +1,14 @@
 """Marks the k largest of many scores, by a search for the k-th largest instead of a sort.
 
-Scores become integers in the same order, and bisection over their 32 bits finds the k-th largest: 32 times, count how
-many are at least as large. Bisection over the index then settles ties. It takes a traced k, and every row its own
-threshold. On a CPU that is many times faster than ``lax.top_k``. On an accelerator each count would be a launch or two,
-and a test for ties a wait for the host, so there the whole search is one kernel (``topk_kernels``).
+Scores become integers in the same order, and bisection counts how many are at least as large as the middle. It ends
+when k are: after 18 of 32 steps, in the mean, for 4,096 normal scores. Only where it never comes to that, because the
+k-th largest has equals, bisection over the index settles which of them are in. It takes a traced k, and every row its
+own threshold. On a CPU that is many times faster than ``lax.top_k``. On an accelerator each count would be a launch or
+two, and an end that data decide a wait for the host, so there the whole search is one kernel (``topk_kernels``); rows
+that are too long for it take all the steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
+
+from pallas_kernels.mesh_axes import like
 
 
 @jax.jit
@@ -31,10 +36,10 @@ def largest(scores: Float[Array, "*b n"], k: int | Int32[Array, ""]) -> Bool[Arr
 def _by_platform(scores, k):
     from pallas_kernels import topk_kernels
 
-    kernels: dict[str, Callable[..., Any]] = {}
+    searches: dict[str, Callable[..., Any]] = {"cpu": functools.partial(plain, early=True)}
     if scores.size > 0 and scores.shape[-1] <= topk_kernels.MAX_SCORES:
-        kernels = {"tpu": topk_kernels.largest_tpu, "cuda": topk_kernels.largest_cuda}
-    return lax.platform_dependent(scores, k, **kernels, default=_bisected)
+        searches |= {"tpu": topk_kernels.largest_tpu, "cuda": topk_kernels.largest_cuda}
+    return lax.platform_dependent(scores, k, **searches, default=functools.partial(plain, early=False))
 
 
 @_by_platform.def_vmap
@@ -52,42 +57,60 @@ def sortable(scores):
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def bisect(low, high, accept, steps: int):
-    """Largest value in [low, high) for which ``accept`` holds, in ``steps`` halvings.
+def plain(scores, k, *, early):
+    """``largest`` of every row of ``scores`` [b, n] by plain operations; ``early``: see ``search``."""
+    keys = sortable(scores)
+    zero = like(jnp.zeros((keys.shape[0], 1), jnp.int32), keys)
 
-    It holds for ``low`` and is decreasing. ``low`` and ``high`` are int32 arrays.
-    """
+    def count(mask):
+        return mask.sum(1, keepdims=True, dtype=jnp.int32)
 
-    def halve(_, bounds):
-        low, high = bounds
-        # Mean of two integers without overflow.
-        middle = (low & high) + ((low ^ high) >> 1)
-        ok = accept(middle)
-        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-    return lax.fori_loop(0, steps, halve, (low, high))[0]
+    return search(keys, lax.broadcasted_iota(jnp.int32, keys.shape, 1), zero, count, k, keys.shape[1], early=early)
 
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 
 
-def _bisected(scores, k):
-    keys = sortable(scores)
-    n = keys.shape[1]
+def search(keys, index, zero, count, k, n: int, *, early: bool):
+    """Marks the ``k`` largest keys of every row, and among equals those with the smallest index.
 
-    def count(mask):
-        return mask.sum(1, keepdims=True, dtype=jnp.int32)
+    Args:
+        keys: int32, rows first.
+        index: int32 like ``keys``, from 0 to n - 1; what is beyond has the key ``LOWEST`` and is not chosen.
+        zero: int32 zeros, one a row.
+        count: how many of its row a mask like ``keys`` marks, like ``zero``.
+        k: at most n, in the type of a count.
+        n: keys of a row.
+        early: ends when all rows have found theirs, which a GPU cannot tell without waiting, except in a kernel.
+    """
+    steps = (None, None) if early else (32, (n + 1).bit_length())
+    threshold = _bisect(zero + LOWEST, zero + HIGHEST, lambda middle: count(keys >= middle) - k, steps[0])
+    above, equal = keys > threshold, keys == threshold
 
-    # From the keys, so that the loop carries what varies over the same mesh axes as they.
-    zero = keys[:, :1] & 0
-    threshold = bisect(zero + LOWEST, zero + HIGHEST, lambda middle: count(keys >= middle) >= k, 32)
+    def before(end):
+        return above | (equal & (index < end))
 
-    def break_ties():
-        above, equal = keys > threshold, keys == threshold
-        index = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
-        room = k - count(above)
-        last = bisect(zero, zero + (n + 1), lambda end: count(equal & (index < end)) <= room, (n + 1).bit_length())
-        return above | (equal & (index < last))
+    # Where there are no more of them than k, nothing is left to search.
+    start = jnp.where(count(keys >= threshold) > k, zero, n)
+    return before(_bisect(start, zero + (n + 1), lambda end: k - count(before(end)), steps[1]))
 
-    at_least = keys >= threshold
-    return lax.cond((count(at_least) == k).all(), lambda: at_least, break_ties)
+
+def _bisect(low, high, excess, steps: int | None):
+    """A value in [low, high) whose excess is 0, or else the largest whose excess is not negative.
+
+    The excess is decreasing, and not negative for ``low``. ``low`` and ``high`` are int32 arrays. ``steps``: as many
+    halvings; None: as long as one is needed.
+    """
+
+    def halve(bounds):
+        low, high = bounds
+        # Mean of two integers without overflow.
+        middle = (low & high) + ((low ^ high) >> 1)
+        over = excess(middle)
+        low, high = jnp.where(over >= 0, middle, low), jnp.where(over >= 0, high, middle)
+        return low, jnp.where(over == 0, low + 1, high)
+
+    if steps is None:
+        # As a sum of floats, since Triton knows no ``any``.
+        return lax.while_loop(lambda b: jnp.sum(jnp.where(b[0] + 1 < b[1], 1.0, 0.0)) > 0, halve, (low, high))[0]
+    return lax.fori_loop(0, steps, lambda _, bounds: halve(bounds), (low, high))[0]

@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_tiles import LANES, pad_rows, round_up
-from pallas_kernels.topk import HIGHEST, LOWEST, bisect, sortable
+from pallas_kernels.topk import LOWEST, search, sortable
 
 MAX_SCORES = 32_768
 """Of one row: 64 a thread on a GPU."""
@@ -68,8 +68,7 @@ def _cuda_kernel(k_ref, scores_ref, mask_ref, *, width, n):
 
 
 def _search(scores, k, n):
-    """A mask, int32, of the ``k`` largest among the first ``n`` of every row."""
-    k = k.astype(jnp.float32)
+    """A mask of the ``k`` largest among the first ``n`` of every row."""
     index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     # What fills the row up comes after everything, also after equals.
     keys = jnp.where(index < n, sortable(scores), LOWEST)
@@ -78,11 +77,5 @@ def _search(scores, k, n):
         # In float32, which adds whole numbers this small exactly and which every reduction takes.
         return jnp.sum(jnp.where(mask, 1.0, 0.0), axis=1, keepdims=True)
 
-    rows = (scores.shape[0], 1)
-    low, high = jnp.full(rows, LOWEST, jnp.int32), jnp.full(rows, HIGHEST, jnp.int32)
-    threshold = bisect(low, high, lambda middle: count(keys >= middle) >= k, 32)
-    above, equal = keys > threshold, keys == threshold
-    room = k - count(above)
-    start, end = jnp.zeros(rows, jnp.int32), jnp.full(rows, n + 1, jnp.int32)
-    last = bisect(start, end, lambda end: count(equal & (index < end)) <= room, (n + 1).bit_length())
-    return (above | (equal & (index < last))).astype(jnp.int32)
+    zero = jnp.zeros((scores.shape[0], 1), jnp.int32)
+    return search(keys, index, zero, count, k.astype(jnp.float32), n, early=True).astype(jnp.int32)

@@ -9,16 +9,18 @@ the blocks that matter to it:
     dw              program (tile of w):           dw += x[:, r]^T @ (gates[:, r, c] * dy[:, c])
 
 Which blocks those are is a bit mask, one or more words of 32 bits for each tile of rows and block column (or block
-row): made by one elementwise pass over the gates, so there is no list, no sort and no atomic addition. A block that
-no row of the tile keeps is not read, at any number of rows. Every row has its own gate, applied to the float32 result
-of the dot, so nothing but w, x and the result moves. One row is a matrix-vector product on the ordinary cores; two to
-16 rows are padded to the 16 of the smallest tensor-core product. A large block is walked in parts, by repeating its
-bit. Where a result has too few tiles to occupy the chip, several programs share the walk and their sums are added up
-outside.
+row): made in one pass over the gates, so there is no list, no sort and no atomic addition. A block that no row of the
+tile keeps is not read, at any number of rows. Every row has its own gate, applied to the float32 result of the dot, so
+nothing but w, x and the result moves. One row is a matrix-vector product on the ordinary cores; two to
+16 rows are padded to the 16 of the smallest tensor-core product. A large block is walked in parts. Where a result has
+too few tiles to occupy the chip, several programs share the walk, each taking one kept block in so many, and their sums
+are added up outside.
 
-Numerics: sums are accumulated in float32 and cast once. Products of float32 are made of three TF32 products, about as
-exact as float32; products of bfloat16 are exact. In dw the gate stands before the dot, and for bfloat16 the scaled
-rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a second product.
+Numerics: sums are accumulated in float32 and cast once. Products of float32 are those of XLA's dense product: one TF32
+product where ``jax_default_matmul_precision`` is not set, three, about as exact as float32, with "float32" or
+"highest"; of one row always float32. Products of bfloat16 are exact. In dw the gate stands before the dot, and for
+bfloat16 the scaled rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a
+second product, the fourth where dense has three.
 
 Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``owned`` columns of y.
 """
@@ -26,6 +28,7 @@ Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``ow
 import functools
 import warnings
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -42,12 +45,18 @@ warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", Dep
 
 PROGRAMS = 132
 """Programs that occupy the chip: the multiprocessors of an H100 or H200."""
+FEW_ROWS = 16
+"""Up to these a product is bound by the bytes of ``w``."""
+FEW_ROWS_PROGRAMS = 6 * PROGRAMS
+"""Programs that keep enough reads under way, and leave none to wait for the fullest column."""
 SMALLEST_BLOCK = 16
 """Rows and columns of the smallest tensor-core product."""
 MOST_SPLITS = 8
 
+Shaped = Array | jax.ShapeDtypeStruct
 
-def check(x: Array, w: Array, gates: Array) -> None:
+
+def check(x: Shaped, w: Shaped, gates: Shaped) -> None:
     """Raises a ValueError that says why, where these kernels do not take arguments that fit together."""
     for name, array in (("x", x), ("w", w)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
@@ -72,12 +81,19 @@ def forward(
     block, columns = _block_shape(w, gates), gates.shape[2]
     if x.shape[0] == 0:
         return jnp.zeros((0, columns * block[1]), x.dtype)
-    plan = _plan(x, block, result=(columns, block[1]), walked=(gates.shape[1], block[0]), interpret=interpret)
-    gates = _rows_last(gates)
-    bits = _bits(_by_tile(gates, plan.row_tile), 0, repeats=block[0] // plan.step, splits=plan.splits)
-    out = _result(plan, columns * block[1], x)
+    return product(x, w, _rows_last(gates), interpret=interpret)
+
+
+def product(x, w, gates, words=None, *, interpret: bool = False):
+    """``forward`` of gates [R, C, b], float32; ``words``: what ``_words`` makes of them, where that is known."""
+    (num_r, num_c, _), k = gates.shape, x.shape[1]
+    n = w.size // k
+    block = k // num_r, n // num_c
+    plan = _plan(x, block, result=(num_c, block[1]), walked=(num_r, block[0]), interpret=interpret)
+    words = _words(_by_tile(gates, plan.row_tile), 0) if words is None else words
+    out = _result(plan, n, x)
     kernel = triton_kernels.matvec_kernel if plan.rows == 1 else triton_kernels.forward_kernel
-    return _add_splits(_call(kernel, plan, out, bits, gates, x, w), x.dtype)
+    return _add_splits(_call(kernel, plan, out, words, gates, x, w), x.dtype)
 
 
 def input_gradients(
@@ -95,13 +111,13 @@ def input_gradients(
     (bk, bn), (rows, num_r, num_c) = _block_shape(w, gates), gates.shape
     plan = _plan(x, (bk, bn), result=(num_r, bk), walked=(num_c, bn), interpret=interpret)
     by_row = _rows_last(gates)
-    bits = _bits(_by_tile(by_row, plan.row_tile), 1, repeats=bn // plan.step, splits=plan.splits)
+    words = _words(_by_tile(by_row, plan.row_tile), 1)
     parts = (num_r, bk // plan.owned, num_c, bn // plan.step, rows)
     out = (
         _result(plan, num_r * bk, x),
         result((parts[0] * parts[1], parts[2] * parts[3], rows), jnp.float32, x),
     )
-    dx, dgates = _call(triton_kernels.input_gradients_kernel, plan, out, bits, by_row, x, w, dy)
+    dx, dgates = _call(triton_kernels.input_gradients_kernel, plan, out, words, by_row, x, w, dy)
     dgates = dgates.reshape(parts).sum((1, 3)).transpose(2, 0, 1)
     # What no program visited is not initialised, and may be NaN: it is selected away, not multiplied.
     return _add_splits(dx, x.dtype), jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
@@ -121,7 +137,7 @@ def weight_gradient(
         return jnp.zeros_like(w)
     bk, bn = _block_shape(w, gates)
     widest = 128 if x.dtype == jnp.bfloat16 else 64
-    row_tile = 16 if x.shape[0] <= 16 else 64
+    row_tile = 16 if x.shape[0] <= FEW_ROWS else 64
     plan = Plan(
         rows=x.shape[0],
         row_tile=row_tile,
@@ -130,15 +146,16 @@ def weight_gradient(
         tiles=x.shape[1] // min(bk, widest),
         strips=dy.shape[1] // min(bn, widest),
         splits=1,
+        parts=1,
         block=(bk, bn),
         num_warps=8 if widest == 128 else 4,
         num_stages=3 if widest == 128 else 2,
         interpret=interpret,
     )
     gates = _rows_last(gates)
-    bits = _bits(_by_tile(gates, row_tile), 2)
+    words = _words(_by_tile(gates, row_tile), 2)
     out = result(w.shape, w.dtype, x)
-    return _call(triton_kernels.weight_gradient_kernel, plan, out, bits, gates, x, dy)
+    return _call(triton_kernels.weight_gradient_kernel, plan, out, words, gates, x, dy)
 
 
 # Plans and masks ------------------------------------------------------------------------------------------------------
@@ -149,11 +166,15 @@ def _block_shape(w, gates) -> tuple[int, int]:
 
 
 def _plan(x, block, *, result, walked, interpret) -> Plan:
-    """The largest tiles that still give every multiprocessor a program; ``result`` and ``walked``: (blocks, size)."""
+    """The largest tiles that still give every multiprocessor a program; ``result`` and ``walked``: (blocks, size).
+
+    Several programs share a walk where there are too few, but none of few rows has less than four blocks to choose
+    from.
+    """
     rows, narrow = x.shape[0], x.dtype == jnp.bfloat16
     if rows == 1:
         shapes = [(1, 64 if narrow else 32)]
-    elif rows <= 16:
+    elif rows <= FEW_ROWS:
         shapes = [(16, 64), (16, 32)]
     elif narrow:
         shapes = [(128, 128), (64, 128), (64, 64), (64, 32)]
@@ -165,6 +186,7 @@ def _plan(x, block, *, result, walked, interpret) -> Plan:
         if tiles * strips >= PROGRAMS:
             break
     step = min(walked[1], 128 if narrow or row_tile <= 16 else 64)
+    wanted, most = (FEW_ROWS_PROGRAMS, walked[0] // 4) if rows <= FEW_ROWS else (PROGRAMS, walked[0])
     return Plan(
         rows=rows,
         row_tile=row_tile,
@@ -172,7 +194,8 @@ def _plan(x, block, *, result, walked, interpret) -> Plan:
         step=step,
         tiles=tiles,
         strips=strips,
-        splits=min(pl.cdiv(PROGRAMS, tiles * strips), walked[0] * walked[1] // step, MOST_SPLITS),
+        splits=max(1, min(pl.cdiv(wanted, tiles * strips), most, MOST_SPLITS)),
+        parts=walked[1] // step,
         block=block,
         num_warps=8 if row_tile * owned > 64 * 64 else 4,
         num_stages=3 if narrow else 2,
@@ -192,22 +215,19 @@ def _by_tile(gates, row_tile):
     return jnp.pad(gates != 0, ((0, 0), (0, 0), (0, tiles * row_tile - rows))).reshape(r, c, tiles, row_tile)
 
 
-def _bits(kept, axis, *, repeats=1, splits=1):
-    """Masks of what some row keeps, along one axis: int32 [splits, words, ...], a set bit an entry to visit.
+def _words(kept, axis):
+    """Bit masks of what is kept along one axis of bool [R, C, tiles, row_tile]: int32 [words, ..., tiles, 1].
 
-    Bit i of word j stands for entry 32 j + i, each entry of ``kept`` being ``repeats`` entries. The rows of a tile,
-    the last axis, are joined. Of all entries set, each program of a split gets those of every ``splits``-th place.
-    It is written as one reduction, which XLA fuses into one or two small kernels.
+    Bit i of word j stands for entry 32 j + i. Kernels join the masks along the last axis; here there is one for all
+    rows of a tile. It is written as one reduction, which XLA fuses into one or two small kernels.
     """
-    kept = jnp.repeat(jnp.moveaxis(kept, axis, 0), repeats, axis=0)
+    kept = jnp.moveaxis(kept, axis, 0)
     words = pl.cdiv(kept.shape[0], 32)
     kept = jnp.pad(kept, [(0, 32 * words - kept.shape[0])] + [(0, 0)] * (kept.ndim - 1))
-    kept = jnp.broadcast_to(kept.reshape(1, words, 32, *kept.shape[1:]), (splits, words, 32, *kept.shape[1:]))
-    split, word, bit = (lax.broadcasted_iota(jnp.uint32, kept.shape, dimension) for dimension in range(3))
-    kept = kept & ((32 * word + bit) % splits == split)
-    values = jnp.where(kept, jnp.uint32(1) << bit, jnp.uint32(0))
-    packed = lax.reduce(values, jnp.uint32(0), lax.bitwise_or, (2, values.ndim - 1))
-    return lax.bitcast_convert_type(packed, jnp.int32)
+    kept = kept.reshape(words, 32, *kept.shape[1:])
+    values = jnp.where(kept, jnp.uint32(1) << lax.broadcasted_iota(jnp.uint32, kept.shape, 1), jnp.uint32(0))
+    packed = lax.reduce(values, jnp.uint32(0), lax.bitwise_or, (1, values.ndim - 1))
+    return lax.bitcast_convert_type(packed, jnp.int32)[..., None]
 
 
 def _result(plan: Plan, width, x):
@@ -215,7 +235,8 @@ def _result(plan: Plan, width, x):
 
 
 def _add_splits(parts, dtype):
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0).astype(dtype)
+    # Written out, the sum becomes part of what comes next; as a reduction it would be a kernel of its own.
+    return functools.reduce(jnp.add, list(parts)).astype(dtype)
 
 
 def _call(kernel, plan: Plan, out_shape, *operands):

@@ -4,8 +4,10 @@ Arrays that a program holds have sizes that are powers of two: rows that are not
 written. Offsets are block indices times constants, so that the compiler sees that 16 bytes can be moved at once.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -13,7 +15,10 @@ from jax.experimental.pallas import triton as pltriton
 
 
 class Plan(NamedTuple):
-    """Static sizes of one kernel. The result is cut into tiles of rows x ``owned``; the walk goes by ``step``."""
+    """Static sizes of one kernel. The result is cut into tiles of rows x ``owned``.
+
+    The walk goes by ``step``, ``parts`` of which make a block; ``splits`` programs share it.
+    """
 
     rows: int
     row_tile: int
@@ -22,6 +27,7 @@ class Plan(NamedTuple):
     tiles: int
     strips: int
     splits: int
+    parts: int
     block: tuple[int, int]
     num_warps: int
     num_stages: int
@@ -35,7 +41,7 @@ class Plan(NamedTuple):
 # Kernels --------------------------------------------------------------------------------------------------------------
 
 
-def matvec_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
+def matvec_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     _, strip, split = _position(plan)
     c = lax.div(strip, plan.block[1] // plan.owned)
 
@@ -45,11 +51,11 @@ def matvec_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
         w = _weights(w_ref, plan, i, strip, (plan.step, plan.owned))[...]
         return total + x[:, None] * w.astype(jnp.float32)
 
-    total = _walk(bits_ref, split, (c, 0), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
+    total = _walk(plan, words_ref, split, (c, 0), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
     y_ref[split, 0, pl.ds(strip * plan.owned, plan.owned)] = total.sum(0).astype(y_ref.dtype)
 
 
-def forward_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
+def forward_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     tile, strip, split = _position(plan)
     c = lax.div(strip, plan.block[1] // plan.owned)
     rows, inside = _rows(plan, tile)
@@ -60,11 +66,11 @@ def forward_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, y_ref):
         w = _weights(w_ref, plan, i, strip, (plan.step, plan.owned))[...]
         return total + gate[:, None] * _dot(plan, x, w, (1, 0))
 
-    total = _walk(bits_ref, split, (c, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
+    total = _walk(plan, words_ref, split, (c, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
     _store(y_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
 
 
-def input_gradients_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, dy_ref, dx_ref, dgates_ref):
+def input_gradients_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, dy_ref, dx_ref, dgates_ref):
     tile, strip, split = _position(plan)
     r = lax.div(strip, plan.block[0] // plan.owned)
     rows, inside = _rows(plan, tile)
@@ -78,12 +84,12 @@ def input_gradients_kernel(plan: Plan, bits_ref, gates_ref, x_ref, w_ref, dy_ref
         pltriton.store(dgates_ref.at[strip, j, rows], (x * q).sum(1), mask=inside)
         return total + gate[:, None] * q
 
-    total = _walk(bits_ref, split, (r, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
+    total = _walk(plan, words_ref, split, (r, tile), add, jnp.zeros((plan.row_tile, plan.owned), jnp.float32))
     _store(dx_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
 
 
-def weight_gradient_kernel(plan: Plan, bits_ref, gates_ref, x_ref, dy_ref, dw_ref):
-    i, j, _ = _position(plan)
+def weight_gradient_kernel(plan: Plan, words_ref, gates_ref, x_ref, dy_ref, dw_ref):
+    i, j, split = _position(plan)
     r, c = lax.div(i, plan.block[0] // plan.step), lax.div(j, plan.block[1] // plan.owned)
 
     def add(tile, total):
@@ -100,7 +106,7 @@ def weight_gradient_kernel(plan: Plan, bits_ref, gates_ref, x_ref, dy_ref, dw_re
         total = total + _dot(plan, x, high.astype(dy.dtype), (0, 0))
         return total + _dot(plan, x, (scaled - high).astype(dy.dtype), (0, 0))
 
-    total = _walk(bits_ref, 0, (r, c), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
+    total = _walk(plan, words_ref, split, (r, c), add, jnp.zeros((plan.step, plan.owned), jnp.float32))
     _weights(dw_ref, plan, i, j, (plan.step, plan.owned))[...] = total.astype(dw_ref.dtype)
 
 
@@ -114,20 +120,33 @@ def _position(plan: Plan):
     return lax.rem(index, plan.tiles), lax.rem(rest, plan.strips), lax.div(rest, plan.strips)
 
 
-def _walk(bits_ref, split, where, body, carry):
-    """``body(index, carry)`` for every bit set in the words ``bits_ref[split, :, *where]``, in ascending order."""
+def _walk(plan: Plan, words_ref, split, where, body, carry):
+    """``body(index, carry)`` for the parts of every ``plan.splits``-th block marked in ``words_ref[:, *where]``.
 
-    def word(i, carry):
-        bits = bits_ref[(split, i, *where)]
+    In ascending order, from the block at place ``split``. A block is marked if any of the words along the last axis
+    has its bit. Dealt out by place among those marked, all splits get as many, give or take one.
+    """
 
-        def step(_, state):
+    def drop(_, bits):
+        return bits & (bits - 1)
+
+    def word(i, state):
+        skip, carry = state
+        bits = functools.reduce(jnp.bitwise_or, (words_ref[(i, *where, j)] for j in range(words_ref.shape[-1])))
+        marked = lax.population_count(bits)
+        mine = lax.div(jnp.maximum(marked - skip, 0) + (plan.splits - 1), plan.splits)
+
+        def step(n, state):
             bits, carry = state
-            index = 32 * i + lax.population_count((bits & -bits) - 1)
-            return bits & (bits - 1), body(index, carry)
+            block, part = 32 * i + lax.population_count((bits & -bits) - 1), lax.rem(n, plan.parts)
+            carry = body(block * plan.parts + part, carry)
+            rest = functools.reduce(lambda bits, _: drop(_, bits), range(plan.splits), bits)
+            return jnp.where(part == plan.parts - 1, rest, bits), carry
 
-        return lax.fori_loop(0, lax.population_count(bits), step, (bits, carry))[1]
+        _, carry = lax.fori_loop(0, mine * plan.parts, step, (lax.fori_loop(0, skip, drop, bits), carry))
+        return skip + plan.splits * mine - marked, carry
 
-    return lax.fori_loop(0, bits_ref.shape[1], word, carry)
+    return lax.fori_loop(0, words_ref.shape[0], word, (split, carry))[1]
 
 
 def _weights(ref, plan: Plan, i, j, shape):
@@ -157,9 +176,15 @@ def _store(ref, values, inside):
 
 
 def _dot(plan: Plan, a, b, contracted):
+    """In float32. Of float32, at the precision of ``jax_default_matmul_precision``, as XLA's own product takes it.
+
+    The tensor cores know TF32: one pass where that is not set or names it, else three, about as exact as float32.
+    """
+    precision = None
     if a.dtype == jnp.float32:
-        precision = lax.Precision.HIGHEST if plan.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-    else:
-        precision = None
+        chosen = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
+        single = chosen in (None, "default", "bfloat16", "BF16_BF16_F32", "TF32_TF32_F32")
+        passes = lax.DotAlgorithmPreset.TF32_TF32_F32 if single else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        precision = lax.Precision.HIGHEST if plan.interpret else passes
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

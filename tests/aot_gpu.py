@@ -2,11 +2,11 @@
 
     JAX_PLATFORMS=cpu python tests/aot_gpu.py
 
-One JSON object a line: function, dtype, rows, layout; the kernel's registers and bytes spilled as ptxas counts them;
-tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and jax-cuda13-pjrt in the
-version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is missing it says so and ends
-with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads its flags once, when it
-starts.
+One JSON object a line: function, dtype, rows, layout, precision of products; the kernel's registers and bytes spilled
+as ptxas counts them; tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and
+jax-cuda13-pjrt in the version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is
+missing it says so and ends with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads
+its flags once, when it starts.
 """
 
 import importlib.util
@@ -33,6 +33,7 @@ class Case(NamedTuple):
     dtype: str
     rows: int
     layout: str
+    precision: str | None = None
 
 
 def cases() -> Iterator[Case]:
@@ -42,6 +43,8 @@ def cases() -> Iterator[Case]:
                 yield Case(function, dtype, rows, "row-major")
             for rows in (1, 64):
                 yield Case(function, dtype, rows, "block-major")
+        for rows in (16, 64):
+            yield Case(function, "float32", rows, "row-major", "float32")
 
 
 def find_ptxas() -> str | None:
@@ -50,6 +53,15 @@ def find_ptxas() -> str | None:
     places = [] if spec is None else list(spec.submodule_search_locations or [])
     wheel = (str(path) for place in places for path in sorted(Path(place).glob("*/bin/ptxas")))
     return next(wheel, None) or shutil.which("ptxas")
+
+
+def need_compiler() -> str:
+    """ptxas; ends the program where it or a plugin is missing."""
+    ptxas = find_ptxas()
+    if ptxas is None or any(importlib.util.find_spec(name) is None for name in ("jax_cuda13_plugin", "jax_plugins")):
+        print("jax-cuda13-plugin, jax-cuda13-pjrt or ptxas (nvidia-cuda-nvcc) is not installed")
+        sys.exit(MISSING)
+    return ptxas
 
 
 def resources(dump: Path, ptxas: str) -> dict[str, Any]:
@@ -79,18 +91,25 @@ def resources(dump: Path, ptxas: str) -> dict[str, Any]:
     }
 
 
-def compile_all(dump: Path, ptxas: str) -> None:
+def h200() -> tuple[Any, Any]:
+    """A mesh of one H200, and the sharding of what lies there."""
     import jax
-    import jax.numpy as jnp
     from jax.experimental import topologies
-
-    sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton
 
     target = (HERE / "h200.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
     mesh = topologies.make_mesh(topology, (1,), ("x",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return mesh, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def compile_all(dump: Path, ptxas: str) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    sys.path.insert(0, str(HERE.parent))
+    from pallas_kernels import triton
+
+    mesh, sharding = h200()
     k, n = ROW_BLOCKS * BLOCK, COLUMN_BLOCKS * BLOCK
     for case in cases():
         w = (k, n) if case.layout == "row-major" else (COLUMN_BLOCKS, ROW_BLOCKS, BLOCK, BLOCK)
@@ -102,17 +121,14 @@ def compile_all(dump: Path, ptxas: str) -> None:
         ]
         arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
         arrays = arrays[:3] if case.function == "forward" else arrays
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), jax.default_matmul_precision(case.precision):
             lowered = jax.jit(getattr(triton, case.function)).lower(*arrays)
         lowered.compile()
         print(json.dumps(case._asdict() | resources(dump, ptxas)), flush=True)
 
 
 if __name__ == "__main__":
-    ptxas = find_ptxas()
-    if ptxas is None or any(importlib.util.find_spec(name) is None for name in ("jax_cuda13_plugin", "jax_plugins")):
-        print("jax-cuda13-plugin, jax-cuda13-pjrt or ptxas (nvidia-cuda-nvcc) is not installed")
-        sys.exit(MISSING)
+    ptxas = need_compiler()
     with tempfile.TemporaryDirectory() as directory:
         # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"

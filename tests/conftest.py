@@ -1,8 +1,12 @@
 """Settings of every test: the CPU unless JAX_PLATFORMS says otherwise, annotations checked, ranks never promoted."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -49,3 +53,19 @@ def no_compiler() -> Callable[[str], NoReturn]:
         (pytest.fail if "CI" in os.environ else pytest.skip)(f"{reason}; .ci/compilers installs it.")
 
     return end
+
+
+@pytest.fixture(scope="session")
+def compile_for_a_gpu(no_compiler) -> Callable[[str], list[dict[str, Any]]]:
+    """Runs a script beside the tests that compiles for a GPU ahead of time: what it prints, JSON lines."""
+
+    def run(script: str) -> list[dict[str, Any]]:
+        command = [sys.executable, Path(__file__).with_name(script)]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        if done.returncode == 3:
+            no_compiler(done.stdout.strip())
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run

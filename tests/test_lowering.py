@@ -13,6 +13,7 @@ from bwds.linear import linear
 from bwds.lstm import _step, init_lstm, init_lstm_carry, lstm
 from bwds.model import decode_params, language_model
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
+from pallas_kernels import largest, topk_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -87,36 +88,49 @@ def test_the_input_side_is_one_product_for_all_time_steps(cell):
 # Decoding on accelerators ---------------------------------------------------------------------------------------------
 
 
-def lowered_decoding(platform, cell) -> str:
-    config = ModelConfig(vocab_size=50, hidden_size=256, block_size=128, cell=cell, num_layers=1)
-    lm = language_model(config)
-    params = decode_params(lm.init(jax.random.key(0)), config)
-    prompt, key = jnp.zeros((1,), jnp.int32), jax.random.key(0)
+def lowered(platform, function, *arguments) -> str:
     # jax 0.11 and later asks for a device to lower a Triton kernel for.
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
     mesh = jax.sharding.AbstractMesh((1,), ("x",), **(chip if platform == "cuda" else {}))
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(lambda p, t, k: generate(lm, p, t, key=k, length=8, temperature=0.0)).trace(
-            params, prompt, key
-        )
-        return traced.lower(lowering_platforms=(platform,)).as_text()
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
-@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "largest_kernel"), ("tpu", "tpu_custom_call")])
-def test_decoding_on_an_accelerator_waits_for_nothing(platform, kernel, cell):
+def lowered_decoding(platform, cell) -> str:
+    config = ModelConfig(vocab_size=50, hidden_size=256, block_size=128, cell=cell, num_layers=1)
+    lm = language_model(config)
+    params = decode_params(lm.init(jax.random.key(0)), config)
+    prompt, key = jnp.zeros((1,), jnp.int32), jax.random.key(0)
+    decode = lambda p, t, k: generate(lm, p, t, key=k, length=8, temperature=0.0)  # noqa: E731
+    return lowered(platform, decode, params, prompt, key)
+
+
+def assert_waits_for_nothing(text):
     """No branch and no loop whose end is decided by data: on a GPU either asks the host after every step."""
-    text = lowered_decoding(platform, cell)
     assert "stablehlo.if" not in text
     # The choice of the platform itself: an index that is a constant, or chosen by one.
     chosen = ""
     for name, index in re.findall(r'(%\w+) = "stablehlo\.case"\((%\w+)\)', text):
         assert index.startswith("%c") or index == chosen
         chosen = name
-    assert kernel in text
     # Loops over a known number of steps: a counter is compared with a constant.
     conditions = re.findall(r"stablehlo\.while.*?cond \{(.*?)\} do", text, re.DOTALL)
     assert len(conditions) == text.count("stablehlo.while") > 0
     for condition in conditions:
         assert re.findall(r"stablehlo\.compare +(\w+), %iterArg\w*, %c\w*,", condition) == ["LT"], condition
+
+
+@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "gates_kernel"), ("tpu", "tpu_custom_call")])
+def test_decoding_on_an_accelerator_waits_for_nothing(platform, kernel, cell):
+    text = lowered_decoding(platform, cell)
+    assert kernel in text
+    assert_waits_for_nothing(text)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_nor_does_a_search_among_more_scores_than_a_kernel_takes(platform):
+    text = lowered(platform, largest, jnp.zeros((1, topk_kernels.MAX_SCORES + 1)), jnp.int32(7))
+    assert "custom_call" not in text
+    assert_waits_for_nothing(text)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels import largest, topk_kernels
+from pallas_kernels import largest, topk, topk_kernels
 
 SEARCHES = {
     "here": largest,
+    "all steps": functools.partial(topk.plain, early=False),
     "tpu": functools.partial(topk_kernels.largest_tpu, interpret=True),
     "cuda": functools.partial(topk_kernels.largest_cuda, interpret=True),
 }
@@ -56,6 +57,28 @@ def test_rows_of_more_than_one_tile(monkeypatch):
     scores = np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
     actual = topk_kernels.largest_tpu(scores, jnp.int32(7), interpret=True)
     np.testing.assert_array_equal(actual, expected(scores, 7))
+
+
+@pytest.mark.parametrize(("decimals", "most"), [(None, 28), (1, 32 + 12)])
+def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
+    """Without equals long before 32 halvings, and then it settles no ties; with equals it takes all of both."""
+    scores = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
+    scores = scores if decimals is None else scores.round(decimals)
+    keys = topk.sortable(jnp.asarray(scores))
+    counted = []
+
+    def count(mask):
+        counted.append(mask)
+        return mask.sum(1, keepdims=True, dtype=jnp.int32)
+
+    index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
+    with jax.disable_jit():
+        mask = topk.search(keys, index, jnp.zeros((3, 1), jnp.int32), count, 500, 2000, early=True)
+    np.testing.assert_array_equal(mask, expected(scores, 500))
+    # One more count says whether there are ties.
+    assert len(counted) <= most + 1
+    if decimals is not None:
+        assert len(counted) > 32
 
 
 @pytest.mark.gpu

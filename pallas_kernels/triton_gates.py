@@ -1,0 +1,85 @@
+"""Gates of few rows on an NVIDIA GPU: one Triton kernel from the scores to all that the product asks for.
+
+At one row XLA would launch six small kernels between scores and product: bias, largest, scaling, sums, gates, words.
+Here a program holds the scores of its row in registers, arranged as the blocks are: it searches for the k largest (as
+``topk`` does), scales them, and writes the gates and the bit masks of kept blocks.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from pallas_kernels import triton
+from pallas_kernels.mesh_axes import result
+from pallas_kernels.topk import LOWEST, search, sortable
+from pallas_kernels.topk_kernels import MAX_SCORES
+
+
+def takes(x, w, gates) -> bool:
+    """Whether ``gated_matmul`` takes arguments of these shapes and dtypes."""
+    try:
+        triton.check(x, w, gates)
+    except ValueError:
+        return False
+    rows, *grid = gates.shape
+    return 1 <= rows <= triton.FEW_ROWS and pl.next_power_of_2(grid[0]) * pl.next_power_of_2(grid[1]) <= MAX_SCORES
+
+
+def gated_matmul(x, w, scores, bias, k, *, grid: tuple[int, int], scale: Callable, interpret: bool = False):
+    """(y [b, N], gates [b, R, C]) in two kernels; see ``gated.gated_matmul``."""
+    gates, words = gates_and_words(scores, bias, k, grid=grid, scale=scale, interpret=interpret)
+    return triton.product(x, w, gates, words, interpret=interpret), gates.transpose(2, 0, 1)
+
+
+def gates_and_words(scores, bias, k, *, grid, scale, interpret=False):
+    """Gates [R, C, b] and their bit masks [words, C, 1, b] (``triton`` says of what), both as its kernels take them."""
+    rows, (num_r, num_c) = scores.shape[0], grid
+    size = pl.next_power_of_2(num_r), pl.next_power_of_2(num_c)
+    return pl.pallas_call(
+        functools.partial(_kernel, size=size, scale=scale),
+        grid=(rows,),
+        out_shape=(
+            result((num_r, num_c, rows), jnp.float32, scores),
+            result((pl.cdiv(num_r, 32), num_c, 1, rows), jnp.int32, scores),
+        ),
+        compiler_params=pltriton.CompilerParams(num_warps=min(16, max(1, size[0] * size[1] // 256)), num_stages=1),
+        interpret=interpret,
+        name="gates_kernel",
+    )(k.reshape(1), scores.astype(jnp.float32).reshape(rows, *grid), bias.astype(jnp.float32).reshape(grid))
+
+
+def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, size, scale):
+    row, (num_r, num_c) = pl.program_id(0), bias_ref.shape
+    r, c = (lax.broadcasted_iota(jnp.int32, size, axis) for axis in range(2))
+    down, across = (pl.ds(0, length) for length in size)
+    inside = (r < num_r) & (c < num_c)
+    scores = pltriton.load(scores_ref.at[row, down, across], mask=inside, other=0.0)
+    scores += pltriton.load(bias_ref.at[down, across], mask=inside, other=0.0)
+
+    def over_all(reduce, values):
+        # Axis by axis: Triton reduces one at a time.
+        return reduce(reduce(values, axis=1, keepdims=True), axis=0, keepdims=True)
+
+    def count(mask):
+        return over_all(jnp.sum, jnp.where(mask, 1.0, 0.0))
+
+    keys = jnp.where(inside, sortable(scores), LOWEST)
+    zero = jnp.zeros((1, 1), jnp.int32)
+    kept = search(keys, r * num_c + c, zero, count, k_ref[0].astype(jnp.float32), num_r * num_c, early=True)
+    kept &= inside
+    gates = scale(
+        scores,
+        kept,
+        num_r * num_c,
+        total=functools.partial(over_all, jnp.sum),
+        largest=functools.partial(over_all, jnp.max),
+    )
+    pltriton.store(gates_ref.at[down, across, row], gates, mask=inside)
+    for word in map(jnp.int32, range(words_ref.shape[0])):
+        bits = jnp.where((gates != 0) & (r >> 5 == word), 1 << (r & 31), 0).sum(0)
+        column = jnp.arange(size[1], dtype=jnp.int32) < num_c
+        pltriton.store(words_ref.at[word, across, jnp.int32(0), row], bits, mask=column)
