@@ -27,7 +27,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Presets of the grid, with the options that all their cells change: two for CPU cores, two for a GPU."""
 
-SWEEP: dict[str, tuple[float, ...]] = {"optim.learning_rate": (3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)}
+SWEEP: dict[str, tuple[float, ...]] = {
+    "optim.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
+    "model.dropout": (0.0, 0.1, 0.3),
+}
 """Values tried for each method, one option at a time, at the size for CPU cores."""
 TUNED: dict[tuple[str, str], dict[str, float]] = {}
 """What the sweep chose for a preset and a method, where it is not the preset's own value."""

@@ -15,12 +15,14 @@ def _paper(cell: Cell, dataset: str, vocab_size: int, steps_per_epoch: int) -> C
     )
 
 
-def _small(cell: Cell, dataset: str, *, gate_rank: int | None = None, **train: Any) -> Config:
+def _small(
+    cell: Cell, dataset: str, *, learning_rate: float = 1e-2, gate_rank: int | None = None, **train: Any
+) -> Config:
     """Trainable on two CPU cores: hidden 256, blocks of 32, Adam."""
     return Config(
         model=ModelConfig(hidden_size=256, cell=cell, block_size=32, gate_rank=gate_rank, dropout=0.1),
         data=DataConfig(dataset=dataset, batch_size=64, sequence_length=35),
-        optim=OptimConfig(name="adamw", learning_rate=1e-2),
+        optim=OptimConfig(name="adamw", learning_rate=learning_rate),
         train=TrainConfig(**train),
     )
 
@@ -68,7 +70,7 @@ PRESETS: dict[str, Config] = {
     "quick": _small("lstm", "pydoc", steps=300, eval_every=100, checkpoint_every=100),
     "ptb-lstm-small": _small("lstm", "ptb"),
     # A full gate on its 512 inputs would cost half of the matrix, all that half of the blocks save.
-    "ptb-qrnn-small": _small("qrnn", "ptb", gate_rank=32),
+    "ptb-qrnn-small": _small("qrnn", "ptb", learning_rate=3e-3, gate_rank=32),
     "ptb-lstm": _paper("lstm", "ptb", 10_000, 207),
     "ptb-qrnn": _paper("qrnn", "ptb", 10_000, 207),
     "ptb-awd-lstm": _awd("ptb"),

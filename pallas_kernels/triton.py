@@ -36,6 +36,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
 from pallas_kernels import triton_kernels
+from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.triton_kernels import Plan
 
@@ -64,10 +65,10 @@ def check(x: Shaped, w: Shaped, gates: Shaped) -> None:
                 f"{name} has dtype {array.dtype}; the Triton kernels take float32 and bfloat16. "
                 'Cast it, or use implementation="xla".'
             )
-    for size in _block_shape(w, gates):
+    for size in block_shape(w, gates):
         if size < SMALLEST_BLOCK or size & (size - 1):
             raise ValueError(
-                f"w has blocks of {' x '.join(map(str, _block_shape(w, gates)))}; the Triton kernels take sizes that "
+                f"w has blocks of {' x '.join(map(str, block_shape(w, gates)))}; the Triton kernels take sizes that "
                 f"are powers of two from {SMALLEST_BLOCK} up. Choose another block shape, or use "
                 'implementation="xla".'
             )
@@ -78,7 +79,7 @@ def forward(
 ) -> Float[Array, "b N"]:
     """y [b, N] in the dtype of ``x``; see ``reference.forward``. ``interpret`` runs the kernel without a GPU."""
     check(x, w, gates)
-    block, columns = _block_shape(w, gates), gates.shape[2]
+    block, columns = block_shape(w, gates), gates.shape[2]
     if x.shape[0] == 0:
         return jnp.zeros((0, columns * block[1]), x.dtype)
     return product(x, w, _rows_last(gates), interpret=interpret)
@@ -108,7 +109,7 @@ def input_gradients(
     check(x, w, gates)
     if x.shape[0] == 0:
         return jnp.zeros_like(x), jnp.zeros_like(gates)
-    (bk, bn), (rows, num_r, num_c) = _block_shape(w, gates), gates.shape
+    (bk, bn), (rows, num_r, num_c) = block_shape(w, gates), gates.shape
     plan = _plan(x, (bk, bn), result=(num_r, bk), walked=(num_c, bn), interpret=interpret)
     by_row = _rows_last(gates)
     words = _words(_by_tile(by_row, plan.row_tile), 1)
@@ -135,7 +136,7 @@ def weight_gradient(
     check(x, w, gates)
     if x.shape[0] == 0:
         return jnp.zeros_like(w)
-    bk, bn = _block_shape(w, gates)
+    bk, bn = block_shape(w, gates)
     widest = 128 if x.dtype == jnp.bfloat16 else 64
     row_tile = 16 if x.shape[0] <= FEW_ROWS else 64
     plan = Plan(
@@ -159,10 +160,6 @@ def weight_gradient(
 
 
 # Plans and masks ------------------------------------------------------------------------------------------------------
-
-
-def _block_shape(w, gates) -> tuple[int, int]:
-    return w.shape[2:] if w.ndim == 4 else (w.shape[0] // gates.shape[1], w.shape[1] // gates.shape[2])
 
 
 def _plan(x, block, *, result, walked, interpret) -> Plan:
