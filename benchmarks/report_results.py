@@ -169,7 +169,10 @@ HEADER = [
 def _where(done: list[Line]) -> str:
     """On what, with what, from which revision, and for how long the runs of a preset ran."""
     hardware = {
-        f"{line['processor']}, {line['cores']} cores" if line["platform"] == "cpu" else line["device"] for line in done
+        f"{line['processor']}, {line['cores']} core{'s' * (line['cores'] != 1)}"
+        if line["platform"] == "cpu"
+        else line["device"]
+        for line in done
     }
     versions = {f"jax {line['jax']}, Python {line['python']}" for line in done}
     revisions = {
