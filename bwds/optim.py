@@ -146,3 +146,9 @@ def sparsity_at(config: Config, step: int) -> float:
     if not config.rising_sparsity:
         return final
     return cubic_sparsity(step, config.train.sparsity_steps, initial=config.train.sparsity_initial, final=final)
+
+
+def traced_sparsity(config: Config, step: int) -> np.float32 | None:
+    """What a training step is given, so that a rising sparsity needs no new program; None where the model knows it."""
+    scheduled = config.rising_sparsity and config.model.method == "dynamic"
+    return np.float32(sparsity_at(config, step)) if scheduled else None

@@ -16,6 +16,10 @@ from bwds.sharding import P, Placement, over_devices
 from pallas_kernels.mesh_axes import like
 
 
+class NonFiniteError(Exception):
+    """Training met a loss, a gradient or parameters that are not finite. The message says where and what to do."""
+
+
 class TrainState(NamedTuple):
     """All that the next step depends on.
 

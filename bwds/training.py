@@ -27,21 +27,12 @@ from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.lock import LOCK_FILE, locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
 from bwds.model import language_model
-from bwds.optim import after_evaluation, make_optimizer, sparsity_at
+from bwds.optim import after_evaluation, make_optimizer, sparsity_at, traced_sparsity
 from bwds.profiling import StepTrace
 from bwds.pruning import constrain
 from bwds.sharding import Placement, make_placement
-from bwds.state import StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
+from bwds.state import NonFiniteError, StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
 from bwds.summary import read_summary, summarise
-
-
-class NonFiniteError(Exception):
-    """Training met a loss, a gradient or parameters that are not finite. The message says where and what to do."""
-
-
-def _traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    scheduled = config.rising_sparsity and config.model.method == "dynamic"
-    return np.float32(sparsity_at(config, step)) if scheduled else None
 
 
 class _Run:
@@ -178,7 +169,7 @@ class _Run:
             self.placement.spread_rows(shape, lambda rows: batch(rows=rows).inputs),
             self.placement.spread_rows(shape, lambda rows: batch(rows=rows).targets),
             np.bool_(batch(rows=slice(0)).new_epoch),
-            _traced_sparsity(self.config, step),
+            traced_sparsity(self.config, step),
             self.placement,
         )
         self.step += 1
@@ -217,7 +208,7 @@ class _Run:
             self.corpus.valid,
             config.data,
             self.corpus.vocabulary.eos_id,
-            sparsity=_traced_sparsity(config, step),
+            sparsity=traced_sparsity(config, step),
             after_batch=self.after_batch,
             placement=self.placement,
         )

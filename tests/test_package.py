@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "bwds/checkpoint.py": {"orbax"},
     "bwds/distributed.py": {"orbax"},
     "bwds/metrics.py": {"tqdm", "tensorboardX"},
+    "bwds/events.py": {"tensorboardX"},
     "bwds/data.py": {"tensorflow_datasets"},
     "bwds/datasets": {"tensorflow_datasets", "array_record"},
     "train.py": {"tyro", "tqdm"},
