@@ -47,10 +47,9 @@ class Plan(NamedTuple):
 def num_cores() -> int:
     """TensorCores of one device, between which the steps of a grid are divided: two on v4 and v5p, otherwise one.
 
-    Two where no TPU is at hand, as when a program is compiled for another machine: a core that has nothing to do costs
-    more than a second step on a single one, which is about the time of filling the ring once.
+    One where no TPU is at hand: a program compiled elsewhere for v4 or v5p leaves a core idle in products of few rows.
     """
-    return getattr(jax.devices()[0], "num_cores", 2)
+    return getattr(jax.devices()[0], "num_cores", 1)
 
 
 def _power_of_two(limit: int) -> int:

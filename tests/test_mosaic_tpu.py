@@ -100,8 +100,14 @@ def small_ring(monkeypatch) -> None:
 
 @pytest.fixture
 def one_core(monkeypatch) -> None:
-    """Every block column in one step, as on a chip with one core; elsewhere here there are two."""
+    """Every block column in one step, as on a chip with one core."""
     monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: 1)
+
+
+@pytest.fixture
+def two_cores(monkeypatch) -> None:
+    """Block columns in as many steps for each of two cores."""
+    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: 2)
 
 
 # In the interpreters --------------------------------------------------------------------------------------------------
@@ -134,7 +140,7 @@ def test_value_and_gradients_in_the_other_interpreter(rows, dtype, layout):
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=True))
 
 
-@pytest.mark.usefixtures("small_ring")
+@pytest.mark.usefixtures("small_ring", "two_cores")
 @pytest.mark.parametrize(("rows", "dtype"), [(3, "float32"), pytest.param(40, "bfloat16", marks=pytest.mark.slow)])
 def test_two_cores_share_the_columns(rows, dtype):
     p = problem(rows, dtype=dtype)
