@@ -67,7 +67,7 @@ def _awd(dataset: str) -> Config:
 
 
 PRESETS: dict[str, Config] = {
-    "quick": _small("lstm", "pydoc", steps=300, eval_every=100, checkpoint_every=100),
+    "quick": _small("lstm", "pydoc", learning_rate=3e-3, steps=300, eval_every=100, checkpoint_every=100),
     "ptb-lstm-small": _small("lstm", "ptb"),
     # A full gate on its 512 inputs would cost half of the matrix, all that half of the blocks save.
     "ptb-qrnn-small": _small("qrnn", "ptb", learning_rate=3e-3, gate_rank=32),
