@@ -207,7 +207,7 @@ def _runs(cases: list[Case], name: str) -> str:
     runs: dict[str, Row] = {json.dumps(case.environment, sort_keys=True): case.environment for case in cases}
     rows = [
         {
-            "command": f"`{found['command']}`",
+            "command": f"`{found['command'].partition(' --output')[0]}`",
             "versions": f"jax {found['jax']}, libtpu {found.get('libtpu', MISSING)}, Python {found['python']}",
             "on": f"{found['processor']}, {found['cores']} cores",
             "revision": f"`{found['revision'][:8]}`",
