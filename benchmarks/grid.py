@@ -27,11 +27,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Presets of the grid, with the options that all their cells change: two for CPU cores, two for a GPU."""
 
-SWEEP: dict[str, tuple[float, ...]] = {
-    "optim.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
-    "model.dropout": (0.0, 0.1, 0.3),
+SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
+    "ptb-lstm-small": {"optim.learning_rate": (3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)},
+    "ptb-qrnn-small": {"optim.learning_rate": (1e-3, 3e-3, 1e-2), "model.dropout": (0.0, 0.1, 0.3)},
 }
-"""Values tried for each method, one option at a time, at the size for CPU cores."""
+"""Values tried for each method, one option at a time, at the size for CPU cores: the preset's and those beside it."""
 TUNED: dict[tuple[str, str], dict[str, float]] = {}
 """What the sweep chose for a preset and a method, where it is not the preset's own value."""
 
@@ -91,14 +91,14 @@ def sweep(preset: str) -> dict[str, dict[str, Any]]:
     Each differs in one option from a variant in ``SWEPT`` with the preset's values, which is among them where others
     were chosen. What the sweep is does not depend on its outcome.
     """
-    if SIZES[preset] is not SMALL:
+    if preset not in SWEEP:
         return {}
     found, made = {}, variants(preset, tuned=False)
     for variant in SWEPT:
         options = made[variant]
         if (name := untuned(preset, variant)) != variant:
             found[name] = options
-        for option, values in SWEEP.items():
+        for option, values in SWEEP[preset].items():
             section, name = option.split(".")
             own = getattr(getattr(PRESETS[preset], section), name)
             found |= {f"{variant}-{name}-{v}": {**options, option: v} for v in values if v != own}

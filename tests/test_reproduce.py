@@ -246,7 +246,7 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
         if cell.variant in compared[cell.preset]:
             assert options - allowed == set(TUNED.get((cell.preset, cell.options["model.method"]), {}))
         elif cell.variant in tried[cell.preset]:
-            assert options - allowed <= set(SWEEP)
+            assert options - allowed <= set(SWEEP[cell.preset])
         elif cell.variant in others[cell.preset]:
             base = compared[cell.preset]["dynamic-0.5"]
             assert len([option for option in options if option not in base]) == 1
@@ -270,7 +270,7 @@ def test_the_sweep_tries_every_value_whatever_was_chosen():
     preset = PRESETS["ptb-lstm-small"]
     named = set()
     for variant in SWEPT:
-        for option, every in SWEEP.items():
+        for option, every in SWEEP["ptb-lstm-small"].items():
             section, name = option.split(".")
             runs = {key: options for key, options in tried.items() if key.startswith(f"{variant}-{name}-")}
             named |= runs.keys()
@@ -286,10 +286,10 @@ def test_the_sweep_tries_every_value_whatever_was_chosen():
 
 def test_what_is_tuned_is_what_the_sweep_says():
     """Of each option the value with the lowest validation perplexity, once every run of a variant is there."""
-    from grid import SEEDS, SIZES, SMALL, SWEEP, SWEPT, TUNED, sweep, untuned, variants
+    from grid import SEEDS, SWEEP, SWEPT, TUNED, sweep, untuned, variants
     from report_results import read_lines, values
 
-    for preset in (preset for preset, size in SIZES.items() if size is SMALL):
+    for preset in SWEEP:
         lines = {
             name: [line for line in found if line["seed"] == SEEDS[0]]
             for name, found in read_lines(ROOT / "benchmarks" / "results", preset).items()
@@ -300,7 +300,7 @@ def test_what_is_tuned_is_what_the_sweep_says():
             if not lines[centre] or not all(lines[name] for name in runs):
                 continue
             best = min(values(lines[centre], "validation_perplexity"), default=math.inf)
-            for option in SWEEP:
+            for option in SWEEP[preset]:
                 for name, options in runs.items():
                     (found,) = values(lines[name], "validation_perplexity") or [math.inf]
                     if option in options and found < min(best, chosen.get(option, (best,))[0]):
