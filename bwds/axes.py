@@ -65,6 +65,26 @@ def averaged(tree: Any, axis: str = DATA) -> Any:
     return jax.tree.map(divide, summed(tree, axis), tree)
 
 
+def averaged_shares(tree: Any, specs: Any) -> Any:
+    """Means over the devices along ``data``; of what shall lie spread along it each device gets its own share alone.
+
+    Args:
+        tree: arrays.
+        specs: the axes along which each shall lie.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    specs = structure.flatten_up_to(specs)
+    # One message for all that every device gets; a share is half of the traffic.
+    whole = iter(averaged([leaf for leaf, spec in zip(leaves, specs, strict=True) if DATA not in spec]))
+
+    def share(leaf: Array, spec: Any) -> Array:
+        total = lax.psum_scatter(leaf, DATA, scatter_dimension=tuple(spec).index(DATA), tiled=True)
+        return total / lax.axis_size(DATA)
+
+    means = [share(leaf, spec) if DATA in spec else next(whole) for leaf, spec in zip(leaves, specs, strict=True)]
+    return structure.unflatten(means)
+
+
 # The transpose that JAX finds would place a device's share among zeros and add up those of all: twice the traffic.
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _own(array, axis):

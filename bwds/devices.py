@@ -14,7 +14,7 @@ class MeshConfig:
     model: int = 1
     """Devices that share the columns of the weights, and the words of embedding and softmax if they divide evenly."""
     shard_optimizer: bool = False
-    """Spread the state of the optimiser over --mesh.data as well."""
+    """Between steps, spread parameters and the state of the optimiser over --mesh.data as well (fully sharded)."""
 
     def __post_init__(self) -> None:
         require_at_least(1, mesh_model=self.model)

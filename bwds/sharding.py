@@ -2,9 +2,10 @@
 
 Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
 recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``; the
-words only if they divide evenly, else all devices there have them all. Parameters are the same along ``data``; the
-state of the optimiser can be spread there too (as in ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is
-part of what a run is: it may go on with another mesh.
+words only if they divide evenly, else all devices there have them all. Parameters are the same along ``data``, or, with
+the state of the optimiser and the moving average, spread there too, and gathered for each step (fully sharded data
+parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with
+another mesh.
 """
 
 import sys
@@ -27,7 +28,7 @@ class Placement(NamedTuple):
 
     Attributes:
         mesh: devices [data, model].
-        shard_optimizer: the state of the optimiser is spread along ``data`` too.
+        shard_optimizer: between steps, parameters and the state of the optimiser are spread along ``data`` too.
     """
 
     mesh: Mesh
@@ -37,7 +38,7 @@ class Placement(NamedTuple):
         """The axes along which each array of a tree is spread, from its path in it.
 
         Args:
-            tree: parameters, or a whole training state.
+            tree: parameters, as a step computes with them; or a whole training state, as it lies between steps.
         """
         return jax.tree_util.tree_map_with_path(self._spec, tree)
 
@@ -108,7 +109,7 @@ class Placement(NamedTuple):
             i = 0 if names[-1] == "embedding" else -1
             # Only words may not divide evenly.
             axes[i] = MODEL if leaf.shape[i] % parts == 0 else None
-        if field == "opt_state" and self.shard_optimizer and self.mesh.shape[DATA] > 1:
+        if field in ("params", "opt_state", "average") and self.shard_optimizer and self.mesh.shape[DATA] > 1:
             # The first dimension that can be cut evenly; small arrays that have none stay whole.
             for i, size in enumerate(leaf.shape):
                 if axes[i] is None and size % self.mesh.shape[DATA] == 0:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
-from bwds.axes import averaged, cross_entropy
+from bwds.axes import averaged_shares, cross_entropy
 from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
@@ -115,14 +115,19 @@ def train_step(
         # Told apart here, so that the gradients are those of these rows, and added up once, below.
         params = like(params, inputs)
         (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        return *averaged((loss, density, gradients)), carry
+        return *averaged_shares((loss, density, gradients), (P(), P(), shares)), carry
 
-    params_spec, rows = (P(), P()) if placement is None else (placement.specs(state.params), placement.rows)
+    # Parameters come whole along the axis of the rows, wherever they lie; gradients go where the optimiser needs them.
+    if placement is None:
+        params_spec = shares = jax.tree.map(lambda _: P(), state.params)
+        rows = P()
+    else:
+        params_spec, shares, rows = placement.specs(state.params), placement.specs(state).params, placement.rows
     gradients_of = over_devices(
         placement,
         differentiate,
         in_specs=(params_spec, rows, P(), rows, rows, P(), P()),
-        out_specs=(P(), P(), params_spec, rows),
+        out_specs=(P(), P(), shares, rows),
     )
     key = jax.random.fold_in(state.key, state.step)
     loss, density, gradients, carry = gradients_of(state.params, state.carry, key, inputs, targets, new_epoch, sparsity)

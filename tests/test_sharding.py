@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import os
 import re
+from collections import Counter
 import signal
 from typing import Any
 
@@ -140,18 +142,18 @@ def test_baselines_and_controls_on_a_mesh(name):
     assert got[-1, 2] == pytest.approx(1 - sparsity, abs=0.01)
 
 
-def test_optimizer_state_is_spread_on_request():
-    state = fresh(placed(MeshConfig(4, 2, shard_optimizer=True), LSTM), LSTM)
-    mu, kernel = state.opt_state[1][0].mu, ("layer_0", "hidden", "kernel")
-    for tree, parts in ((state.params, (1, 2)), (mu, (4, 2))):
-        whole = functools.reduce(dict.__getitem__, kernel, tree)
-        assert whole.addressable_shards[0].data.shape == (32 // parts[0], 128 // parts[1])
+def on_the_first_device(tree: Any) -> int:
+    """Numbers of a tree that it holds."""
+    return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree))
 
-    def elements(tree):
-        """On the first device."""
-        return sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree))
 
-    assert elements(mu) < 0.27 * elements(state.params)
+def test_all_that_steps_change_is_spread_on_request():
+    state, usual = (fresh(placed(MeshConfig(4, 2, shard), QRNN), QRNN) for shard in (True, False))
+    mu = state.opt_state[1][0].mu
+    for tree in (state.params, mu, state.average):
+        kernel = tree["layer_0"]["input"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape == (kernel.shape[0] // 4, kernel.shape[1] // 2)
+        assert on_the_first_device(tree) < 0.27 * on_the_first_device(usual.params)
 
 
 def test_shards_hold_whole_blocks_and_words():
@@ -216,22 +218,34 @@ def test_words_spread_over_devices():
 COLLECTIVES = r"= .*? (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
 
 
-def test_data_parallel_step_only_adds_up_gradients():
-    """The compiled step holds all-reduces alone, over no more numbers than parameters, loss and density."""
-    config = LSTM
-    placement = placed(MeshConfig(8, 1), config)
+def collectives(mesh: MeshConfig, config: ModelConfig) -> tuple[dict[str, int], TrainState]:
+    """Numbers in the results of each kind of collective in the compiled step, and the state before."""
+    placement = placed(mesh, config)
     state = fresh(placement, config)
     tokens = placement.spread_rows((BATCH, TIME), lambda rows: np.zeros((BATCH, TIME), np.int32)[rows])
     lowered = train_step.lower(
         model(config), optimizer(config, STEPS), state, tokens, tokens, np.bool_(False), None, placement
     )
-    text = lowered.compile().as_text()
-    lines = [line for line in text.splitlines() if re.search(COLLECTIVES, line)]
-    assert {re.search(COLLECTIVES, line).group(1) for line in lines} == {"all-reduce"}
-    reduced = [re.search(r"= (.*?) all-reduce", line).group(1) for line in lines]
-    shapes = [shape for types in reduced for shape in re.findall(r"f32\[([\d,]*)\]", types)]
-    sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
-    assert sum(sizes) == sum(leaf.size for leaf in jax.tree.leaves(state.params)) + 2
+    counts = Counter()
+    for line in lowered.compile().as_text().splitlines():
+        if found := re.search(COLLECTIVES, line):
+            shapes = re.findall(r"f32\[([\d,]*)\]", line[: found.start(1)])
+            counts[found.group(1)] += sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+    return counts, state
+
+
+def test_data_parallel_step_only_adds_up_gradients():
+    """The compiled step holds all-reduces alone, over no more numbers than parameters, loss and density."""
+    counts, state = collectives(MeshConfig(8, 1), LSTM)
+    assert counts == {"all-reduce": sum(leaf.size for leaf in jax.tree.leaves(state.params)) + 2}
+
+
+def test_a_fully_sharded_step_gathers_parameters_and_scatters_gradients():
+    """Each once; besides, loss, density and a number of every gradient, for the norm that clips and the one shown."""
+    counts, state = collectives(MeshConfig(8, 1, shard_optimizer=True), LSTM)
+    shares = on_the_first_device(state.params)
+    added = 2 + 2 * len(jax.tree.leaves(state.params))
+    assert counts == {"all-gather": 8 * shares, "reduce-scatter": shares, "all-reduce": added}
 
 
 def test_a_mesh_of_one_device_changes_nothing():
