@@ -37,6 +37,19 @@ def forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile() -> Iterator[None]:
+    """For a file whose programs run for milliseconds and take seconds to compile, the kernels' own tests apart.
+
+    XLA leaves out most of its optimisations, here and in the processes that the tests start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Switches the annotation checks off, so that a test of a wrong argument sees the library's own error."""

@@ -24,6 +24,8 @@ from bwds.lock import LOCK_FILE
 from bwds.metrics import read_metrics
 from bwds.presets import PRESETS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(__file__).parents[1]
 
 

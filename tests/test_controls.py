@@ -20,9 +20,10 @@ from bwds.optim import make_optimizer
 from bwds.pruning import constrain
 from bwds.state import init_state, train_step
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CELLS = {"lstm": (test_lstm, oracle.lstm, "h"), "qrnn": (test_qrnn, oracle.qrnn, "last")}
 CONTROLS = ["frozen", "bias", "random"]
-each_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 def mix(h):
@@ -49,9 +50,8 @@ def as_the_oracle_wants_it(tree, source):
     return tree
 
 
-@each_cell
+@pytest.mark.parametrize(("cell", "scope"), [("lstm", "matrix"), ("qrnn", "column")])
 @pytest.mark.parametrize("source", CONTROLS)
-@pytest.mark.parametrize("scope", ["matrix", "column"])
 def test_layers_and_their_gradients(cell, source, scope, monkeypatch):
     module, layer, first = CELLS[cell]
     config = module.configuration("linear", gate_source=source, gate_scope=scope)
@@ -152,9 +152,8 @@ def test_a_bias_gives_every_row_its_scores():
         np.testing.assert_array_equal(scores, np.broadcast_to(np.arange(6.0).reshape(2, 3), (*shape[:-1], 2, 3)))
 
 
-@each_cell
+@pytest.mark.parametrize(("cell", "name"), [("lstm", "adamw"), ("qrnn", "sgd")])
 @pytest.mark.parametrize("source", CONTROLS)
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_what_training_changes(cell, source, name):
     """With a rank, and with weight decay, which would move a parameter that has no gradient."""
     model = ModelConfig(vocab_size=9, hidden_size=8, block_size=4, cell=cell, gate_rank=2, gate_source=source)
@@ -177,9 +176,8 @@ def test_what_training_changes(cell, source, name):
     assert gates == products * {"frozen": 3, "bias": 1, "random": 0}[source]
 
 
-@each_cell
+@pytest.mark.parametrize(("cell", "dtype"), [("lstm", "bfloat16"), ("qrnn", "float32")])
 @pytest.mark.parametrize("source", CONTROLS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_and_evaluation_choose_alike(cell, source, dtype):
     """A window, its steps one by one, and a batch of one: the same blocks, so the same logits."""
     model = ModelConfig(

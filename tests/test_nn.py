@@ -10,6 +10,8 @@ from bwds import ModelConfig, block_sparse_matmul, nn, topk_gates
 from bwds.lstm import lstm
 from bwds.qrnn import qrnn
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def normal(*shape):
     return jax.random.normal(jax.random.key(sum(shape)), shape)

@@ -6,6 +6,8 @@ import tiny_run
 from bwds.profiling import StepTrace
 from bwds.training import train
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

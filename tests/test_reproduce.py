@@ -18,6 +18,8 @@ from bwds.devices import MeshConfig
 from bwds.interrupt import InterruptedRunError
 from bwds.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ROOT = Path(__file__).parents[1]
 
 

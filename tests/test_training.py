@@ -30,6 +30,8 @@ from bwds.state import evaluated_params, init_state, train_step
 from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 # The same functions for the same configuration: what jit has compiled for one run serves the next.
 cached_model = functools.cache(language_model)
 cached_optimizer = functools.cache(make_optimizer)
