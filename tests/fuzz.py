@@ -2,9 +2,10 @@
 
     python -m tests.fuzz [TARGET ...] [--seconds 60 | --runs N] [--hypothesis] [--seed 0] [--output FILE]
 
-Targets that compile nothing are guided by coverage: Atheris (libFuzzer) changes the bytes that Hypothesis draws its
-values from, and keeps those that reach new code of bwds. The others, and all with --hypothesis, are searched by
-Hypothesis alone. Every target runs in a process of its own. Without a TARGET all are searched, --seconds each.
+Every search is guided by coverage: Atheris (libFuzzer) changes the bytes that Hypothesis draws its values from, and
+keeps those that reach new code of bwds and pallas_kernels. Arrays have few shapes, so what has to be compiled is after
+the first inputs. With --hypothesis, Hypothesis searches alone. Every target runs in a process of its own. Without a
+TARGET all are searched, --seconds each.
 
 A failure is told once for each place in the code, with the input in hexadecimal digits, to be tried again with
 --input. It is also in Hypothesis' database, so that the test of the property fails with a small example of it.
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-GUIDED = {
+TARGETS = {
     "text": "test_bad_input.test_a_text_is_read_by_the_rules_or_refused",
     "vocabulary": "test_bad_input.test_a_vocabulary_is_read_as_it_is_or_refused",
     "config": "test_bad_input.test_a_configuration_is_usable_or_refused",
@@ -38,8 +40,6 @@ GUIDED = {
     "summary": "test_bad_input.test_a_summary_is_shown_or_refused",
     "train-options": "test_bad_input.test_a_command_line_gives_a_usable_configuration_or_an_error",
     "eval-options": "test_bad_input.test_a_command_line_of_eval_without_a_run_is_an_error",
-}
-SEARCHED = {
     "checkpoints": "test_bad_checkpoints.test_a_damaged_checkpoint_gives_what_was_saved_or_is_refused",
     "run-folder": "test_bad_checkpoints.test_a_damaged_run_gives_what_was_saved_or_is_refused",
     "num-kept": "test_bad_arguments.test_kept_blocks_are_the_share_that_is_not_omitted",
@@ -50,7 +50,6 @@ SEARCHED = {
     "model": "test_bad_arguments.test_a_model_takes_tokens_of_the_right_shape_alone",
     "sampling": "test_bad_arguments.test_a_word_is_drawn_at_any_temperature",
 }
-TARGETS = GUIDED | SEARCHED
 ROOT = Path(__file__).parents[1]
 # Examples of one search by Hypothesis; the next has another seed.
 BATCH = 50
@@ -105,13 +104,13 @@ def guided(search: Search, seed: int) -> None:
     """Prints what Atheris finds, and ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["bwds"]):
+    with atheris.instrument_imports(include=["bwds", "pallas_kernels"]):
         fuzz_one_input = property_of(search.target).hypothesis.fuzz_one_input
-    corpus = tempfile.TemporaryDirectory(prefix="bwds-corpus-")
+    corpus = Path(tempfile.mkdtemp(prefix="bwds-corpus-"))
     choose = random.Random(seed)
     # Shorter ones are too few bytes to draw all values from.
     for number in range(20):
-        (Path(corpus.name) / str(number)).write_bytes(choose.randbytes(64 << choose.randrange(5)))
+        (corpus / str(number)).write_bytes(choose.randbytes(64 << choose.randrange(5)))
 
     search.begin()
 
@@ -124,17 +123,14 @@ def guided(search: Search, seed: int) -> None:
             search.tried += 1
             search.note(error, data)
         if search.enough:
-            print(
-                json.dumps(search.result(driver="atheris", calls=search.calls, kept=len(os.listdir(corpus.name)))),
-                flush=True,
-            )
-            corpus.cleanup()
+            kept = len(os.listdir(corpus))
+            print(json.dumps(search.result(driver="atheris", calls=search.calls, kept=kept)), flush=True)
             # What libFuzzer would do at the end is not wanted.
             os._exit(0)
 
     # What it ends the process for, as more than 2 GB of memory, is told by the process that waits for this one.
-    options = [f"-seed={seed + 1}", "-max_len=2048", "-verbosity=0", "-timeout=60", f"-artifact_prefix={corpus.name}/"]
-    atheris.Setup([sys.argv[0], *options, corpus.name], one)
+    options = [f"-seed={seed + 1}", "-max_len=2048", "-verbosity=0", "-timeout=120", f"-artifact_prefix={corpus}/"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
 
 
@@ -193,29 +189,54 @@ def main() -> int:
         (target,) = targets if len(targets) == 1 else parser.error("--input needs one TARGET")
         property_of(target).hypothesis.fuzz_one_input(bytes.fromhex(args.input))
         return 0
-    if not args.hypothesis and set(targets) & set(GUIDED) and importlib.util.find_spec("atheris") is None:
+    if not args.hypothesis and importlib.util.find_spec("atheris") is None:
         parser.error("Atheris is not installed: pip install -e '.[fuzz]', or search with --hypothesis")
     if args.alone:
         search = Search(targets[0], runs=args.runs, seconds=args.seconds)
-        (searched if args.hypothesis or targets[0] in SEARCHED else guided)(search, args.seed)
+        (searched if args.hypothesis else guided)(search, args.seed)
         return 0
     options = ["--seconds", str(args.seconds), "--seed", str(args.seed), *["--hypothesis"] * args.hypothesis]
     if args.runs is not None:
         options += ["--runs", str(args.runs)]
     patience = None if args.runs is not None else args.seconds + PATIENCE_S
-    return report([run_alone(target, options, patience) for target in targets], args.output)
+    # Of the tree as it was when the search began.
+    try:
+        made_with = {} if args.output is None else environment()
+    except (OSError, subprocess.CalledProcessError) as error:
+        parser.error(f"--output writes down the revision, and git does not tell it: {error}")
+    return report([run_alone(target, options, patience) | made_with for target in targets], args.output)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, revision and command: what anyone needs to run it again."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    versions = {"python": platform.python_version()}
+    for package in ("hypothesis", "atheris", "jax", "orbax-checkpoint", "tyro"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "revision": git("rev-parse", "HEAD"),
+        "modified": bool(git("status", "--porcelain")),
+        "command": f"python -m tests.fuzz {shlex.join(sys.argv[1:])}",
+    }
 
 
 def run_alone(target: str, options: list[str], patience: float | None) -> dict[str, Any]:
     """What a process of its own finds for a target in some seconds; it is told as soon as it is known."""
     command = [sys.executable, "-m", "tests.fuzz", target, "--alone", *options]
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     # Most of the time would go into making and removing folders on a disk.
-    environment = {"JAX_PLATFORMS": "cpu", "TMPDIR": memory} | os.environ
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) and "TMPDIR" not in os.environ else None
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience, check=True
-        )
+        # The process ends without removing its own.
+        with tempfile.TemporaryDirectory(prefix="bwds-fuzz-", dir=memory) as folder:
+            variables = {"JAX_PLATFORMS": "cpu"} | os.environ | {"TMPDIR": folder}
+            done = subprocess.run(
+                command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=patience, check=True
+            )
         found = json.loads(done.stdout.splitlines()[-1])
     # What it ran can end a process, or keep it for ever: that is a finding, too.
     except subprocess.CalledProcessError as error:
@@ -234,13 +255,8 @@ def unfinished(target: str, why: str) -> dict[str, Any]:
 
 def report(results: list[dict[str, Any]], output: Path | None) -> int:
     """Writes the figures, and gives the exit code."""
-    packages = ("hypothesis", "atheris", "jax", "orbax-checkpoint", "tyro")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     if output is not None:
-        output.write_text("".join(json.dumps(result | {"versions": versions}) + "\n" for result in results))
+        output.write_text("".join(json.dumps(result) + "\n" for result in results))
     failures = sum(len(result["failures"]) for result in results)
     print(f"{sum(result['inputs_tried'] for result in results):,} inputs, {failures} failures")
     return 1 if failures else 0

@@ -20,14 +20,6 @@ NUMPY_SCALARS = (
     | st.booleans().map(np.bool_)
 )
 NUMBERS = INTEGERS | FLOATS | NUMPY_SCALARS | st.booleans()
-WORDS = st.sampled_from(["", "none", "true", "nan", "-1", "1e9", "\x00", "a b", "é", "\udcff", "~nobody", "9" * 5000])
-SCALARS = (
-    st.integers(-3, 70).map(np.int64)
-    | st.floats(width=32).map(np.float32)
-    | st.floats().map(np.float64)
-    | st.booleans().map(np.bool_)
-)
-NUMBERS = INTEGERS | FLOATS | NUMPY_SCALARS | st.booleans()
 WORDS = st.sampled_from(
     ["", "none", "None", "true", "nan", "-1", "1e9", "\x00", "a b", "é", "\udcff", "~nobody", "9" * 5000]
 )

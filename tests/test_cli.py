@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import io
 import json
 import os
 import random
@@ -259,6 +260,16 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert_refused(call(capsys, "train", *arguments), *parts)
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        code = cli.run(SCRIPTS["train"].main, "train.py", ["--model.cell", "gru"])
+    assert code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: invalid choice 'gru' for argument '--model.cell'. Expected one of ('lstm', 'qrnn')."
+    assert hint == "See python train.py --help."
 
 
 def test_options_start_from_the_preset():
