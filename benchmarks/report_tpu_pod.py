@@ -52,7 +52,7 @@ class Case(NamedTuple):
         """In words."""
         words = f"data {self.row['data']}"
         words += f", model {self.row['model']}" if self.row["model"] > 1 else ""
-        return words + ", optimiser spread" * self.row["shard_optimizer"]
+        return words + ", fully sharded" * self.row["shard_optimizer"]
 
 
 def read_cases(path: Path) -> list[Case]:

@@ -172,11 +172,12 @@ def test_committed_lines_are_those_of_the_present_program(pod, line):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=line["vocab"]))
     assert pod.flops_by_hand(config, rows=line["rows"], model=line["model"]) == (line["kernel_flops"], line["flops"])
     size = 4 * parameters(config.model)
-    if line["model"] == 1:
+    if line["shard_optimizer"]:
+        # What cannot be cut evenly is held by all.
+        assert size / line["chips"] <= line["parameter_bytes"] < 1.2 * size / line["chips"]
+    elif line["model"] == 1:
         assert line["parameter_bytes"] == size
-        # A spread optimiser has some sums of its own.
-        reduced = line["collectives"]["all-reduce"]["bytes"]
-        assert reduced > size + 8 if line["shard_optimizer"] else reduced == size + 8
+        assert line["collectives"]["all-reduce"]["bytes"] == size + 8
 
 
 @pytest.mark.parametrize("line", CASES, ids=lambda line: f"{line['preset']}-{line['topology']}-{line['rows']}")
