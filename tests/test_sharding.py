@@ -5,8 +5,8 @@ import functools
 import math
 import os
 import re
-from collections import Counter
 import signal
+from collections import Counter
 from typing import Any
 
 import jax
