@@ -65,15 +65,16 @@ class StopSignals:
         self._heard = self._heard or signum or None
 
     @property
-    def _counts(self) -> int | None:
-        return self._heard if self._together else self._signum
+    def counts(self) -> int:
+        """The signal to answer; 0: none."""
+        return (self._heard if self._together else self._signum) or 0
 
     @property
     def requested(self) -> bool:
         """Whether a signal has come."""
-        return self._counts is not None
+        return self.counts != 0
 
     def check(self) -> None:
         """Raises ``InterruptedRunError`` if a signal has come."""
-        if self._counts is not None:
-            raise InterruptedRunError(self._counts)
+        if self.counts:
+            raise InterruptedRunError(self.counts)

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import platform
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,6 @@ def summarise(
     best: tuple[Params, dict[str, Any]],
     *,
     command: str,
-    check: Callable[[], None],
 ) -> dict[str, Any]:
     """What summary.json holds. Perplexity, density and decoding are those of the best checkpoint.
 
@@ -78,7 +76,6 @@ def summarise(
         params: the parameters after the last step, of which the digest is; on the host or a device.
         best: parameters and info of the checkpoint with the lowest validation loss.
         command: noted as it is.
-        check: called between the long parts; may raise to give up.
 
     Returns:
         steps, validation_perplexity, realised_density, relative_cost (multiply-adds, gate and softmax included,
@@ -88,7 +85,6 @@ def summarise(
     """
     best_params, info = best
     decoding = compare_decode_speed(config.model, best_params)
-    check()
     lines = read_metrics(workdir / METRICS_FILE)
     speeds = [line.get("tokens_per_second") for line in lines if line["split"] == "train"]
     device = jax.devices()[0]

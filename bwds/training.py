@@ -70,10 +70,9 @@ class _Run:
         self.step = self.saved or 0
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
-        evaluated = int(self.state.plateau.evaluated_step)
-        writer = partial(MetricsWriter, workdir, train=self.step, valid=evaluated)
-        self.metrics: MetricsWriter | None = first_alone(writer)
-        self.trace = StepTrace(workdir, start=self.step, steps=profile)
+        valid = int(self.state.plateau.evaluated_step)
+        self.metrics: MetricsWriter | None = first_alone(partial(MetricsWriter, workdir, train=self.step, valid=valid))
+        self.trace = StepTrace(workdir, start=self.step, steps=profile if is_first() else 0)
         self.progress = Progress(total=config.train.steps, initial=self.step, shown=progress and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self.tokens_per_second: float | None = None
@@ -145,17 +144,19 @@ class _Run:
         best, info = self.best.restore(template)
         best = self.placement.gathered(best)
 
-        def summary() -> dict[str, Any]:
+        def summary() -> dict[str, Any] | int:
             there = jax.device_put(best, jax.local_devices()[0])
-            found = summarise(self.config, self.workdir, last, (there, info), command=command, check=self.stop.check)
-            write_text(self.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
-            return found
+            found = summarise(self.config, self.workdir, last, (there, info), command=command)
+            if not (signum := self.stop.noted):
+                write_text(self.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
+            return signum or found
 
-        try:
-            return from_first(first_alone(summary))
-        except InterruptedRunError as interrupted:
-            message = f"Stopped after the last step, before the summary; all is saved in {self.workdir}."
-            raise InterruptedRunError(interrupted.signum, message) from None
+        # What has come to any process since the last step: the summary takes a while.
+        self.stop.hear(int(largest(self.stop.noted)))
+        found = self.stop.counts or from_first(first_alone(summary))
+        if isinstance(found, int):
+            raise InterruptedRunError(found, f"Stopped after the last step; all is saved in {self.workdir}.")
+        return found
 
     def dispatch(self) -> StepMetrics:
         """Starts the next step and does not wait for it."""
@@ -287,7 +288,7 @@ def train(
         workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
             checkpoints and, at the end, summary.json.
         mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
-        profile: steps to record a trace of, after the first three; it goes to plugins/profile in the folder.
+        profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
         command: noted in the summary.
 
@@ -312,8 +313,7 @@ def train(
         first_alone(lambda: held.enter_context(locked(workdir)))
         check_shared(workdir / LOCK_FILE)
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
-        finished = from_first(read_summary(workdir))
-        if finished is not None:
+        if (finished := from_first(read_summary(workdir))) is not None:
             return finished
         with StopSignals(together=jax.process_count() > 1) as stop:
             run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)

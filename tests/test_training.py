@@ -21,11 +21,12 @@ from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
 from bwds.evaluation import Evaluation, evaluate
 from bwds.gating import num_kept_blocks
-from bwds.interrupt import InterruptedRunError
+from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.lock import LOCK_FILE
 from bwds.metrics import MetricsWriter, read_metrics
 from bwds.model import language_model
 from bwds.optim import make_optimizer, sparsity_at
+from bwds.sharding import Placement
 from bwds.state import evaluated_params, init_state, train_step
 from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
@@ -210,17 +211,31 @@ def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, m
     assert lines(tmp_path) == lines(finished[0])
 
 
-def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch):
-    compare = generate.compare_decode_speed
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch, moment, together):
+    """Also with several processes, where a signal counts when all have been told of it."""
+    compare, gathered, measured = generate.compare_decode_speed, Placement.gathered, []
 
-    def signal_and_compare(*args, **kwargs):
+    def gather(*args):
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return gathered(*args)
+
+    def measure(*args):
+        measured.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        return compare(*args, **kwargs)
+        return compare(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bwds.summary.compare_decode_speed", signal_and_compare)
+        patch.setattr(Placement, "gathered", gather)
+        patch.setattr("bwds.summary.compare_decode_speed", measure)
+        patch.setattr(training, "StopSignals", lambda **_: StopSignals(together=together))
         with pytest.raises(InterruptedRunError, match="Stopped after the last step"):
             train(config, tmp_path, progress=False)
+    # It takes a while, and who sent the signal will not wait long.
+    assert measured == ([] if moment == "before" else [1])
+    assert not (tmp_path / "summary.json").exists()
     assert finish(config, tmp_path)[0]["parameters_sha256"] == finished[1]["parameters_sha256"]
     assert lines(tmp_path) == lines(finished[0])
 
