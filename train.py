@@ -43,7 +43,7 @@ class Train(TrainConfig):
     """How long to train, what to write down and when."""
 
     profile: int = 0
-    """Steps to record a trace of, for xprof or TensorBoard: those after the first three of the process."""
+    """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
 
 
 @dataclass(frozen=True)

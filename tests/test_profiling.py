@@ -3,6 +3,7 @@
 import pytest
 import tiny_run
 
+from bwds import training
 from bwds.profiling import StepTrace
 from bwds.training import train
 
@@ -24,6 +25,15 @@ def test_a_run_with_a_trace_is_the_same(config, tmp_path, steps):
     # The number of a step is with its name.
     assert b"step_num" in content
     assert not (tmp_path / "run" / "plugins").exists()
+
+
+def test_one_process_of_several_records(config, tmp_path, monkeypatch, capsys):
+    """They share the folder, and those of one machine the name of the file in it."""
+    monkeypatch.setattr(training, "is_first", lambda: False)
+    train(config, tmp_path, profile=2, progress=False)
+    assert (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "plugins").exists()
+    assert "nothing was traced" not in capsys.readouterr().err
 
 
 def test_a_trace_of_nothing_is_said(tmp_path, capsys):
