@@ -4,9 +4,11 @@ import functools
 import gzip
 import hashlib
 import http.server
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -277,10 +279,39 @@ def test_half_prepared_data_are_not_used(tmp_path, monkeypatch, cache):
         patch.setattr(builders.Ptb, "_generate_examples", fail_later)
         with pytest.raises(ValueError, match=r"'ptb' could not be prepared in .*: OSError: .*the disk is full"):
             load("ptb", folder)
-    # What a killed process would leave behind.
-    leftover = cache / "tfds" / "ptb" / "1.0.0.incomplete.ABCDEF"
-    leftover.mkdir(parents=True)
-    (leftover / "ptb-train.array_record-00000-of-00001").write_bytes(b"half")
+    assert len(load("ptb", folder).train) == 6000
+
+
+PREPARE = """
+import json, sys, time
+from bwds.config import DataConfig
+from bwds.data import load_corpus
+from bwds.datasets import builders
+
+whole = builders.Ptb._generate_examples
+
+def stop_at_the_last(self, path):
+    if path.name == "test.txt":
+        print("half written", file=sys.stderr, flush=True)
+        time.sleep(60)
+    yield from whole(self, path)
+
+builders.Ptb._generate_examples = stop_at_the_last
+builders.Ptb.CHECKSUMS = json.loads(sys.argv[1])
+load_corpus(DataConfig(dataset="ptb", directory=sys.argv[2]))
+"""
+
+
+def test_a_process_killed_while_it_prepares_data_costs_nothing(tmp_path, monkeypatch, cache):
+    folder = write(tmp_path / "files", train="a\n" * 3000, test="a\n")
+    as_dataset(monkeypatch, builders.Ptb, folder)
+    command = [sys.executable, "-c", PREPARE, json.dumps(builders.Ptb.CHECKSUMS), str(folder)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(line == "half written\n" for line in process.stderr)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert any(path.is_file() for path in (cache / "tfds" / "ptb").glob("incomplete*/ptb-train*"))
     assert len(load("ptb", folder).train) == 6000
 
 
