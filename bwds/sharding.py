@@ -156,12 +156,13 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
             f"--mesh.data {data} and --mesh.model {mesh.model} leave out some of the {there} devices of "
             f"{jax.process_count()} processes; their product must be {there}."
         )
-    _check_divides("--mesh.data", data, batch_size, "rows of the batch", "--data.batch-size")
+    default = "" if mesh.data else f" (the default for {there} devices)"
+    _check_divides(f"--mesh.data is {data}{default}", data, batch_size, "rows of the batch", "--data.batch-size")
     parts = 4 if model.cell == "lstm" else 3
     columns = parts * model.hidden_size
     if model.method == "dynamic":
         columns //= model.block_size
-    _check_divides("--mesh.model", mesh.model, columns, "columns of blocks", "--model.hidden-size")
+    _check_divides(f"--mesh.model is {mesh.model}", mesh.model, columns, "columns of blocks", "--model.hidden-size")
     if mesh.shard_optimizer and data == 1 and is_first():
         print("warning: --mesh.shard-optimizer changes nothing with one device along --mesh.data.", file=sys.stderr)
     devices = jax.devices()[: data * mesh.model]
@@ -169,8 +170,6 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
     return Placement(made, mesh.shard_optimizer)
 
 
-def _check_divides(option: str, devices: int, count: int, what: str, other: str) -> None:
+def _check_divides(given: str, devices: int, count: int, what: str, other: str) -> None:
     if count % devices:
-        raise ValueError(
-            f"{option} is {devices}, which does not divide the {count} {what}; choose one that does, or change {other}."
-        )
+        raise ValueError(f"{given}, which does not divide the {count} {what}; choose one that does, or change {other}.")
