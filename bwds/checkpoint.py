@@ -112,12 +112,16 @@ class Checkpoints:
 
         Raises:
             OSError: it cannot be written; those before it are as they were.
+            jax.errors.JaxRuntimeError: another process has ended meanwhile.
         """
         # Checked first: in the middle of a write orbax answers a full disk with pages of tracebacks.
         first_alone(partial(self._check_room, step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
         try:
             self._write(step, tree, info)
         except Exception as error:  # Also of this the libraries below make errors of many kinds.
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                # The others did not answer: nothing is wrong with the folder.
+                raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"The checkpoint of step {step} cannot be written in {self.directory}: {reason}.") from error
 

@@ -174,6 +174,22 @@ def test_an_error_in_reading_is_no_damage(tmp_path, monkeypatch, moment, error, 
     assert_same(checkpoints.restore(state(0))[0], state(2))
 
 
+def test_another_process_that_ends_is_no_fault_of_the_folder(tmp_path, monkeypatch):
+    """Its error is not told as one of the disk, and the process can say what has most likely happened."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Connection closed by peer")
+
+    monkeypatch.setattr(checkpoints, "_write", fail)
+    with pytest.raises(OSError, match="The checkpoint of step 1 cannot be written"):
+        checkpoints.save(1, {"w": jnp.zeros(3)})
+    monkeypatch.setattr("bwds.checkpoint.first_alone", lambda function: function())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="^UNKNOWN: Connection closed"):
+        checkpoints.save(1, {"w": jnp.zeros(3)})
+
+
 def test_digest_sees_values_types_shapes_and_names_but_not_the_order_of_insertion():
     base = {"a": jnp.arange(6.0), "b": jnp.zeros(2)}
     others = [
