@@ -10,8 +10,10 @@ and ends with the same parameters as a run that was not stopped. Any other optio
 --train.steps too, and is refused: nothing is overwritten. Only the options of --mesh and
 --distributed may change.
 
-Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 training failed (a loss that is not finite); 2 a
-mistake on the command line, in the data or with the folder; 130 Ctrl-C with the state saved.
+Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the system refused (a full disk, no permission, not
+enough memory), or the loss is not finite; 2 a mistake on the command line or in the data, or the folder is another
+run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT) of one of several processes: another died, and
+JAX ended this one; the same commands resume.
 """
 
 import dataclasses

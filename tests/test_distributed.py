@@ -19,11 +19,15 @@ from bwds.devices import DistributedConfig
 from bwds.distributed import connect, failing_at_once
 from bwds.metrics import read_metrics
 from bwds.training import train
+from tests.faults.campaign import unfinished
+from tests.faults.runs import environment
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 300
 """Until a process is taken for hung."""
 HEARTBEAT = 10
+LOADED = 5
+"""Seconds that an end may take longer where the machine has other work."""
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +52,25 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What one pair has compiled the next need not."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def start():
-    """Starts two processes of train.py; ``options`` are for one of them alone."""
+def start(cache):
+    """Starts two processes of train.py, or of another program; ``options`` are for one of them alone."""
     started = []
 
-    def start(config, workdir, *mesh, options=((), ())):
+    def start(config, workdir, *mesh, options=((), ()), program=("train.py",)):
         arguments = tiny_run.arguments(config, workdir, mesh)
         arguments += ["--distributed.coordinator", free_address(), "--distributed.processes", "2"]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
+        env = environment(cache) | {"JAX_NUM_CPU_DEVICES": "4"}
         for i in (0, 1):
-            command = [sys.executable, "train.py", *arguments, "--distributed.process", str(i), *options[i]]
+            command = [sys.executable, *program, *arguments, "--distributed.process", str(i), *options[i]]
             pipe = subprocess.PIPE
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True))
+            started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True))
         return started[-2:]
 
     yield start
@@ -84,12 +94,22 @@ def losses(workdir):
     return np.array([line["loss"] for line in read_metrics(path)]) if path.exists() else np.array([])
 
 
-def wait_for_lines(processes, workdir, count):
+def wait_for(processes, condition, *, every=0.01):
     end = time.monotonic() + SECONDS
-    while len(losses(workdir)) < count:
+    while not condition():
         assert all(process.poll() is None for process in processes), ends(processes)
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(every)
+
+
+def wait_for_lines(processes, workdir, count):
+    wait_for(processes, lambda: len(losses(workdir)) >= count)
+
+
+def written(workdir):
+    """What each line of the metrics tells of, and how many files of events there are."""
+    lines = [(line["step"], line["split"]) for line in read_metrics(workdir / "metrics.jsonl")]
+    return lines, len(list(workdir.glob("events.*")))
 
 
 def finished(processes):
@@ -107,12 +127,17 @@ def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     both[1].send_signal(signal.SIGTERM)
     out, _ = finished(both)
     assert "its state is saved" in out
-    assert len(losses(workdir)) < 52
+    # Of two processes one writes.
+    lines, files = written(workdir)
+    whole, _ = written(alone)
+    assert (lines, files) == (whole[: len(lines)], 1)
+    assert len(lines) < len(whole) == 52
 
     out, other_out = finished(start(config, workdir, "--mesh.model", "2"))
     assert "validation perplexity" in out
     # Only the first process speaks of results.
     assert "perplexity" not in other_out
+    assert written(workdir) == (whole, 2)
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (workdir, alone))
     assert summary["validation_perplexity"] == pytest.approx(expected["validation_perplexity"], rel=1e-5)
@@ -122,21 +147,52 @@ def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     assert "test perplexity" in capsys.readouterr().out
 
 
+SIGNAL_IN_THE_SUMMARY = """
+import os, signal, sys
+from bwds import cli, distributed, summary
+measure = summary.compare_decode_speed
+def signal_and_measure(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return measure(*arguments)
+summary.compare_decode_speed = signal_and_measure
+import train
+sys.exit(cli.run(train.main, "train.py", sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_first_in_the_summary_ends_both_well(config, start, tmp_path):
+    for out in finished(start(config, tmp_path, "--mesh.data", "8", program=("-c", SIGNAL_IN_THE_SUMMARY))):
+        assert f"Stopped after the last step; all is saved in {tmp_path}." in out
+    assert not (tmp_path / "summary.json").exists()
+    out, _ = finished(start(config, tmp_path, "--mesh.data", "8"))
+    assert "The run is finished" in out
+
+
 @pytest.mark.slow
 def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_path):
-    """Each of them in turn is killed; no step is lost or done twice."""
-    workdir = tmp_path / "run"
-    for victim, steps in ((1, 13), (0, 33)):
-        both = start(config, workdir, "--mesh.data", "8", "--distributed.heartbeat", str(HEARTBEAT))
-        wait_for_lines(both, workdir, steps)
+    """The second, the first, and one inside a checkpoint write; parameters are those of a pair that nothing stopped."""
+    workdir, options = tmp_path / "run", ("--mesh.data", "8", "--distributed.heartbeat", str(HEARTBEAT))
+    for victim, steps in ((1, 13), (0, 23), (1, None)):
+        began, both = time.time(), start(config, workdir, *options)
+        if steps is None:
+            wait_for(both, lambda began=began: unfinished(workdir, since=began), every=0.0)
+        else:
+            wait_for_lines(both, workdir, steps)
         both[victim].kill()
         killed = time.monotonic()
-        other = ends(both)[1 - victim]
-        assert time.monotonic() - killed < 3 * HEARTBEAT
-        assert other[0] != 0
-        assert "another task died" in other[2] or "another process has ended" in other[2], other[2]
-    finished(start(config, workdir, "--mesh.data", "8"))
+        code, _, err = ends(both)[1 - victim]
+        assert time.monotonic() - killed < HEARTBEAT + LOADED
+        assert unfinished(workdir, since=began) or steps
+        # By JAX's runtime, which gives no chance to say more; or by us, where a computation fails first.
+        told = {-signal.SIGABRT: "another task died", 1: "another process has ended; start all again"}
+        assert told[code] in err, err
+    finished(start(config, workdir, *options))
+    assert written(workdir)[0] == written(alone)[0]
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    finished(start(config, tmp_path / "whole", *options))
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole")]
+    assert summaries[0]["parameters_sha256"] == summaries[1]["parameters_sha256"]
 
 
 def test_sigterm_ends_a_process_that_does_not_train_yet():
