@@ -287,7 +287,16 @@ def test_what_does_not_suit_the_kernels_is_refused_in_a_sentence(w, gates, dtype
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 16, 40, 5000])
 def test_what_is_not_refused_has_a_plan(rows, dtype):
-    for num_r, num_c, bk, bn in ((1, 1024, 128, 128), (1024, 1, 128, 128), (256, 256, 512, 512), (4, 8, 1024, 1024)):
+    for num_r, num_c, bk, bn in (
+        (1, 1024, 128, 128),
+        (1024, 1, 128, 128),
+        (256, 256, 512, 512),
+        (4, 8, 1024, 1024),
+        (2, 128, 8192, 128),
+        (128, 2, 128, 8192),
+        (16, 256, 512, 384),
+        (64, 40, 1536, 640),
+    ):
         x, w, gates = (
             jax.ShapeDtypeStruct(shape, kind)
             for shape, kind in (
@@ -297,13 +306,14 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
             )
         )
         mosaic_tpu.check(x, w, gates)
-        for cut in (
+        for plan in (
             mosaic_tpu_plan.plan_tiles(rows, num_c, w, (bk, bn), whole=num_r * bk, outputs=bn, lanes=num_r),
             mosaic_tpu_plan.plan_tiles(
                 rows, num_r, w, (bk, bn), whole=num_c * bn, outputs=bk, inputs=bk, lanes=2 * num_c
             ),
+            mosaic_tpu_weights.cut(rows, w, gates),
         ):
-            assert cut.vmem < 56 * 2**20
+            assert plan.vmem < 56 * 2**20
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -338,18 +348,18 @@ def one_device(chip: str) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array([device]), ("d",)), jax.sharding.PartitionSpec())
 
 
-def compile_for(chip, function, rows, dtype, *, grid=(12, 48), layout="row-major", steps=()):
+def compile_for(chip, function, rows, dtype, *, grid=(12, 48), block=BLOCK, layout="row-major", steps=()):
     """Compiles ``function(x, w, gates, dy)`` for one device; checks that it holds a kernel and no copy of ``w``."""
-    r, c = grid
+    (r, c), (bk, bn) = grid, block
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=one_device(chip))
-    w = struct((r * 128, c * 128) if layout == "row-major" else (c, r, *BLOCK), dtype)
+    w = struct((r * bk, c * bn) if layout == "row-major" else (c, r, *block), dtype)
     compiled = (
         jax.jit(function)
         .lower(
-            struct((*steps, rows, r * 128), dtype),
+            struct((*steps, rows, r * bk), dtype),
             w,
             struct((*steps, rows, r, c), "float32"),
-            struct((*steps, rows, c * 128), dtype),
+            struct((*steps, rows, c * bn), dtype),
         )
         .compile()
     )
@@ -383,6 +393,13 @@ def test_kernels_compile_for_block_major_weights(chip):
 def test_large_tiles_fit_the_smaller_memories(chip):
     for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
         compile_for(chip, function, 1024, "float32", grid=(32, 128))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("grid", "block"), [((1, 8), (8192, 128)), ((8, 1), (128, 8192))])
+def test_long_blocks_fit_the_smaller_memories(grid, block):
+    for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
+        compile_for("v5p", function, 64, "float32", grid=grid, block=block)
 
 
 @needs_libtpu
