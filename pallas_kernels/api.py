@@ -174,8 +174,13 @@ def block_sparse_matmul(
     a dense product on the same platform: ``jax_default_matmul_precision`` says how exact.
 
     Differentiable in ``x``, ``w`` and ``gates``; the support of the gates is a constant of differentiation, so the
-    gradient of an omitted gate is zero. Up to 16 rows (the product of the leading dimensions) a block that no row
-    keeps is never read.
+    gradient of an omitted gate is zero. Up to 16 rows (the product of the leading dimensions and, under ``vmap`` with
+    one weight for all, the number of examples) a block that no row keeps is never read.
+
+    The platform is the one that a program is lowered for. JAX lowers no Pallas kernel for several platforms at once:
+    take one platform for each ``jax.export``, or "xla", which is the same for all. For "cuda" ``jax.export`` asks for
+    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, as nobody promises that
+    a later XLA still reads such a kernel.
 
     Args:
         x: input [..., K], float32 or bfloat16.

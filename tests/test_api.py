@@ -47,13 +47,18 @@ def assert_matches(actual, wanted):
 # By platform ----------------------------------------------------------------------------------------------------------
 
 
-def lowered_for(platform, *, block=128, dtype="float32") -> str:
-    # jax 0.11 and later asks for a device to lower a Triton kernel for.
+def chip_of(platform):
+    """A mesh context: jax 0.11 and later asks for a device to lower a Triton kernel for."""
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), **(chip if platform == "cuda" else {}))
+    return jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1,), ("x",), **(chip if platform == "cuda" else {}))
+    )
+
+
+def lowered_for(platform, *, block=128, dtype="float32") -> str:
     arguments = problem(block=block, dtype=dtype)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with chip_of(platform):
         traced = jax.jit(value_and_gradients).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -95,10 +100,25 @@ def test_an_exported_program_gives_the_same_here():
 
 
 @cpu_only
-def test_a_program_exported_for_a_tpu_holds_its_kernel():
-    exported = jax.export.export(jax.jit(value_and_gradients), platforms=("tpu",))(*problem())
-    assert exported.platforms == ("tpu",)
-    assert exported.mlir_module().count("tpu_custom_call") == 3
+@pytest.mark.parametrize(
+    ("platform", "kernel", "unchecked_calls"),
+    [("tpu", "tpu_custom_call", ()), ("cuda", "@__gpu$xla.gpu.triton", ("__gpu$xla.gpu.triton",))],
+)
+def test_a_program_exported_for_an_accelerator_holds_its_kernel(platform, kernel, unchecked_calls):
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in unchecked_calls]
+    with chip_of(platform):
+        export = jax.export.export(jax.jit(value_and_gradients), platforms=(platform,), disabled_checks=checks)
+        exported = jax.export.deserialize(export(*problem()).serialize())
+    assert exported.platforms == (platform,)
+    assert exported.mlir_module().count(kernel) == 3
+
+
+@cpu_only
+def test_without_kernels_one_export_serves_several_platforms():
+    arguments = problem()[:3]
+    product = jax.jit(functools.partial(block_sparse_matmul, implementation="xla"))
+    exported = jax.export.export(product, platforms=("cpu", "tpu", "cuda"))(*arguments)
+    np.testing.assert_allclose(exported.call(*arguments), oracle.matmul(*arguments), atol=1e-3)
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
