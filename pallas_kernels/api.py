@@ -66,9 +66,11 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
 
 
 def _check(x, w, gates) -> None:
-    for name, array in (("x", x), ("w", w), ("gates", gates)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {array.dtype}; it must be a floating-point array.")
+    for name, array in (("x", x), ("w", w)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"{name} has dtype {array.dtype}; it must be float32 or bfloat16: cast it.")
+    if not jnp.issubdtype(gates.dtype, jnp.floating):
+        raise ValueError(f"gates have dtype {gates.dtype}; they must be floating-point numbers.")
     if x.dtype != w.dtype:
         raise ValueError(f"x has dtype {x.dtype} and w has dtype {w.dtype}; cast one of them to the other's.")
     if x.ndim < 1:
