@@ -88,6 +88,19 @@ def init_linear(
     return params
 
 
+def cast_matrices(params: Params, dtype: Any) -> Params:
+    """The parameters, one map's or a whole model's, with matrices in ``dtype``; biases are added in float32 and stay.
+
+    What a loop does to a weight in every step, it should find done: XLA does not move a cast out of it.
+    """
+    return {
+        name: cast_matrices(value, dtype)
+        if isinstance(value, dict)
+        else (value if name == "bias" else value.astype(dtype))
+        for name, value in params.items()
+    }
+
+
 def linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, sparsity: Any = 0.0
 ) -> tuple[Float[Array, "*b N"], Gating | None]:

@@ -23,6 +23,7 @@ from bwds.linear import (
     Gating,
     Params,
     apply_linear,
+    cast_matrices,
     gate_options,
     init_linear,
     input_cotangents,
@@ -121,6 +122,8 @@ def _step(
 
 
 def _scan(options, params, bias, num_kept, z, carry, save: bool):
+    params = cast_matrices(params, z.dtype)
+
     def body(carry, z):
         carry, saved = _step(params, bias, num_kept, options, carry, z, save)
         used = None if saved.gating is None else usage(saved.gating)
@@ -148,6 +151,8 @@ def _recurrence_fwd(options, known, params, bias, num_kept, z, carry):
 def _recurrence_bwd(options, known, residuals, cotangents):
     params, saved = residuals
     dhs, dcarry, _ = cotangents
+    dtype = saved.h.dtype
+    matrices = cast_matrices(params, dtype)
 
     def body(dcarry, step):
         saved, dh_out = step
@@ -161,11 +166,10 @@ def _recurrence_bwd(options, known, residuals, cotangents):
             dh * saved.tanh_c * o * (1 - o),
         ]
         dz = own_columns(jnp.concatenate(dz, -1), params["kernel"])
-        dh_in, dscores = input_cotangents(params, saved.h, saved.gating, dz.astype(saved.h.dtype), options)
+        dh_in, dscores = input_cotangents(matrices, saved.h, saved.gating, dz.astype(dtype), options)
         return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
 
     dcarry, (dz, dscores) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
-    dtype = saved.h.dtype
     dparams = parameter_cotangents(params, saved.h, saved.gating, dz.astype(dtype), dscores, options)
     return dparams, dz.sum((0, 1)), None, dz.astype(dtype), dcarry
 

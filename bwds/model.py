@@ -11,7 +11,7 @@ from bwds.array_types import Array, Bool, Float, Int
 from bwds.axes import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
-from bwds.linear import Params
+from bwds.linear import Params, cast_matrices
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
@@ -178,7 +178,6 @@ def decode_params(params: Params, config: ModelConfig) -> Params:
 
     A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference.
     """
-    dtype = jnp.dtype(config.dtype)
 
     def lay_out(tree: Params) -> Params:
         laid_out: Params = {}
@@ -186,12 +185,12 @@ def decode_params(params: Params, config: ModelConfig) -> Params:
             if isinstance(value, dict):
                 laid_out[name] = lay_out(value)
             elif name == "kernel" and "gate" in tree:
-                laid_out[name] = to_block_major(value, config.block_shape).astype(dtype)
+                laid_out[name] = to_block_major(value, config.block_shape)
             else:
-                laid_out[name] = value if name == "bias" else value.astype(dtype)
+                laid_out[name] = value
         return laid_out
 
-    return lay_out(params)
+    return lay_out(cast_matrices(params, jnp.dtype(config.dtype)))
 
 
 def _check_tokens(tokens: Array, carry: tuple[Any, ...], config: ModelConfig) -> None:

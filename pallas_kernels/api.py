@@ -66,9 +66,11 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
 
 
 def _check(x, w, gates) -> None:
-    for name, array in (("x", x), ("w", w), ("gates", gates)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} has dtype {array.dtype}; it must be a floating-point array.")
+    for name, array in (("x", x), ("w", w)):
+        if array.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"{name} has dtype {array.dtype}; it must be float32 or bfloat16: cast it.")
+    if not jnp.issubdtype(gates.dtype, jnp.floating):
+        raise ValueError(f"gates have dtype {gates.dtype}; they must be floating-point numbers.")
     if x.dtype != w.dtype:
         raise ValueError(f"x has dtype {x.dtype} and w has dtype {w.dtype}; cast one of them to the other's.")
     if x.ndim < 1:
@@ -174,8 +176,13 @@ def block_sparse_matmul(
     a dense product on the same platform: ``jax_default_matmul_precision`` says how exact.
 
     Differentiable in ``x``, ``w`` and ``gates``; the support of the gates is a constant of differentiation, so the
-    gradient of an omitted gate is zero. Up to 16 rows (the product of the leading dimensions) a block that no row
-    keeps is never read.
+    gradient of an omitted gate is zero. Up to 16 rows (the product of the leading dimensions and, under ``vmap`` with
+    one weight for all, the number of examples) a block that no row keeps is never read.
+
+    The platform is the one that a program is lowered for. JAX lowers no Pallas kernel for several platforms at once:
+    take one platform for each ``jax.export``, or "xla", which is the same for all. For "cuda" ``jax.export`` asks for
+    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, as nobody promises that
+    a later XLA still reads such a kernel.
 
     Args:
         x: input [..., K], float32 or bfloat16.

@@ -8,6 +8,7 @@ instead of one, because a single one loses a digit of the result.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -29,7 +30,7 @@ from pallas_kernels.mosaic_tpu_tiles import (
 )
 
 TILE_FEATURES = 1024
-"""Side of a tile of output blocks: enough products for every byte of x and dy."""
+"""Side of a tile of output blocks: enough products for every byte of x and dy. Of longer blocks fewer are in a tile."""
 TILE_ROWS = 256
 SPARE_BYTES = 12 * 2**20
 
@@ -40,27 +41,23 @@ def weight_gradient(x, w, gates, dy, *, interpret=False):
     bk, bn = shape = block_shape(w, gates)
     if rows == 0:
         return jnp.zeros_like(w)
-    tile = _blocks_in_tile(num_r, bk), _blocks_in_tile(num_c, bn)
+    tile, step, vmem = cut(rows, w, gates)
+    (height, width), padded = (tile[0] * bk, tile[1] * bn), round_up(rows, step)
     down, across = (pl.cdiv(num, side) for num, side in zip((num_r, num_c), tile, strict=True))
-    step = min(TILE_ROWS, round_up(rows, LANES))
-    padded = round_up(rows, step)
     kept = tiles_of_blocks((gates != 0).any(0, keepdims=True).astype(jnp.int32), tile).reshape(-1)
     lanes = to_lanes(gates, tile, padded)
     if w.ndim == 4:
         out_spec = pl.BlockSpec((*tile[::-1], bk, bn), lambda i, j, t, *_: (j, i, 0, 0))
     else:
-        out_spec = pl.BlockSpec((tile[0] * bk, tile[1] * bn), lambda i, j, t, *_: (i, j))
-    # Tiles in VMEM: sums once, everything that comes and goes twice.
-    height, width, size = tile[0] * bk, tile[1] * bn, w.dtype.itemsize
-    vmem = height * width * (4 + 2 * size) + 2 * step * ((height + width) * size + lanes.shape[2] * 4) + SPARE_BYTES
+        out_spec = pl.BlockSpec((height, width), lambda i, j, t, *_: (i, j))
     return pl.pallas_call(
         functools.partial(_kernel, tile=tile, shape=shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(down, across, padded // step),
             in_specs=[
-                pl.BlockSpec((tile[0] * bk, step), lambda i, j, t, *_: (i, t)),
-                pl.BlockSpec((step, tile[1] * bn), lambda i, j, t, *_: (t, j)),
+                pl.BlockSpec((height, step), lambda i, j, t, *_: (i, t)),
+                pl.BlockSpec((step, width), lambda i, j, t, *_: (t, j)),
                 pl.BlockSpec((1, step, lanes.shape[2]), lambda i, j, t, *_: (i * across + j, t, 0)),
             ],
             out_specs=out_spec,
@@ -74,9 +71,30 @@ def weight_gradient(x, w, gates, dy, *, interpret=False):
     )(kept, pad_rows(x, padded).T, pad_rows(dy, padded), lanes)
 
 
-def _blocks_in_tile(number: int, size: int) -> int:
-    """Blocks along one side of a tile: at most ``TILE_FEATURES`` wide, and the tiles as equal as can be."""
-    return pl.cdiv(number, pl.cdiv(number, max(1, TILE_FEATURES // size)))
+class Cut(NamedTuple):
+    """How the work is cut: a ``tile`` of so many blocks down and across, ``step`` rows at a time; VMEM in bytes."""
+
+    tile: tuple[int, int]
+    step: int
+    vmem: int
+
+
+def cut(rows, w, gates) -> Cut:
+    """Tiles of at most ``TILE_FEATURES``^2 weights, as many as ``mosaic_tpu.check`` lets a block have."""
+    (_, num_r, num_c), (bk, bn) = gates.shape, block_shape(w, gates)
+    tile = _blocks_in_tile(num_r, bk, bn), _blocks_in_tile(num_c, bn, bk)
+    height, width, size = tile[0] * bk, tile[1] * bn, w.dtype.itemsize
+    step = min(TILE_ROWS, round_up(rows, LANES))
+    lanes = round_up(tile[0] * tile[1], LANES)
+    # Tiles in VMEM: sums once, everything that comes and goes twice.
+    vmem = height * width * (4 + 2 * size) + 2 * step * ((height + width) * size + lanes * 4) + SPARE_BYTES
+    return Cut(tile, step, vmem)
+
+
+def _blocks_in_tile(number: int, size: int, other_size: int) -> int:
+    """Blocks along one side of a tile, less where the other side is a long block; the tiles as equal as can be."""
+    features = TILE_FEATURES**2 // max(TILE_FEATURES, other_size)
+    return pl.cdiv(number, pl.cdiv(number, max(1, features // size)))
 
 
 def _kernel(kept, x, dy, gates, dw, sums, *, tile, shape):

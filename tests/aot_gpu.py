@@ -64,6 +64,12 @@ def need_compiler() -> str:
     return ptxas
 
 
+def dumping_flags(directory: str) -> str:
+    """XLA's flags: untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers."""
+    flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
+    return flags if version("jax").startswith("0.10.") else flags + " --xla_dump_emitter_re=ptx"
+
+
 def resources(dump: Path, ptxas: str) -> dict[str, Any]:
     """What ptxas says of the one kernel of ours among the PTX files that XLA left in ``dump``; empties ``dump``."""
     found = [path for path in dump.glob("*.ptx") if re.search(r"\.entry \w+_kernel\(", path.read_text())]
@@ -130,9 +136,5 @@ def compile_all(dump: Path, ptxas: str) -> None:
 if __name__ == "__main__":
     ptxas = need_compiler()
     with tempfile.TemporaryDirectory() as directory:
-        # Untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers.
-        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
-        if not version("jax").startswith("0.10."):
-            flags += " --xla_dump_emitter_re=ptx"
-        os.environ["XLA_FLAGS"] = flags
+        os.environ["XLA_FLAGS"] = dumping_flags(directory)
         compile_all(Path(directory), ptxas)

@@ -2,20 +2,46 @@
 
     JAX_PLATFORMS=cpu python tests/aot_gpu_decode.py
 
-One JSON object a line: the model, streams and kernels of one step of the loop, launches of whatever kind. Ends with
-status 3 where a compiler is missing, as ``aot_gpu``.
+One JSON object a line: the model, streams and kernels of one step of the loop, launches of whatever kind. Before them
+what the kernel of the gates needs for the most scores that it takes. Ends with status 3 where a compiler is missing,
+as ``aot_gpu``.
 """
 
+import functools
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
-from aot_gpu import HERE, h200, need_compiler
+from aot_gpu import HERE, dumping_flags, h200, need_compiler, resources
 
 SETTINGS = {"vocab_size": 10_000, "hidden_size": 4096, "block_size": 128, "dtype": "bfloat16", "sparsity": 0.75}
 CASES = (("dense", None, "linear", 1), ("dynamic", 128, "linear", 1), ("dynamic", 128, "softplus", 8))
+GRID = (64, 256)
+"""Of the most scores; that of an LSTM of 8192."""
 LAUNCHED = ("fusion", "custom-call", "copy", "reduce", "sort", "dot")
+
+
+def compile_gates(dump: Path, ptxas: str) -> None:
+    import jax
+
+    sys.path.insert(0, str(HERE.parent))
+    from bwds.gating import scaled_scores
+    from pallas_kernels import triton_gates
+
+    mesh, sharding = h200()
+    n = GRID[0] * GRID[1]
+    assert n == triton_gates.MAX_SCORES
+    shapes = (((1, n), "float32"), ((n,), "float32"), ((), "int32"))
+    arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
+    for activation in ("linear", "softplus"):
+        scale = functools.partial(scaled_scores, activation=activation, normalization="mean")
+        gates = functools.partial(triton_gates.gates_and_words, grid=GRID, scale=scale)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            jax.jit(gates).lower(*arrays).compile()
+        print(json.dumps({"activation": activation, **resources(dump, ptxas)}), flush=True)
 
 
 def compile_all(steps: int = 32) -> None:
@@ -52,6 +78,8 @@ def compile_all(steps: int = 32) -> None:
 
 
 if __name__ == "__main__":
-    need_compiler()
-    os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"
-    compile_all()
+    ptxas = need_compiler()
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["XLA_FLAGS"] = dumping_flags(directory)
+        compile_gates(Path(directory), ptxas)
+        compile_all()

@@ -47,13 +47,18 @@ def assert_matches(actual, wanted):
 # By platform ----------------------------------------------------------------------------------------------------------
 
 
-def lowered_for(platform, *, block=128, dtype="float32") -> str:
-    # jax 0.11 and later asks for a device to lower a Triton kernel for.
+def chip_of(platform):
+    """A mesh context: jax 0.11 and later asks for a device to lower a Triton kernel for."""
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), **(chip if platform == "cuda" else {}))
+    return jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1, 1), ("data", "model"), **(chip if platform == "cuda" else {}))
+    )
+
+
+def lowered_for(platform, *, block=128, dtype="float32") -> str:
     arguments = problem(block=block, dtype=dtype)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with chip_of(platform):
         traced = jax.jit(value_and_gradients).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -95,10 +100,25 @@ def test_an_exported_program_gives_the_same_here():
 
 
 @cpu_only
-def test_a_program_exported_for_a_tpu_holds_its_kernel():
-    exported = jax.export.export(jax.jit(value_and_gradients), platforms=("tpu",))(*problem())
-    assert exported.platforms == ("tpu",)
-    assert exported.mlir_module().count("tpu_custom_call") == 3
+@pytest.mark.parametrize(
+    ("platform", "kernel", "unchecked_calls"),
+    [("tpu", "tpu_custom_call", ()), ("cuda", "@__gpu$xla.gpu.triton", ("__gpu$xla.gpu.triton",))],
+)
+def test_a_program_exported_for_an_accelerator_holds_its_kernel(platform, kernel, unchecked_calls):
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in unchecked_calls]
+    with chip_of(platform):
+        export = jax.export.export(jax.jit(value_and_gradients), platforms=(platform,), disabled_checks=checks)
+        exported = jax.export.deserialize(export(*problem()).serialize())
+    assert exported.platforms == (platform,)
+    assert exported.mlir_module().count(kernel) == 3
+
+
+@cpu_only
+def test_without_kernels_one_export_serves_several_platforms():
+    arguments = problem()[:3]
+    product = jax.jit(functools.partial(block_sparse_matmul, implementation="xla"))
+    exported = jax.export.export(product, platforms=("cpu", "tpu", "cuda"))(*arguments)
+    np.testing.assert_allclose(exported.call(*arguments), oracle.matmul(*arguments), atol=1e-3)
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
@@ -188,3 +208,48 @@ def test_unchecked_shard_map(rows):
         check_vma=False,
     )
     np.testing.assert_allclose(jax.jit(function)(x, w, gates), oracle.matmul(x, w, gates), atol=1e-3)
+
+
+# On a GPU, through all layers of the wiring ---------------------------------------------------------------------------
+
+
+def scanned(product, x, w, gates):
+    steps = tuple(array.reshape(2, -1, *array.shape[1:]) for array in (x, gates))
+    y = jax.lax.scan(lambda carry, step: (carry, product(step[0], w, step[1])), 0, steps)[1]
+    return y.reshape(x.shape[0], -1)
+
+
+def sharded(product, x, w, gates):
+    specs = (P("data"), P(None, "model"), P("data", None, "model"))
+    return jax.shard_map(product, in_specs=specs, out_specs=P("data", "model"))(x, w, gates)
+
+
+def transformed(transform, implementation):
+    @jax.jit
+    def value_and_gradients(x, w, gates, dy):
+        product = functools.partial(block_sparse_matmul, implementation=implementation)
+        y, pull = jax.vjp(functools.partial(transform, product), x, w, gates)
+        return y, *pull(dy)
+
+    return value_and_gradients
+
+
+each_transform = pytest.mark.parametrize("transform", [scanned, sharded])
+
+
+@pytest.mark.gpu
+@each_transform
+@pytest.mark.parametrize("rows", [4, 80])
+def test_the_triton_product_and_its_gradients_on_a_gpu(transform, rows):
+    arguments = problem(rows)
+    with jax.default_matmul_precision("float32"), jax.set_mesh(mesh(1, 1)):
+        actual = transformed(transform, "triton")(*arguments)
+    assert_matches(actual, expected(*arguments))
+
+
+@cpu_only
+@each_transform
+def test_the_same_lowers_for_a_gpu(transform):
+    with chip_of("cuda"):
+        traced = transformed(transform, None).trace(*problem())
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("@__gpu$xla.gpu.triton") == 3

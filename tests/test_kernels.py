@@ -361,6 +361,7 @@ def _zeros(shape, dtype="float32"):
         (_zeros((2, 30)), _zeros((3, 4, 10, 7)), _zeros((2, 3, 4)), r"\(3, 4, 10, 7\)"),
         (_zeros((2, 33)), _zeros((4, 3, 10, 7)), _zeros((2, 3, 4)), "33"),
         (_zeros((2, 30), "int32"), _zeros((30, 28), "int32"), _zeros((2, 3, 4)), "int32"),
+        (_zeros((2, 30), "float16"), _zeros((30, 28), "float16"), _zeros((2, 3, 4)), "float16.*bfloat16"),
         (_zeros((2, 30)), _zeros((30, 28)), _zeros((2, 3, 4), "int32"), "gates.*int32"),
         (_zeros((2, 30)), _zeros((30, 28)), _zeros((2, 3, 4), "bool"), "gates.*bool"),
         (_zeros((2, 30)), _zeros((30, 28), "bfloat16"), _zeros((2, 3, 4)), "bfloat16"),

@@ -1,6 +1,5 @@
 """What is in the programs of whole models: counted, not timed."""
 
-import functools
 import re
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from bwds.config import ModelConfig
+from bwds.gating import kept_count
 from bwds.generate import generate
-from bwds.linear import linear
+from bwds.linear import gate_options, linear
 from bwds.lstm import _step, init_lstm, init_lstm_carry, lstm
 from bwds.model import decode_params, language_model
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
@@ -21,68 +21,83 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 
 STEPS, BATCH = 7, 20
 WORK = {"add", "add_any", "mul", "dot_general", "dynamic_update_slice", "scatter-add"}
+LAYERS = {"lstm": (init_lstm, init_lstm_carry, lstm), "qrnn": (init_qrnn, init_qrnn_carry, qrnn)}
+WIDTH = {"lstm": 256, "qrnn": 192}
+each_method = pytest.mark.parametrize("method", ["dynamic", "dense", "magnitude"])
+
+
+def layer(cell="lstm", **settings):
+    """(configuration, parameters, function of parameters and inputs, inputs)."""
+    config = ModelConfig(hidden_size=64, block_size=16, cell=cell, **settings)
+    init, init_carry, apply = LAYERS[cell]
+    x, carry = jnp.ones((BATCH, STEPS, 64), config.dtype), init_carry(BATCH, config)
+    return config, init(jax.random.key(0), config), lambda params, x: apply(params, x, carry, config)[0], x
 
 
 def operations(jaxpr, length, inside=False):
-    """(primitive, size of its result, whether it is in a scan of ``length`` steps) of all that a jaxpr holds."""
+    """(primitive, its result, whether it is in a scan of ``length`` steps) of all that a jaxpr holds."""
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         in_scan = inside or (name == "scan" and equation.params["length"] == length)
         for variable in equation.outvars:
-            yield name, variable.aval.size, inside
+            yield name, variable.aval, inside
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
                 yield from operations(inner, length, in_scan)
 
 
-def work_on_whole_weights(function, params, x, carry, size):
-    """How many arithmetic results as large as a weight there are: (in every time step, once)."""
-
-    def loss(params, x):
-        return function(params, x, carry)[0].sum()
-
-    found = [
-        inside
-        for name, results, inside in operations(jax.make_jaxpr(jax.grad(loss))(params, x).jaxpr, STEPS)
-        if name in WORK and results == size
-    ]
-    return sum(found), len(found) - sum(found)
+def operations_of_gradient(function, params, x):
+    gradient = jax.grad(lambda params, x: function(params, x).astype(jnp.float32).sum())
+    return operations(jax.make_jaxpr(gradient)(params, x).jaxpr, STEPS)
 
 
-@pytest.mark.parametrize("method", ["dynamic", "dense"])
+@each_method
 def test_no_gradient_of_a_weight_is_summed_over_time_steps(method):
-    config = ModelConfig(hidden_size=64, block_size=16, method=method)
-    params, carry = init_lstm(jax.random.key(0), config), init_lstm_carry(BATCH, config)
-    x = jnp.ones((BATCH, STEPS, 64))
-    size = 64 * 256
+    config, params, function, x = layer(method=method, implementation="xla")
+    options = gate_options(config, 64, 256)
+    num_kept = None if options is None else kept_count(options.grid, config.sparsity, options.scope)
 
-    def differentiated_as_it_stands(params, x, carry):
+    def differentiated_as_it_stands(params, x):
         """The same recurrence without the rule of its own: what the test must notice."""
-        options, num_kept = None, None
-        z = linear(params["input"], x, None)[0].swapaxes(0, 1)
+        z = linear(params["input"], x, options, config.sparsity)[0].swapaxes(0, 1)
         step = lambda carry, z: (_step(params["hidden"], params["bias"], num_kept, options, carry, z)[0], carry.h)  # noqa: E731
-        return jax.lax.scan(step, carry, z)[1], carry
+        return jax.lax.scan(step, init_lstm_carry(BATCH, config), z)[1]
 
-    every_step, _ = work_on_whole_weights(functools.partial(lstm, config=config), params, x, carry, size)
-    assert every_step == 0
-    if method == "dense":
-        every_step, _ = work_on_whole_weights(differentiated_as_it_stands, params, x, carry, size)
-        assert every_step > 0
+    def work_in_every_step_on_whole_weights(function):
+        found = operations_of_gradient(function, params, x)
+        return sum(inside and name in WORK and result.size == 64 * 256 for name, result, inside in found)
+
+    assert work_in_every_step_on_whole_weights(function) == 0
+    assert work_in_every_step_on_whole_weights(differentiated_as_it_stands) > 0
+
+
+@each_method
+def test_weights_are_cast_before_the_time_steps(method):
+    _, params, function, x = layer(method=method, dtype="bfloat16", implementation="xla")
+    sizes = {leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2}
+    casts = [
+        inside
+        for name, result, inside in operations_of_gradient(function, params, x)
+        if name == "convert_element_type" and result.dtype == jnp.bfloat16 and result.size in sizes
+    ]
+    assert casts
+    assert not any(casts)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "qrnn"])
-def test_the_input_side_is_one_product_for_all_time_steps(cell):
-    config = ModelConfig(hidden_size=64, block_size=16, cell=cell, method="dense")
-    init, init_carry, layer = {"lstm": (init_lstm, init_lstm_carry, lstm), "qrnn": (init_qrnn, init_qrnn_carry, qrnn)}[
-        cell
-    ]
-    params, carry = init(jax.random.key(0), config), init_carry(BATCH, config)
-    jaxpr = jax.make_jaxpr(lambda p, x: layer(p, x, carry, config))(params, jnp.ones((BATCH, STEPS, 64))).jaxpr
-    products = [(size, inside) for name, size, inside in operations(jaxpr, STEPS) if name == "dot_general"]
-    width = {"lstm": 4, "qrnn": 3}[cell] * 64
-    assert products.count((BATCH * STEPS * width, False)) == 1
-    assert [size for size, inside in products if inside] == ([BATCH * width] if cell == "lstm" else [])
+@each_method
+def test_the_input_side_is_one_product_for_all_time_steps(cell, method):
+    # The reference implementation makes one dot of the blocks of a product; another sums the scores.
+    _, params, function, x = layer(cell, method=method, implementation="reference")
+    jaxpr = jax.make_jaxpr(function)(params, x).jaxpr
+    products = [(result.size, inside) for name, result, inside in operations(jaxpr, STEPS) if name == "dot_general"]
+    results, scores = WIDTH[cell], {"lstm": 4 * 16, "qrnn": 8 * 12}[cell]
+    sizes = [results, scores] if method == "dynamic" else [results]
+    assert [products.count((BATCH * STEPS * size, False)) for size in sizes] == [1] * len(sizes)
+    inside = [size for size, inside in products if inside]
+    assert [inside.count(BATCH * size) for size in sizes] == [int(cell == "lstm")] * len(sizes)
+    assert cell == "lstm" or not inside
 
 
 # Decoding on accelerators ---------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib.util
+import itertools
+import math
 import os
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from jax.experimental import pallas as pl
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
@@ -133,10 +136,16 @@ def test_value_and_gradients(rows, dtype, layout):
 
 
 @pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize(("rows", "dtype", "layout"), [(1, "bfloat16", "row-major"), (40, "float32", "block-major")])
-@pytest.mark.slow
-def test_value_and_gradients_in_the_other_interpreter(rows, dtype, layout):
-    p = problem(rows, dtype=dtype)
+@pytest.mark.parametrize(
+    ("rows", "grid", "dtype", "layout"),
+    [
+        (1, (2, 2), "float32", "block-major"),
+        pytest.param(1, (3, 4), "bfloat16", "row-major", marks=pytest.mark.slow),
+        pytest.param(40, (3, 4), "float32", "block-major", marks=pytest.mark.slow),
+    ],
+)
+def test_value_and_gradients_in_the_other_interpreter(rows, grid, dtype, layout):
+    p = problem(rows, grid=grid, dtype=dtype)
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=True))
 
 
@@ -192,7 +201,7 @@ def test_more_rows_than_one_dot_takes():
 
 
 @pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize("layout", ["row-major", "block-major"])
+@pytest.mark.parametrize("layout", ["row-major", pytest.param("block-major", marks=pytest.mark.slow)])
 def test_blocks_that_are_not_square(layout):
     p = problem(5, grid=(2, 3), block=(256, 128))
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
@@ -221,29 +230,60 @@ def test_no_rows():
     np.testing.assert_array_equal(dw, 0)
 
 
-@pytest.mark.usefixtures("small_ring")
+def moved_by_the_grid(spec, shape, grid) -> int:
+    """Elements that a pipeline copies for one operand: a block whenever its place changes from one step to the next."""
+    steps = [spec.index_map(*step) for step in np.ndindex(*grid)]
+    moves = 1 + sum(before != after for before, after in itertools.pairwise(steps))
+    assert len(spec.block_shape) == len(shape)
+    return moves * math.prod(spec.block_shape)
+
+
+@pytest.mark.usefixtures("small_ring", "one_core")
 @pytest.mark.parametrize("name", ["forward", "input_gradients"])
-@pytest.mark.parametrize(("rows", "density"), [(1, 0.5), (3, 0.7), (40, 0.02)])
-def test_as_many_copies_as_kept_blocks(name, rows, density, monkeypatch):
-    copies = []
-    make = pltpu.make_async_copy
+@pytest.mark.parametrize(
+    ("rows", "density", "dtype"), [(1, 0.5, "float32"), (3, 0.7, "bfloat16"), (40, 0.02, "float32")]
+)
+def test_the_bytes_of_the_kept_blocks_move_and_all_else_once(name, rows, density, dtype, monkeypatch):
+    copies, calls = [], []
+    make, call = pltpu.make_async_copy, pl.pallas_call
 
     class Counted(NamedTuple):
         copy: object
+        bytes: int
 
         def start(self):
-            jax.debug.callback(lambda: copies.append(1))
+            jax.debug.callback(lambda: copies.append(self.bytes))
             self.copy.start()
 
         def wait(self):
             self.copy.wait()
 
-    monkeypatch.setattr(pltpu, "make_async_copy", lambda *args: Counted(make(*args)))
-    p = problem(rows, grid=(4, 7), density=density)
+    def counted(source, *others):
+        return Counted(make(source, *others), math.prod(source.shape) * source.dtype.itemsize)
+
+    def recorded(kernel, *, grid_spec, out_shape, **options):
+        def run(*arrays):
+            calls.append((grid_spec, arrays, out_shape))
+            return call(kernel, grid_spec=grid_spec, out_shape=out_shape, **options)(*arrays)
+
+        return run
+
+    monkeypatch.setattr(pltpu, "make_async_copy", counted)
+    monkeypatch.setattr(pl, "pallas_call", recorded)
+    p = problem(rows, grid=(4, 7), density=density, dtype=dtype)
     arguments = p[:3] if name == "forward" else p
     jax.block_until_ready(jax.jit(functools.partial(getattr(mosaic_tpu, name), interpret=True))(*arguments))
     jax.effects_barrier()
-    assert len(copies) == (np.asarray(p.gates) != 0).any(0).sum()
+    kept = (np.asarray(p.gates) != 0).any(0).sum()
+    assert sum(copies) == kept * math.prod(BLOCK) * p.w.dtype.itemsize
+    assert len(copies) == kept
+    ((spec, arrays, outputs),) = calls
+    # The lists are read before the first step; the weight stays where it is.
+    lists, (*inputs, w) = arrays[: spec.num_scalar_prefetch], arrays[spec.num_scalar_prefetch :]
+    assert sum(a.size for a in lists) == 2 + 2 * 4 * 7
+    assert (w.shape, spec.in_specs[-1].memory_space) == (p.w.shape, pl.ANY)
+    for own, array in zip((*spec.in_specs[:-1], *spec.out_specs), (*inputs, *outputs), strict=True):
+        assert moved_by_the_grid(own, array.shape, spec.grid) == array.size
 
 
 @pytest.mark.usefixtures("small_ring")
@@ -287,7 +327,16 @@ def test_what_does_not_suit_the_kernels_is_refused_in_a_sentence(w, gates, dtype
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 16, 40, 5000])
 def test_what_is_not_refused_has_a_plan(rows, dtype):
-    for num_r, num_c, bk, bn in ((1, 1024, 128, 128), (1024, 1, 128, 128), (256, 256, 512, 512), (4, 8, 1024, 1024)):
+    for num_r, num_c, bk, bn in (
+        (1, 1024, 128, 128),
+        (1024, 1, 128, 128),
+        (256, 256, 512, 512),
+        (4, 8, 1024, 1024),
+        (2, 128, 8192, 128),
+        (128, 2, 128, 8192),
+        (16, 256, 512, 384),
+        (64, 40, 1536, 640),
+    ):
         x, w, gates = (
             jax.ShapeDtypeStruct(shape, kind)
             for shape, kind in (
@@ -297,13 +346,14 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
             )
         )
         mosaic_tpu.check(x, w, gates)
-        for cut in (
+        for plan in (
             mosaic_tpu_plan.plan_tiles(rows, num_c, w, (bk, bn), whole=num_r * bk, outputs=bn, lanes=num_r),
             mosaic_tpu_plan.plan_tiles(
                 rows, num_r, w, (bk, bn), whole=num_c * bn, outputs=bk, inputs=bk, lanes=2 * num_c
             ),
+            mosaic_tpu_weights.cut(rows, w, gates),
         ):
-            assert cut.vmem < 56 * 2**20
+            assert plan.vmem < 56 * 2**20
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -338,18 +388,18 @@ def one_device(chip: str) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array([device]), ("d",)), jax.sharding.PartitionSpec())
 
 
-def compile_for(chip, function, rows, dtype, *, grid=(12, 48), layout="row-major", steps=()):
+def compile_for(chip, function, rows, dtype, *, grid=(12, 48), block=BLOCK, layout="row-major", steps=()):
     """Compiles ``function(x, w, gates, dy)`` for one device; checks that it holds a kernel and no copy of ``w``."""
-    r, c = grid
+    (r, c), (bk, bn) = grid, block
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=one_device(chip))
-    w = struct((r * 128, c * 128) if layout == "row-major" else (c, r, *BLOCK), dtype)
+    w = struct((r * bk, c * bn) if layout == "row-major" else (c, r, *block), dtype)
     compiled = (
         jax.jit(function)
         .lower(
-            struct((*steps, rows, r * 128), dtype),
+            struct((*steps, rows, r * bk), dtype),
             w,
             struct((*steps, rows, r, c), "float32"),
-            struct((*steps, rows, c * 128), dtype),
+            struct((*steps, rows, c * bn), dtype),
         )
         .compile()
     )
@@ -383,6 +433,13 @@ def test_kernels_compile_for_block_major_weights(chip):
 def test_large_tiles_fit_the_smaller_memories(chip):
     for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
         compile_for(chip, function, 1024, "float32", grid=(32, 128))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("grid", "block"), [((1, 8), (8192, 128)), ((8, 1), (128, 8192))])
+def test_long_blocks_fit_the_smaller_memories(grid, block):
+    for function in (forward, mosaic_tpu.input_gradients, mosaic_tpu.weight_gradient):
+        compile_for("v5p", function, 64, "float32", grid=grid, block=block)
 
 
 @needs_libtpu

@@ -188,12 +188,33 @@ def test_a_layer_on_a_gpu(rows, dtype):
 # Compiled ahead of time -----------------------------------------------------------------------------------------------
 
 
-def test_a_word_takes_few_kernels_on_an_h200(compile_for_a_gpu):
+@pytest.fixture(scope="module")
+def compiled_ahead_of_time(compile_for_a_gpu) -> list[dict]:
+    return compile_for_a_gpu("aot_gpu_decode.py")
+
+
+def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     """LSTM 2 x 4096, bfloat16, rank 128, sparsity 0.75, as counted in the compiled program.
 
     A gated product takes five: three for scores of low rank, one for gates and masks, the product. Sums of splits are
     no kernels of their own.
     """
-    kernels = {(case["method"], case["streams"]): case["kernels"] for case in compile_for_a_gpu("aot_gpu_decode.py")}
+    kernels = {
+        (case["method"], case["streams"]): case["kernels"] for case in compiled_ahead_of_time if "method" in case
+    }
     assert kernels["dynamic", 1] <= kernels["dense", 1] + 4 * 4
     assert kernels["dynamic", 8] <= kernels["dense", 1] + 4 * 4 + 1
+
+
+def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):
+    spilled = {case["activation"]: case["spilled_bytes"] for case in compiled_ahead_of_time if "activation" in case}
+    assert spilled == {"linear": 0, "softplus": 0}
+
+
+@pytest.mark.parametrize(("grid", "fits"), [((64, 256), True), ((64, 257), False), ((128, 192), False)])
+def test_more_scores_than_registers_hold_go_the_other_way(grid, fits):
+    x, w, gates = (
+        jax.ShapeDtypeStruct(shape, "float32")
+        for shape in ((1, grid[0] * BLOCK), (grid[0] * BLOCK, grid[1] * BLOCK), (1, *grid))
+    )
+    assert triton_gates.takes(x, w, gates) == fits
