@@ -136,8 +136,8 @@ def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float,
     loss32 = jnp.float32(loss)
     if loss32 < plateau.best_loss:
         return plateau._replace(best_loss=loss32, best_step=jnp.int32(step))
-    # A NumPy number: JAX would compile a program for it, in the middle of a run.
-    return plateau._replace(scale=np.float32(plateau.scale) * np.float32(factor))
+    # In NumPy: JAX would compile a program for this product, in the middle of a run.
+    return plateau._replace(scale=jax.device_put(np.float32(plateau.scale) * np.float32(factor)))
 
 
 def sparsity_at(config: Config, step: int) -> float:
