@@ -1,11 +1,12 @@
 """Marks the k largest of many scores, by a search for the k-th largest instead of a sort.
 
 Scores become integers in the same order, and bisection counts how many are at least as large as the middle. It ends
-when k are: after 18 of 32 steps, in the mean, for 4,096 normal scores. Only where it never comes to that, because the
-k-th largest has equals, bisection over the index settles which of them are in. It takes a traced k, and every row its
-own threshold. On a CPU that is many times faster than ``lax.top_k``. On an accelerator each count would be a launch or
-two, and an end that data decide a wait for the host, so there the whole search is one kernel (``topk_kernels``); rows
-that are too long for it take all the steps.
+when k are: after 18 of 32 steps, in the mean, for a quarter or a tenth of 4,096 normal scores, and 12 for half of them.
+Only where it never comes to that, because the k-th largest has equals, bisection over the index settles which of them
+are in. It takes a traced k, and every row its own threshold. On one core of a CPU ``lax.top_k`` takes 1.6 times as long
+for a quarter of 4,096 scores and 6 times for 64 rows of them, but only 0.6 times for one row of 576. On an accelerator
+each count would be a launch or two, and an end that data decide a wait for the host, so there the whole search is one
+kernel (``topk_kernels``); rows that are too long for it take all the steps.
 """
 
 import functools

@@ -1,12 +1,14 @@
 """Products of few rows through plain XLA operations, written for CPUs: loops over the list of kept blocks.
 
 Up to 16 rows a product is bound by the bytes of ``w``, and these read the kept blocks and no others. Two things decide
-how fast (measured; ``docs/performance.md``):
+how fast:
 
 - XLA copies a slice before a dot, so a block would be read, written and read again. A sum of products of slices is one
-  fused loop that reads the weight where it lies. With several rows the dot wins in spite of the copy.
+  fused loop that reads the weight where it lies: 1.6 to 2 times as fast at one row, on one core with a quarter of the
+  blocks of 128 x 128 kept. With several rows the dot wins in spite of the copy.
 - One core draws far more from memory by reading several places in turn than by reading on and on. So a block is cut
-  into ``STREAMS`` parts of consecutive rows, and each pass of the loop takes a piece of all of them.
+  into ``STREAMS`` parts of consecutive rows, and each pass of the loop takes a piece of all of them: 8 are 1.1 to 1.8
+  times as fast as 4, and 16 within 10% of 8.
 """
 
 import functools
@@ -20,7 +22,8 @@ from pallas_kernels.mesh_axes import zeros
 
 STREAMS = 8
 STREAMED_ROWS = 4
-"""Rows up to which the fused loop is faster than copy and dot."""
+"""Rows up to which the fused loop is taken: at 4 it is faster than copy and dot by 4 to 10% for 4096 x 16384, slower by
+17 to 34% for 1536 x 6144, of which less has to come from memory; at 8 it is slower everywhere."""
 
 
 def forward(x, w, gates):
