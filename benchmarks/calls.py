@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from common import Timing, time_in_turns
 from jax import lax
 
-CALLS = 64
-"""At least as many calls are one program."""
+CALLS, TURNS = 16, 4
+"""One program is a loop of so many turns, each of at least so many calls: its own kernels count little beside them."""
 
 Case = tuple[Callable[..., Any], tuple[Any, ...], list[Any]]
 """``function(*inputs, weight)``, jitted; its inputs; weights that the calls take in turn."""
@@ -30,7 +30,7 @@ def chained(function: Callable[..., Any], inputs: tuple[Any, ...], weights: list
 
     The barrier keeps the calls of a turn apart: none is merged with another, or done once for all. The next turn's
     inputs depend on all results of this one, so nothing can move out of the loop; they stay the same unless there is
-    a NaN. Beside the calls a turn takes a few small kernels.
+    a NaN. Beside the calls a turn takes three small kernels on a GPU.
     """
 
     def turn(_: Any, state: Any) -> Any:
@@ -52,8 +52,8 @@ def repeated(
     if jax.default_backend() == "cpu":
         turn = itertools.cycle(weights)
         return lambda: function(*inputs, next(turn)), 1
-    turns = math.ceil(CALLS / len(weights))
-    return lambda: chained(function, inputs, weights, turns=turns), turns * len(weights)
+    weights = weights * math.ceil(CALLS / len(weights))
+    return lambda: chained(function, inputs, weights, turns=TURNS), TURNS * len(weights)
 
 
 def timed(cases: dict[Any, Case], **options: Any) -> dict[Any, Timing]:
