@@ -1,7 +1,7 @@
 """LSTM language models as other libraries run them: PyTorch on a CPU, cuDNN on an NVIDIA GPU.
 
-Each has the sizes of a dense model of ours: embedding, LSTM layers, softmax, and greedy decoding of one word after the
-other.
+Each has the sizes of a dense model of ours: embedding, LSTM layers, softmax; greedy decoding of one word after the
+other, and one step of training.
 """
 
 from functools import partial
@@ -31,35 +31,92 @@ def baseline(config, first, steps):
     return {}
 
 
+def training(config, tokens):
+    """{name: a call that trains one step}, empty where there is nothing to compare with.
+
+    ``torch.nn.LSTM`` on a CPU with the same sizes, dropout, clipping and optimiser; in bfloat16 under ``autocast``. The
+    recurrent state goes from step to step.
+
+    Args:
+        config: of a dense run.
+        tokens: int32 [B, T + 1].
+    """
+    model, optim = config.model, config.optim
+    other = (model.weight_dropout, model.embedding_dropout, model.locked_dropout, model.tied_softmax)
+    other += (optim.activation_penalty, optim.slowness_penalty, optim.ema_decay, optim.weight_decay)
+    torch = _torch() if model.cell == "lstm" and jax.default_backend() == "cpu" and not any(other) else None
+    if torch is None:
+        return {}
+    layers = _layers(torch, model, torch.float32)
+    first, between = (model.dropout if rate is None else rate for rate in (model.dropout_input, model.dropout_hidden))
+    layers["lstm"].dropout = between if model.num_layers > 1 else 0.0
+    rule = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, weight_decay=0.0)}[optim.name]
+    optimizer = rule(layers.parameters(), lr=optim.learning_rate)
+    inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:]))
+    dropout, cast = torch.nn.functional.dropout, model.dtype == "bfloat16"
+    state = None
+
+    def step():
+        nonlocal state
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            y, state = layers["lstm"](dropout(layers["embedding"](inputs), first), state)
+            logits = layers["softmax"](dropout(y, model.dropout))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(layers.parameters(), optim.clip_norm)
+        optimizer.step()
+        state = tuple(part.detach() for part in state)
+        return loss.item()
+
+    return {"pytorch": step}
+
+
 def pytorch(config, first, steps):
-    """``torch.nn.LSTM`` with a loop in Python, the usual way, on all cores; nothing if torch is not installed.
+    """``torch.nn.LSTM`` with a loop in Python, the usual way; nothing if torch is not installed.
 
     Once as it comes, with oneDNN, which lays the weights out anew at every call, and once without it, which for one
     step at a time is many times faster.
     """
-    try:
-        import torch
-    except ImportError:
-        print("PyTorch is not installed: its LSTM is left out")
+    torch = _torch()
+    if torch is None:
         return {}
-
-    torch.set_num_threads(cores())
-    h, dtype = config.hidden_size, getattr(torch, config.dtype)
-    embedding = torch.nn.Embedding(config.vocab_size, h, dtype=dtype)
-    lstm = torch.nn.LSTM(h, h, config.num_layers, batch_first=True, dtype=dtype)
-    softmax = torch.nn.Linear(h, config.vocab_size, dtype=dtype)
+    layers = _layers(torch, config, getattr(torch, config.dtype))
     start = torch.from_numpy(np.array(first, np.int64))[:, None]
 
     def decode(onednn):
         token, state, tokens = start, None, []
         with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=onednn):
             for _ in range(steps):
-                y, state = lstm(embedding(token), state)
-                token = softmax(y[:, -1]).argmax(-1, keepdim=True)
+                y, state = layers["lstm"](layers["embedding"](token), state)
+                token = layers["softmax"](y[:, -1]).argmax(-1, keepdim=True)
                 tokens.append(token)
             return torch.cat(tokens, 1)
 
     return {"pytorch": partial(decode, True), "pytorch_without_onednn": partial(decode, False)}
+
+
+def _torch():
+    """PyTorch, set to the cores of this process; None, and a line that says so, if it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        print("PyTorch is not installed: its LSTM is left out (pip install 'bwds[bench]')")
+        return None
+    torch.set_num_threads(cores())
+    return torch
+
+
+def _layers(torch, config, dtype):
+    """Embedding, LSTM layers and softmax of PyTorch."""
+    h, vocab = config.hidden_size, config.vocab_size
+    return torch.nn.ModuleDict(
+        {
+            "embedding": torch.nn.Embedding(vocab, h, dtype=dtype),
+            "lstm": torch.nn.LSTM(h, h, config.num_layers, batch_first=True, dtype=dtype),
+            "softmax": torch.nn.Linear(h, vocab, dtype=dtype),
+        }
+    )
 
 
 def cudnn(config, first, steps):

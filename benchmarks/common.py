@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.backend import get_backend
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Timing(tuple):
@@ -31,6 +35,12 @@ class Timing(tuple):
         return self[1]
 
 
+def require_turns(turns: int) -> None:
+    """Raises ``ValueError`` unless there are enough turns: the quartiles of two would lie beyond both."""
+    if turns < 3:
+        raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
+
+
 def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
     """Seconds of each call, compiled and warm.
 
@@ -39,8 +49,7 @@ def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least
         turns: how often each function gets its turn.
         least: seconds of one turn; a fast function is called several times.
     """
-    if turns < 2:
-        raise ValueError(f"turns is {turns}; quartiles need at least 2.")
+    require_turns(turns)
     repeats = {}
     for name, call in calls.items():
         jax.block_until_ready(call())
@@ -79,9 +88,17 @@ def copy_bandwidth(megabytes: int = 256) -> float:
     return bytes_moved / time_in_turns({"copy": call}, turns=7)["copy"].median
 
 
-def matmul_rate(size: int = 2048, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations a second of a square product, two for a multiply-add."""
-    x = jnp.ones((size, size), dtype)
+def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
+    """Floating-point operations a second of a square product, two for a multiply-add.
+
+    Args:
+        dtype: of the matrices.
+        size: rows and columns; None: 2048 on a CPU, 8192 on anything that a smaller product does not fill.
+    """
+    if size is None:
+        size = 2048 if jax.default_backend() == "cpu" else 8192
+    # A chip draws less power, and may run faster, on matrices of ones.
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median
 
@@ -91,11 +108,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def require_positive(arguments: Namespace, *names: str) -> None:
+    """Raises ``ValueError`` unless these arguments of a command, where given, are at least 1."""
+    for name in names:
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+
+
+def pinned() -> str:
+    """What a command begins with to run on the cores that this process may use; nothing where these are all."""
+    if cores() == (os.cpu_count() or 1):
+        return ""
+    return f"taskset -c {','.join(map(str, sorted(os.sched_getaffinity(0))))} "
+
+
+def modified() -> bool:
+    """Whether files of the repository differ from the revision; results and the pages made of them are not counted."""
+    paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
+    command = ["git", "diff", "--quiet", "HEAD", "--", *paths]
+    return bool(subprocess.run(command, cwd=ROOT, check=False).returncode)
+
+
 def environment() -> dict[str, Any]:
     """Device, versions, revision and command: what anyone needs to run it again."""
     device = jax.devices()[0]
     revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
     ).stdout.strip()
     return {
         "device": device.device_kind,
@@ -105,9 +145,18 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
+        **(cuda() if device.platform == "gpu" else {}),
         "revision": revision,
-        "command": " ".join(["python", *sys.argv]),
+        "modified": modified(),
+        "command": pinned() + " ".join(["python", *sys.argv]),
     }
+
+
+def cuda() -> dict[str, str]:
+    """Versions of CUDA as JAX's client names it, and of the packages of JAX, cuDNN and cuBLAS that are installed."""
+    found = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
+    packages = {name: v for name, v in found.items() if name.startswith(("jax-cuda", "nvidia-cudnn", "nvidia-cublas"))}
+    return {"cuda": get_backend().platform_version, **dict(sorted(packages.items()))}
 
 
 def _processor() -> str:

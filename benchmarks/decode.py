@@ -6,8 +6,9 @@
 
 Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
 rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
-on their values. All models of one size take turns. Instead of the dense LSTM one would take PyTorch's on a CPU (if
-torch is installed) and cuDNN's on a GPU.
+on their values. All models of one size take turns; those in bfloat16 also with the dense one in float32, which on a CPU
+may be the faster one. Instead of the dense LSTM one would take PyTorch's on a CPU (if torch is installed) and cuDNN's
+on a GPU.
 
 The bound is the bytes of weights that one step has to read, those of the kept blocks and of everything dense, over the
 bandwidth of a large copy.
@@ -21,7 +22,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from baselines import baseline
-from common import Results, copy_bandwidth, fields, time_in_turns
+from common import Results, copy_bandwidth, fields, require_positive, require_turns, time_in_turns
 
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
@@ -52,18 +53,29 @@ def share_read(lm, params, token, carry):
     return jnp.stack([(used > 0).mean() for used in usage.values()]).mean()
 
 
-def decode(results, args, bandwidth, dynamic, dense, batch, params):
+def dense_models(dynamic):
+    """The dense models that a dynamic one is compared with, by name."""
+    dense = dataclasses.replace(dynamic, method="dense")
+    if dynamic.dtype == "float32":
+        return {"dense": dense}
+    return {"dense": dense, "dense_float32": dataclasses.replace(dense, dtype="float32")}
+
+
+def decode(results, args, bandwidth, dynamic, batch, params):
     """One line a sparsity, all from the same turns."""
     first = jnp.arange(batch) * (dynamic.vocab_size // batch)
 
-    def rollout(config):
+    def rollout(config, params):
         lm = language_model(config)
-        arguments = lm, params[config.method], first, lm.init_carry(batch)
+        arguments = lm, params, first, lm.init_carry(batch)
         return lambda: greedy_rollout(*arguments, steps=args.steps)
 
     configs = {sparsity: dataclasses.replace(dynamic, sparsity=sparsity) for sparsity in args.sparsity}
-    other = baseline(dense, first, args.steps)
-    calls = {"dense": rollout(dense)} | {sparsity: rollout(config) for sparsity, config in configs.items()} | other
+    models = dense_models(dynamic)
+    dense = models["dense"]
+    other = {name: rollout(config, params[name]) for name, config in models.items()}
+    other |= baseline(dense, first, args.steps)
+    calls = other | {sparsity: rollout(config, params["dynamic"]) for sparsity, config in configs.items()}
     times = time_in_turns(calls, turns=args.turns, least=0.0)
     per_step = {name: type(t)(q / args.steps for q in t) for name, t in times.items()}
     dense_bound = cost(dense).dense_bytes_read / bandwidth
@@ -74,7 +86,7 @@ def decode(results, args, bandwidth, dynamic, dense, batch, params):
         # The cost is that of one stream; several keep more blocks between them.
         more = share * (costs.dense - costs.softmax) - costs.blocks
         read = costs.bytes_read + more * jnp.dtype(config.dtype).itemsize
-        mine = {"dense": per_step["dense"], "dynamic": per_step[sparsity]} | {name: per_step[name] for name in other}
+        mine = {name: per_step[name] for name in other} | {"dynamic": per_step[sparsity]}
         results.write(
             "model_decode",
             cell=config.cell,
@@ -102,6 +114,10 @@ def decode(results, args, bandwidth, dynamic, dense, batch, params):
 
 def run(args):
     """All models of the arguments."""
+    require_positive(args, "hidden", "batch", "layers", "vocab", "block", "gate_rank", "steps")
+    require_turns(args.turns)
+    if not args.max_gib > 0:
+        raise ValueError(f"--max-gib is {args.max_gib:g}; it must be above 0.")
     if max(args.batch) > args.vocab:
         raise ValueError(f"batch is {max(args.batch)}; it must be at most {args.vocab}, the words of the vocabulary.")
     cases = [
@@ -125,17 +141,18 @@ def run(args):
     bandwidth = copy_bandwidth()
     results.write("copy", bytes_per_second=bandwidth)
     for dynamic in cases:
-        dense = dataclasses.replace(dynamic, method="dense")
+        models = dense_models(dynamic)
         # The dense one twice: the model of another library is as large.
-        needed = gibibytes([dynamic, dense, dense])
+        needed = gibibytes([dynamic, *models.values(), models["dense"]])
         if needed > args.max_gib:
             name = f"{dynamic.cell} {dynamic.hidden_size} {dynamic.dtype}"
             reason = f"{name} takes {needed:.1f} GiB in all, more than --max-gib {args.max_gib:g}: left out"
             results.write("left_out", reason=reason)
             continue
-        params = {config.method: parameters(config)(jax.random.key(0)) for config in (dynamic, dense)}
+        models["dynamic"] = dynamic
+        params = {name: parameters(config)(jax.random.key(0)) for name, config in models.items()}
         for batch in args.batch:
-            decode(results, args, bandwidth, dynamic, dense, batch, params)
+            decode(results, args, bandwidth, dynamic, batch, params)
 
 
 def main():

@@ -5,14 +5,17 @@
                                  [--rotate-mib 128] [--devices 1]
 
 decode: products of 1, 4 and 16 rows, [H] -> [4H]; given the gates (with the indexing that needs) and from the input on
-(scores, selection and product: what a layer pays). Weights are block-major. The bound is the bytes of the kept blocks,
-for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of the weight in turn, as
-many as it takes for the kept blocks of all of them to fill --rotate-mib: with one weight and the same gates every time
-these blocks would stay in a cache, as they never do in a model. --devices N, on a CPU: block columns are sharded over N
-devices, and so is a second dense product; the first one uses all cores as XLA sees fit.
+(the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the bytes of the
+kept blocks, for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of the weights
+in turn, as many as it takes for the kept blocks of all of them to fill --rotate-mib at every sparsity: with one weight
+and the same gates every time these blocks would stay in a cache, as they never do in a model. A bfloat16 product is
+timed beside the dense one in float32 too. --devices N, on a CPU: block columns are sharded over N devices, and so is a
+second dense product; the first one uses all cores as XLA sees fit.
 
 batched: value and all three gradients for 64 and 2240 rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
+
+All sparsities of a case take turns with its one dense product. On a GPU or TPU many calls are one program.
 """
 
 import argparse
@@ -22,18 +25,19 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Results, copy_bandwidth, fields, matmul_rate, time_in_turns
+from calls import timed
+from common import Results, copy_bandwidth, fields, matmul_rate, require_positive
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
+from bwds.axes import MODEL
 from bwds.gating import gate_scores, init_gate
+from bwds.linear import GateOptions, linear
 
 
 def arrays(rows, h, block, dtype, gate_rank=None):
     k, n = h, 4 * h
-    if h % block:
-        raise ValueError(f"hidden {h} is not a multiple of block {block}; choose a block size that divides it.")
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (rows, k), dtype)
     w = jax.random.normal(keys[1], (k, n), dtype) * k**-0.5
@@ -48,85 +52,64 @@ def dense(x, w):
     return jnp.dot(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def in_turn(function, copies, array):
-    """``function`` of one copy of the array after the other."""
-    turn = itertools.cycle([array, *(jnp.array(array, copy=True) for _ in range(copies - 1))])
-    return lambda: function(next(turn))
+def copied(weights, number):
+    """As many of these weights: what is given, and copies."""
+    return [weights, *(jax.tree.map(lambda w: jnp.array(w, copy=True), weights) for _ in range(number - 1))]
 
 
-def on_one_device(args, grid, x, w, gate):
-    """A function of a sparsity, gates and a number of copies to calls without arguments, by name."""
-    blocks = to_block_major(w, (args.block, args.block))
+def products(args, options):
+    """The product that is given its gates and, of each sparsity, a model's linear layer: functions of the weights."""
 
-    def layer(x, w, gate, sparsity):
-        gates = topk_gates(gate_scores(gate, x, grid), sparsity=sparsity)
-        return block_sparse_matmul(x, w, gates, implementation=args.implementation)
+    def product(x, gates, weights):
+        return block_sparse_matmul(x, weights["kernel"], gates, implementation=args.implementation)
 
-    product = jax.jit(lambda x, w, gates: block_sparse_matmul(x, w, gates, implementation=args.implementation))
-    layer = jax.jit(layer, static_argnames="sparsity")
+    def layer(sparsity):
+        return lambda x, weights: linear(weights, x, options, sparsity)[0]
 
-    def calls(sparsity, gates, copies):
-        return {
-            "dense": in_turn(lambda w: dense(x, w), copies, w),
-            "product": in_turn(lambda w: product(x, w, gates), copies, blocks),
-            "layer": in_turn(lambda w: layer(x, w, gate, sparsity), copies, blocks),
-        }
-
-    return calls
+    return product, {sparsity: layer(sparsity) for sparsity in args.sparsity}
 
 
-def on_several_devices(args, grid, x, w, gate):
-    """The same with block columns, and their gates, sharded; what every device needs of the others is exchanged."""
-    mesh = Mesh(np.array(jax.devices()), ("model",))
-    r, c = grid
-    if c % args.devices:
-        raise ValueError(f"{c} block columns do not divide among {args.devices} devices; choose another hidden size.")
+def on_one_device(args, options, x, w, gate, gates, copies):
+    """What is timed: (function, inputs, weights in turn), by name."""
+    product, layers = products(args, options)
+    product = jax.jit(product)
+    blocks = copied({"kernel": to_block_major(w, (args.block, args.block)), "gate": gate}, copies["product"])
+    cases = {"dense": (dense, (x,), copied(w, copies["dense"]))}
+    for s, layer in layers.items():
+        cases["product", s] = product, (x, gates[s]), blocks
+        cases["layer", s] = jax.jit(layer), (x,), blocks
+    return cases
 
-    def place(array, spec):
-        return jax.device_put(array, NamedSharding(mesh, spec))
 
-    columns = P(None, None, "model")
-    output, bias = P(None, "model"), place(gate["bias"].reshape(r, c), P(None, "model"))
-    # Only the factor that gives the scores is sharded by column; that before a low rank is small.
-    last = "kernel" if "kernel" in gate else "up"
-    scorer = {"bias": bias, last: place(gate[last].reshape(-1, r, c), columns)}
-    specs = {"bias": output, last: columns}
-    if last == "up":
-        scorer["down"], specs["down"] = place(gate["down"], P()), P()
-    everywhere, blocks = place(x, P()), place(to_block_major(w, (args.block, args.block)), P("model"))
-    sharded_w = place(w, P(None, "model"))
+def on_several_devices(args, options, x, w, gate, gates, copies):
+    """The same with block columns sharded, as a model does it: each device has the scores of all blocks."""
+    mesh = Mesh(np.array(jax.devices()), (MODEL,))
+    if options.grid[1] % args.devices:
+        raise ValueError(
+            f"{options.grid[1]} block columns do not divide among {args.devices} devices; choose another hidden size."
+        )
+    columns, output = P(None, None, MODEL), P(None, MODEL)
+    spec = {"kernel": P(MODEL), "gate": P()}
+
+    def place(tree, spec):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
 
     def sharded(function, *in_specs):
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=output))
 
-    def product(x, w, gates):
-        return block_sparse_matmul(x, w, gates, implementation=args.implementation)
-
-    def layer(sparsity):
-        def run(x, w, gate):
-            local = {k: v if k == "down" else v.reshape(*v.shape[:-2], -1) for k, v in gate.items()}
-            scores = gate_scores(local, x, (r, c // args.devices))
-            gates = topk_gates(jax.lax.all_gather(scores, "model", axis=2, tiled=True), sparsity=sparsity)
-            here = jax.lax.axis_index("model") * (c // args.devices)
-            return product(x, w, jax.lax.dynamic_slice_in_dim(gates, here, c // args.devices, 2))
-
-        return sharded(run, P(), P("model"), specs)
-
-    dense_sharded, product_sharded = (
-        sharded(dense, P(), P(None, "model")),
-        sharded(product, P(), P("model"), columns),
-    )
-
-    def calls(sparsity, gates, copies):
-        gates, layer_sharded = place(gates, columns), layer(sparsity)
-        return {
-            "dense": in_turn(lambda w: dense(x, w), copies, w),
-            "dense_sharded": in_turn(lambda w: dense_sharded(everywhere, w), copies, sharded_w),
-            "product": in_turn(lambda w: product_sharded(everywhere, w, gates), copies, blocks),
-            "layer": in_turn(lambda w: layer_sharded(everywhere, w, scorer), copies, blocks),
-        }
-
-    return calls
+    product, layers = products(args, options)
+    product = sharded(product, P(), columns, spec)
+    everywhere = place(x, P())
+    blocks = {"kernel": place(to_block_major(w, (args.block, args.block)), P(MODEL)), "gate": place(gate, P())}
+    blocks = copied(blocks, copies["product"])
+    cases = {
+        "dense": (dense, (x,), copied(w, copies["dense"])),
+        "dense_sharded": (sharded(dense, P(), output), (everywhere,), copied(place(w, output), copies["dense"])),
+    }
+    for s, layer in layers.items():
+        cases["product", s] = product, (everywhere, place(gates[s], columns)), blocks
+        cases["layer", s] = sharded(layer, P(), spec), (everywhere,), blocks
+    return cases
 
 
 def decode(results, args, dtype):
@@ -134,14 +117,27 @@ def decode(results, args, dtype):
     results.write("copy", bytes_per_second=bandwidth)
     for h, rows in itertools.product(args.hidden, (1, 4, 16)):
         x, w, _, gate = arrays(rows, h, args.block, dtype, args.gate_rank)
-        grid = (h // args.block, 4 * h // args.block)
-        calls = (on_one_device if args.devices == 1 else on_several_devices)(args, grid, x, w, gate)
-        for sparsity in args.sparsity:
-            gates = topk_gates(gate_scores(gate, x, grid), sparsity=sparsity)
-            read = int((gates != 0).any(0).sum()) * args.block**2 * w.dtype.itemsize
-            copies = max(1, math.ceil(args.rotate_mib * 2**20 / read))
-            times = time_in_turns(calls(sparsity, gates, copies))
-            gate_bytes = sum(value.nbytes for value in gate.values())
+        options = GateOptions((h // args.block, 4 * h // args.block), implementation=args.implementation)
+        gates = {s: topk_gates(gate_scores(gate, x, options.grid), sparsity=s) for s in args.sparsity}
+        read = {s: int((g != 0).any(0).sum()) * args.block**2 * w.dtype.itemsize for s, g in gates.items()}
+        fill = args.rotate_mib * 2**20
+        copies = {"product": max(1, math.ceil(fill / min(read.values()))), "dense": max(1, math.ceil(fill / w.nbytes))}
+        place = on_one_device if args.devices == 1 else on_several_devices
+        cases = place(args, options, x, w, gate, gates, copies)
+        if dtype == "bfloat16":
+            wide = x.astype(jnp.float32), w.astype(jnp.float32)
+            cases["dense_float32"] = dense, wide[:1], copied(wide[1], copies["dense"])
+        times = timed(cases)
+        gate_bytes = sum(value.nbytes for value in gate.values())
+        for s in args.sparsity:
+            mine = {name: t for name, t in times.items() if isinstance(name, str)}
+            mine |= {name: times[name, s] for name in ("product", "layer")}
+            over = {
+                f"speedup_{name}{suffix}": mine[of].median / mine[name].median
+                for of, suffix in (("dense", ""), ("dense_float32", "_over_dense_float32"))
+                if of in mine
+                for name in ("product", "layer")
+            }
             results.write(
                 "decode",
                 rows=rows,
@@ -150,56 +146,56 @@ def decode(results, args, dtype):
                 gate_rank=args.gate_rank,
                 dtype=dtype,
                 implementation=args.implementation or "default",
-                copies=copies,
-                sparsity=sparsity,
-                share_read=read / w.nbytes,
-                **fields(times),
-                speedup_product=times["dense"].median / times["product"].median,
-                speedup_layer=times["dense"].median / times["layer"].median,
+                copies=copies["product"],
+                sparsity=s,
+                share_read=read[s] / w.nbytes,
+                **fields(mine),
+                **over,
                 dense_bound_us=w.nbytes / bandwidth * 1e6,
-                bound_us=read / bandwidth * 1e6,
-                layer_bound_us=(read + gate_bytes) / bandwidth * 1e6,
+                bound_us=read[s] / bandwidth * 1e6,
+                layer_bound_us=(read[s] + gate_bytes) / bandwidth * 1e6,
             )
+
+
+@jax.jit
+def all_of_dense(x, dy, w):
+    """Value and both gradients."""
+    y, pull = jax.vjp(dense, x, w)
+    return y, pull(dy)
 
 
 def batched(results, args, dtype):
     rate = matmul_rate(dtype=dtype)
     results.write("matmul", dtype=dtype, flops_per_second=rate)
-    cases = [(64, 256, 32), (2240, 256, 32)] + [(rows, h, args.block) for h in args.hidden for rows in (64, 2240)]
-    for rows, h, block in cases:
-        x, w, dy, gate = arrays(rows, h, block, dtype)
-        gates = topk_gates(gate_scores(gate, x, (h // block, 4 * h // block)), sparsity=0.5)
 
-        @jax.jit
-        def all_of_dense(x, w, dy):
-            y, pull = jax.vjp(dense, x, w)
-            return y, pull(dy)
+    @jax.jit
+    def all_of_sparse(x, gates, dy, w):
+        y, pull = jax.vjp(
+            lambda *operands: block_sparse_matmul(*operands, implementation=args.implementation), x, w, gates
+        )
+        return y, pull(dy)
 
-        @jax.jit
-        def all_of_sparse(x, w, gates, dy):
-            y, pull = jax.vjp(
-                lambda *operands: block_sparse_matmul(*operands, implementation=args.implementation), x, w, gates
+    for h, rows in itertools.product(args.hidden, (64, 2240)):
+        x, w, dy, gate = arrays(rows, h, args.block, dtype)
+        scores = gate_scores(gate, x, (h // args.block, 4 * h // args.block))
+        cases = {"dense": (all_of_dense, (x, dy), [w])}
+        for s in args.sparsity:
+            cases["sparse", s] = all_of_sparse, (x, topk_gates(scores, sparsity=s), dy), [w]
+        times = timed(cases, turns=9)
+        for s in args.sparsity:
+            mine = {"dense": times["dense"], "sparse": times["sparse", s]}
+            results.write(
+                "batched",
+                rows=rows,
+                hidden=h,
+                block=args.block,
+                dtype=dtype,
+                implementation=args.implementation or "default",
+                sparsity=s,
+                **fields(mine),
+                sparse_over_dense=mine["sparse"].median / mine["dense"].median,
+                bound_us=6 * rows * w.size / rate * 1e6,
             )
-            return y, pull(dy)
-
-        times = time_in_turns(
-            {
-                "dense": lambda x=x, w=w, dy=dy: all_of_dense(x, w, dy),
-                "sparse": lambda x=x, w=w, gates=gates, dy=dy: all_of_sparse(x, w, gates, dy),
-            },
-            turns=9,
-        )
-        results.write(
-            "batched",
-            rows=rows,
-            hidden=h,
-            block=block,
-            dtype=dtype,
-            implementation=args.implementation or "default",
-            **fields(times),
-            sparse_over_dense=times["sparse"].median / times["dense"].median,
-            bound_us=6 * rows * w.size / rate * 1e6,
-        )
 
 
 def run(args):
@@ -209,11 +205,12 @@ def run(args):
         raise ValueError(f"Part {', '.join(sorted(unknown))} is unknown; choose decode, batched or both.")
     for sparsity in args.sparsity:
         num_kept_blocks(1, sparsity)
-    for name in ("devices", "block", "gate_rank", "hidden"):
-        values = getattr(args, name)
-        smallest = min(values) if isinstance(values, list) else values
-        if smallest is not None and smallest < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {smallest}; it must be at least 1.")
+    require_positive(args, "devices", "block", "gate_rank", "hidden")
+    for h in args.hidden:
+        if h % args.block:
+            raise ValueError(f"--hidden {h} is not a multiple of --block {args.block}; choose a block that divides it.")
+    if not 0 <= args.rotate_mib < math.inf:
+        raise ValueError(f"--rotate-mib is {args.rotate_mib:g}; it must be at least 0 and finite.")
     parts = args.parts or ("decode", "batched")
     if args.devices > 1:
         if "batched" in parts:

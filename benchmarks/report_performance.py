@@ -7,13 +7,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from coverage import not_measured
 from tables import MISSING, table
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 KINDS = ("decode", "batched", "train_step", "model_decode")
 """Values of "benchmark" in the raw lines; what else a file may hold is not for this page."""
-BASELINES = {"pytorch": "PyTorch", "pytorch_without_onednn": "PyTorch without oneDNN", "cudnn": "cuDNN"}
+BASELINES = {
+    "dense_float32": "dense, float32",
+    "pytorch": "PyTorch",
+    "pytorch_without_onednn": "PyTorch without oneDNN",
+    "cudnn": "cuDNN",
+}
 
 
 class Run(NamedTuple):
@@ -106,12 +112,15 @@ def _product(row: Row) -> dict[str, Any]:
         "dense": _time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),
         "dense, columns sharded": _time(row, "dense_sharded"),
+        "dense, float32": _time(row, "dense_float32"),
         "product": _time(row, "product"),
         "bound of the product": _bound(row),
         "layer": _time(row, "layer"),
         "bound of the layer": _bound(row, "layer_bound"),
         "speed-up of the product": _ratio(row, "speedup_product"),
         "of the layer": _ratio(row, "speedup_layer"),
+        "product over dense, float32": _ratio(row, "speedup_product_over_dense_float32"),
+        "layer over dense, float32": _ratio(row, "speedup_layer_over_dense_float32"),
     }
 
 
@@ -121,6 +130,7 @@ def _batched(row: Row) -> dict[str, Any]:
         "H": row["hidden"],
         "block": row["block"],
         "type": row["dtype"],
+        "sparsity": row.get("sparsity", 0.5),
         "dense": _time(row, "dense"),
         "block-sparse": _time(row, "sparse"),
         "bound": _bound(row),
@@ -131,6 +141,8 @@ def _batched(row: Row) -> dict[str, Any]:
 def _train_step(row: Row) -> dict[str, Any]:
     return {
         "preset": f"`{row['preset']}`",
+        "H": row.get("hidden", MISSING),
+        "block": row.get("block", MISSING),
         "type": row.get("dtype", "float32"),
         "sparsity": row["sparsity"],
         "dense": _time(row, "dense"),
@@ -138,6 +150,8 @@ def _train_step(row: Row) -> dict[str, Any]:
         "dynamic": _time(row, "dynamic"),
         "bound of dynamic": _bound(row),
         "dynamic / dense": _ratio(row, "dynamic_over_dense"),
+        "PyTorch": _time(row, "pytorch"),
+        "dynamic / PyTorch": _ratio(row, "dynamic_over_pytorch"),
     }
 
 
@@ -191,10 +205,11 @@ def _what_ran(runs: list[Run]) -> str:
     for run in runs:
         found = run.environment
         versions = f"jax {found['jax']}, Python {found['python']}"
-        if "torch" in found and any("pytorch_us" in row for row in run.rows):
+        if "torch" in found and any("pytorch_us" in row or "pytorch_ms" in row for row in run.rows):
             versions += f", PyTorch {found['torch']}"
         kinds = ", ".join(f"{len(run.of(kind))} {kind}" for kind in KINDS if run.of(kind))
-        lines.append([run.hardware, versions, f"`{found['command']}`", kinds, f"`{found['revision'][:8]}`", _raw(run)])
+        revision = f"`{found['revision'][:8]}`{' with changes' * found.get('modified', False)}"
+        lines.append([run.hardware, versions, f"`{found['command']}`", kinds, revision, _raw(run)])
     text = table(["hardware", "versions", "command", "cases", "revision", "raw lines"], lines)
     platforms = {run.environment["platform"] for run in runs}
     compiled = [
@@ -278,6 +293,7 @@ def write(results_dir: Path, docs_dir: Path) -> None:
     """
     runs = read_runs(results_dir)
     parts = {kind: _section(runs, kind) for kind in KINDS} | {"what_ran": _what_ran(runs)}
+    parts["not_measured"] = not_measured([(run.hardware, run.of("model_decode")) for run in runs])
     products = {"speedup_product": "product", "speedup_layer": "layer"}
     plots = {"decode": products, "model_decode": {"speedup_over_dense": "model"}}
     for kind, ratios in plots.items():

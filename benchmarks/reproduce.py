@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import environment, fields, time_in_turns
+from common import ROOT, environment, fields, time_in_turns
 from grid import Cell, cells, matching, read_line, result_path
 
 from bwds import PRESETS, cost, decode_params, language_model
@@ -42,7 +41,6 @@ from bwds.metrics import METRICS_FILE, perplexity, write_text
 from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("runs/grid")
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 
@@ -117,7 +115,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
     # Before training: a long run is not that of the files which are there when it ends.
     found = environment()
     del found["command"]
-    watch = Stopwatch(workdir.with_name(f"{workdir.name}.processes.json"), found["revision"], modified())
+    watch = Stopwatch(workdir.with_name(f"{workdir.name}.processes.json"), found["revision"], found["modified"])
     try:
         with watch:
             summary = train(config, workdir, command=command)
@@ -230,11 +228,6 @@ class Stopwatch:
             "revision": ", ".join(dict.fromkeys(process["revision"] for process in processes)),
             "modified": any(process["modified"] for process in processes),
         }
-
-
-def modified() -> bool:
-    """Whether files of the repository differ from the revision."""
-    return bool(subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode)
 
 
 def keep(path: Path, result: dict[str, Any], metrics: Path) -> None:

@@ -1,5 +1,6 @@
 """The pages that are made from raw results: committed as the raw lines give them, and right about what ran where."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -127,3 +128,39 @@ def test_other_raw_files_are_none_of_its_business(page):
 def test_without_cases_there_is_no_picture(page, tmp_path):
     assert "Nothing has been measured yet." in page(empty=[environment()])
     assert not list(tmp_path.glob("*.svg"))
+
+
+def model_row(cell, dtype, hidden, batch, sparsity):
+    return {"cell": cell, "dtype": dtype, "hidden": hidden, "batch": batch, "sparsity": sparsity}
+
+
+def test_what_is_missing_of_the_grid_is_listed_for_each_hardware(report):
+    grid = itertools.product(
+        ("lstm", "qrnn"), ("float32", "bfloat16"), (1536, 2048, 4096, 8192), (1, 4, 16), (0.5, 0.75, 0.9)
+    )
+    whole = [model_row(*case) for case in grid]
+    lacking = [
+        row
+        for row in whole
+        if (row["cell"], row["dtype"], row["hidden"]) != ("lstm", "bfloat16", 2048)
+        and (row["cell"], row["hidden"], row["batch"], row["sparsity"]) != ("qrnn", 8192, 4, 0.9)
+    ]
+    # What is no part of the grid makes no hardware of it.
+    other = [model_row("lstm", "float32", 256, 1, 0.5)]
+    assert report.not_measured([("A", whole), ("B", lacking[:70]), ("C", other), ("B", lacking[70:])]) == (
+        "A:\n\n- nothing\n\nB:\n\n"
+        "- LSTM, bfloat16, H 2048: batch 1, 4, 16\n"
+        "- QRNN, float32, H 8192: batch 4 at sparsity 0.9\n"
+        "- QRNN, bfloat16, H 8192: batch 4 at sparsity 0.9"
+    )
+    assert "no device" in report.not_measured([("C", other)])
+
+
+def test_dense_in_float32_stands_beside_bfloat16(page):
+    beside = {"dense_float32_us": 600.0, "dense_float32_quartiles_us": [590.0, 600.0, 610.0]}
+    ratios = {"speedup_product_over_dense_float32": 1.2, "speedup_layer_over_dense_float32": 0.75}
+    text = page(times=[environment(modified=True), decode_row(dtype="bfloat16", **beside, **ratios)])
+    assert "| dense, float32 |" in text
+    assert "| 600 µs (590-610) |" in text
+    assert "| 4.00 | 2.50 | 1.20 | 0.75 |" in text
+    assert "`01234567` with changes" in text

@@ -1,0 +1,63 @@
+"""Times of short functions, called over and over with one weight after the other.
+
+On a CPU each call is one of Python's: its dispatch takes some 10 us, a product hundreds. On a GPU or TPU a product may
+take less than its dispatch, so many calls are one program there: a loop over the weights, each in a place of its own,
+since an index into an array of all of them would copy one. (On a CPU in bfloat16 a loop changes what XLA makes of a
+product, for better or worse; in float32 both ways give the same times.)
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from common import Timing, time_in_turns
+from jax import lax
+
+CALLS, TURNS = 16, 4
+"""One program is a loop of so many turns, each of at least so many calls: its own kernels count little beside them."""
+
+Case = tuple[Callable[..., Any], tuple[Any, ...], list[Any]]
+"""``function(*inputs, weight)``, jitted; its inputs; weights that the calls take in turn."""
+
+
+@partial(jax.jit, static_argnames=("function", "turns"))
+def chained(function: Callable[..., Any], inputs: tuple[Any, ...], weights: list[Any], *, turns: int) -> Any:
+    """Calls the function with every weight, ``turns`` times over, none before the last one is done.
+
+    The barrier keeps the calls of a turn apart: none is merged with another, or done once for all. The next turn's
+    inputs depend on all results of this one, so nothing can move out of the loop; they stay the same unless there is
+    a NaN. Beside the calls a turn takes three small kernels on a GPU.
+    """
+
+    def turn(_: Any, state: Any) -> Any:
+        inputs, _ = state
+        seen = []
+        for weight in weights:
+            inputs, results = lax.optimization_barrier((inputs, function(*inputs, weight)))
+            seen += [result.reshape(-1)[:1].astype(jnp.float32) for result in jax.tree.leaves(results)]
+        total = jnp.concatenate(seen).sum()
+        return jax.tree.map(lambda x: jnp.where(jnp.isnan(total), x + 1, x), inputs), total
+
+    return lax.fori_loop(0, turns, turn, (inputs, jnp.float32(0.0)))
+
+
+def repeated(
+    function: Callable[..., Any], inputs: tuple[Any, ...], weights: list[Any]
+) -> tuple[Callable[[], Any], int]:
+    """A call without arguments, and how many of the function it is."""
+    if jax.default_backend() == "cpu":
+        turn = itertools.cycle(weights)
+        return lambda: function(*inputs, next(turn)), 1
+    weights = weights * math.ceil(CALLS / len(weights))
+    return lambda: chained(function, inputs, weights, turns=TURNS), TURNS * len(weights)
+
+
+def timed(cases: dict[Any, Case], **options: Any) -> dict[Any, Timing]:
+    """Seconds of one call of each function, in turns; ``options`` are those of ``time_in_turns``."""
+    calls = {name: repeated(*case) for name, case in cases.items()}
+    times = time_in_turns({name: call for name, (call, _) in calls.items()}, **options)
+    return {name: Timing(q / calls[name][1] for q in t) for name, t in times.items()}
