@@ -36,6 +36,9 @@ TUNED: dict[tuple[str, str], dict[str, float]] = {
     ("ptb-lstm-small", "dense"): {"model.dropout": 0.0},
     ("ptb-lstm-small", "magnitude"): {"model.dropout": 0.0},
     ("ptb-lstm-small", "dynamic"): {"model.dropout": 0.0},
+    ("ptb-qrnn-small", "dense"): {"model.dropout": 0.0},
+    ("ptb-qrnn-small", "magnitude"): {"optim.learning_rate": 1e-2, "model.dropout": 0.0},
+    ("ptb-qrnn-small", "dynamic"): {"model.dropout": 0.0},
 }
 """What the sweep chose for a preset and a method, where it is not the preset's own value."""
 
