@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
     "ptb-lstm-small": {"optim.learning_rate": (3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)},
-    "ptb-qrnn-small": {"optim.learning_rate": (1e-3, 3e-3, 1e-2), "model.dropout": (0.0, 0.1, 0.3)},
+    "ptb-qrnn-small": {"optim.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)},
 }
 """Values tried for each method, one option at a time, at the size for CPU cores: the preset's and those beside it."""
 TUNED: dict[tuple[str, str], dict[str, float]] = {
