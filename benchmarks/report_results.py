@@ -267,7 +267,8 @@ def _draw(path: Path, lines: Lines) -> None:
                 axis.errorbar(x, y, half, fmt=f"o{line}", color=color, label=label, capsize=3, linewidth=1)
             axis.set_xlabel(title, fontsize="small")
             axis.set_ylabel("test perplexity")
-            axis.legend(fontsize="x-small", frameon=False)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize="x-small", frameon=False)
 
 
 def write(results_dir: Path, docs_dir: Path) -> None:
