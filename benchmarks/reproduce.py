@@ -7,7 +7,8 @@
 Patterns choose cells by name; * stands for anything. Each cell trains in a folder of its own, runs/grid/NAME, and goes
 on there if it was stopped. When it is finished, benchmarks/results/quality gets NAME.json, one line with all there is
 to know, and NAME.metrics.jsonl, its training log. A cell that is there is skipped and never overwritten, also one whose
-training failed: that is a result too. To run it anew, remove these files and its folder.
+training failed: that is a result too. To run it anew, remove these files and its folder. What the sweep chose has two
+names, its own and that of the variant: it is trained once, and the second line repeats the first.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the training of a cell failed; 2 a mistake on the
 command line, in the data or with a folder; 130 Ctrl-C with the state saved.
@@ -64,6 +65,10 @@ def main(arguments: Sequence[str]) -> None:
         if read_line(cell, RESULTS) is not None:
             print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: skipped", flush=True)
             continue
+        if (twin := finished_twin(cell, RESULTS)) is not None:
+            repeat_line(cell, twin, RESULTS)
+            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: the run of {twin.name}", flush=True)
+            continue
         print(f"{cell.command(str(RUNS / cell.name))}", flush=True)
         try:
             result = run_cell(cell, RUNS, RESULTS, directory=args.data_directory)
@@ -90,6 +95,24 @@ def state(cell: Cell, runs: Path, results: Path) -> str:
         steps = last_checkpoints(workdir, read_only=True).steps
         return f"at step {max(steps, default=0)} of {cell.config().train.steps}"
     return "missing"
+
+
+def finished_twin(cell: Cell, results: Path) -> Cell | None:
+    """A finished cell that is the same run under another name, if there is one."""
+    same = [c for c in cells() if (c.preset, c.options) == (cell.preset, cell.options) and c != cell]
+    return next((c for c in same if read_line(c, results) is not None), None)
+
+
+def repeat_line(cell: Cell, twin: Cell, results: Path) -> None:
+    """Writes the line and the log of the finished cell ``twin`` under the name of ``cell``, in no time of its own."""
+    line = read_line(twin, results)
+    named = {"cell": cell.name, "variant": cell.variant, "command": cell.command(str(RUNS / cell.name))}
+    path = result_path(twin, results)
+    keep(
+        result_path(cell, results),
+        {**line, **named, "run_of": twin.name, "wall_seconds": 0.0},
+        path.with_name(f"{path.stem}.metrics.jsonl"),
+    )
 
 
 def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = None) -> dict[str, Any]:

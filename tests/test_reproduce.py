@@ -1,10 +1,12 @@
 """The grid of the comparison, and how one of its cells is run: to the end, once, and on from where it was stopped."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
 import shlex
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -76,7 +78,7 @@ def test_the_command_of_a_cell_is_its_configuration():
 
 
 def test_no_two_cells_are_the_same_run():
-    """Except where the sweep has chosen: the tuned cell is then trained anew, as all others of its variant are."""
+    """Except where the sweep has chosen: that run is the first seed of its variant too."""
     from grid import SIZES, cells, sweep
 
     tried = {(preset, name) for preset in SIZES for name in sweep(preset)}
@@ -166,6 +168,28 @@ def test_the_command_skips_finished_cells(finished, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_cell", lambda *_, **__: pytest.fail("it ran"))
     reproduce.main(["tiny"])
     assert "ptb-lstm-small/tiny/seed0: skipped" in capsys.readouterr().out
+
+
+def test_a_run_with_two_names_is_trained_once(finished, monkeypatch, capsys, tmp_path):
+    import reproduce
+
+    folder, line = finished
+    chosen = dataclasses.replace(tiny(), variant="chosen")
+    other = dataclasses.replace(tiny(**{"optim.learning_rate": 0.1}), variant="other")
+    shutil.copytree(folder / "results", tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    monkeypatch.setattr(reproduce, "cells", lambda: [tiny(), chosen, other])
+    monkeypatch.setattr(reproduce, "matching", lambda patterns: [chosen])
+    monkeypatch.setattr(reproduce, "run_cell", lambda *_, **__: pytest.fail("it ran"))
+    reproduce.main(["chosen"])
+    assert "chosen/seed0: the run of ptb-lstm-small/tiny/seed0" in capsys.readouterr().out
+    repeated = json.loads((tmp_path / "ptb-lstm-small/chosen/seed0.json").read_text())
+    changed = {"cell", "variant", "command", "wall_seconds", "run_of"}
+    assert {key for key in repeated if repeated[key] != line.get(key)} == changed
+    assert repeated["run_of"] == line["cell"]
+    logs = [tmp_path / f"ptb-lstm-small/{name}/seed0.metrics.jsonl" for name in ("tiny", "chosen")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+    assert reproduce.finished_twin(other, tmp_path) is None
 
 
 def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
