@@ -12,7 +12,7 @@ from tables import MISSING, table
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
-KINDS = ("decode", "batched", "train_step", "model_decode")
+KINDS = ("decode", "batched", "train_step", "model_decode", "word_profile")
 """Values of "benchmark" in the raw lines; what else a file may hold is not for this page."""
 BASELINES = {
     "dense_float32": "dense, float32",
@@ -178,7 +178,24 @@ def _model_decode(row: Row) -> dict[str, Any]:
     } | others
 
 
-COLUMNS = {"decode": _product, "batched": _batched, "train_step": _train_step, "model_decode": _model_decode}
+def _word_profile(row: Row) -> dict[str, Any]:
+    parts = {name: row[f"{name}_us"] for name in ("scores", "choice", "product", "softmax", "rest")}
+    return {
+        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}",
+        "gate rank": row["gate_rank"] or "full",
+        "sparsity": row["sparsity"],
+        "a word": _time(row, "word"),
+        "with a trace": _bound(row, "traced"),
+    } | {name: f"{_number(value)} µs ({value / row['traced_us']:.1%})" for name, value in parts.items()}
+
+
+COLUMNS = {
+    "decode": _product,
+    "batched": _batched,
+    "train_step": _train_step,
+    "model_decode": _model_decode,
+    "word_profile": _word_profile,
+}
 
 
 def _section(runs: list[Run], kind: str) -> str:

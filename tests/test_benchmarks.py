@@ -146,6 +146,18 @@ def test_whole_models(command):
     assert row["dynamic_tokens_per_second"] == pytest.approx(2e6 / row["dynamic_us"], rel=1e-3)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+def test_the_profile_of_a_word_has_every_part(command, cell):
+    arguments = ["--cell", cell, "--hidden", "64", "--block", "16", "--gate-rank", "8", "--sparsity", "0.5"]
+    (row,) = command("word_profile", *arguments)["word_profile"]
+    assert_times(row, "word")
+    parts = [row[f"{name}_us"] for name in ("scores", "choice", "product", "softmax", "rest")]
+    assert all(part > 0 for part in parts)
+    assert row["traced_us"] == pytest.approx(sum(parts), rel=1e-3)
+    # Tracing slows small operations down; that a word were over sooner would mean that operations are missing.
+    assert row["traced_us"] > 0.5 * row["word_us"]
+
+
 def test_training_steps(command, monkeypatch):
     train_step = importlib.import_module("train_step")
     model = ModelConfig(vocab_size=20, cell="qrnn", num_layers=1, block_size=32)
