@@ -186,7 +186,6 @@ def count(config: Config, topology: str, placement: Placement) -> dict[str, Any]
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "memory_bytes": total,
-        "share_of_memory": total / chip.hbm,
         "kernel_calls": sum(kernel.count for kernel in kernels),
         "kernel_vmem_limit": max(kernel.vmem_limit for kernel in kernels),
         "kernel_vmem_used": max(kernel.vmem_used for kernel in kernels),

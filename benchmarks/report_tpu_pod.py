@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tables import MISSING, table
-from tpus import CHIPS, SOURCES
+from tpus import CHIPS, SOURCES, chip_of
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -46,6 +46,11 @@ class Case(NamedTuple):
     def tokens_per_second(self) -> float:
         """Of the whole slice."""
         return self.row["batch"] * self.row["sequence_length"] / self.step_ms * 1e3
+
+    @property
+    def share_of_memory(self) -> float:
+        """Of a chip's."""
+        return self.row["memory_bytes"] / chip_of(self.row["topology"]).hbm
 
     @property
     def mesh(self) -> str:
@@ -109,7 +114,7 @@ def _chips() -> str:
             {
                 "chip": f"[{name}]({SOURCES[name]})",
                 "bfloat16": f"{chip.flops / 1e12:.0f} TFLOP/s",
-                "HBM": f"{chip.hbm / 1e9:.0f} GB",
+                "HBM": f"{chip.hbm / 2**30:.0f} GiB",
                 "bandwidth of HBM": f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s",
                 "interconnect, each way": f"{chip.interconnect / 1e9:.0f} GB/s",
             }
@@ -128,7 +133,7 @@ def _memory(case: Case) -> Row:
         "temporaries": _bytes(row["temporary_bytes"]),
         "activations among them": _bytes(row["activation_bytes"]),
         "code": _bytes(row["code_bytes"]),
-        "all, of HBM": f"{_bytes(row['memory_bytes'])}, {row['share_of_memory']:.1%}",
+        "all, of HBM": f"{_bytes(row['memory_bytes'])}, {case.share_of_memory:.1%}",
         "VMEM of the largest kernel": _bytes(row["kernel_vmem_used"]),
         "its limit": _bytes(row["kernel_vmem_limit"]),
     }
@@ -169,7 +174,7 @@ def _times(case: Case) -> Row:
         "step": f"{_number(case.step_ms)} ms",
         "tokens a second": f"{_number(case.tokens_per_second / 1e6)} M",
         "of the chips' arithmetic": f"{row['compute_ms'] / case.step_ms:.0%}",
-        "of HBM": f"{row['share_of_memory']:.0%}",
+        "of HBM": f"{case.share_of_memory:.0%}",
     }
 
 

@@ -1,6 +1,7 @@
 """Published figures of TPU chips, from the pages of Google Cloud's documentation named in ``SOURCES``.
 
 Where two versions of a page differ, the lower figure is taken: v6e has 800 or 896 GB/s of interconnect, both ways.
+Memory is written there in GB and is in GiB: a program too large for v5e's 16 is refused as larger than 15.75 GiB.
 """
 
 from typing import NamedTuple
@@ -30,10 +31,11 @@ class Chip(NamedTuple):
     interconnect: float
 
 
+GIB = 2**30
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32e9, 1638e9, 400e9),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
 }
 
 

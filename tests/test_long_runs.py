@@ -1,8 +1,16 @@
-"""Memory and compilations of a long run."""
+"""Memory and compilations of a long run, and what the documentation says of them and of the killed runs."""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
 
 from tests.long_run import CHECKPOINTS, LOOKS, watch
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "results" / "reliability"
+PAGE = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
 
 
 def growth(resident: list[float]) -> float:
@@ -22,3 +30,26 @@ def test_memory_is_flat_and_nothing_is_compiled_again(tmp_path):
     assert len(seen["resident_mib"]) == LOOKS
     # Orbax keeps some hundred KiB for every checkpoint; steps keep nothing.
     assert growth(seen["resident_mib"]) < 6.0
+
+
+def test_the_documentation_has_the_figures_of_the_long_run():
+    seen = json.loads((FIGURES / "long_run.json").read_text())
+    warm = seen["resident_mib"][2 * LOOKS // CHECKPOINTS :]
+    late = [name for step, name in seen["compiled"] if seen["checkpoint_every"] < step < seen["steps"]]
+    assert seen["steps"] == 20_000
+    assert not late
+    assert f"between {min(warm)} and {max(warm)} MiB" in PAGE
+    assert f"{seen['steps']:,} steps" in PAGE
+    assert seen["revision"][:8] in PAGE
+
+
+def test_the_documentation_has_the_figures_of_the_killed_runs():
+    seen = json.loads((FIGURES / "kills.json").read_text())
+    assert seen["kills"] >= 50
+    assert seen["runs_that_differ"] == 0
+    moments = seen["kills_by_moment"]
+    assert set(moments) == {"start", "step", "write"}
+    (found,) = re.findall(r"Of its (\d+) kills, (\d+) at any time, (\d+) after a step and (\d+) inside a write", PAGE)
+    assert [int(n) for n in found] == [seen["kills"], moments["start"], moments["step"], moments["write"]]
+    assert f"{seen['kills_that_left_an_unfinished_checkpoint']} left an unfinished checkpoint" in PAGE
+    assert seen["revision"][:8] in PAGE

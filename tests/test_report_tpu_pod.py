@@ -73,7 +73,6 @@ def line(rows, **changes):
         "temporary_bytes": 360_000_000,
         "code_bytes": 20_000_000,
         "memory_bytes": 672_000_000,
-        "share_of_memory": 0.042,
         "kernel_calls": 220,
         "kernel_vmem_limit": 40_000_000,
         "kernel_vmem_used": 16_000_000,
@@ -104,7 +103,7 @@ def page(report, tmp_path):
 def test_bounds_and_what_more_chips_give(page, tmp_path):
     text = page(line(32), line(8))
     head = "| `ptb-lstm` | v5e:16x16 |"
-    assert f"{head} data 256 | 2,048 | 288 MB | 4 B | 360 MB | 60.0 MB | 20.0 MB | 672 MB, 4.2% | 16.0 MB" in text
+    assert f"{head} data 256 | 2,048 | 288 MB | 4 B | 360 MB | 60.0 MB | 20.0 MB | 672 MB, 3.9% | 16.0 MB" in text
     assert f"{head} data 256 | 8 | 96.0 GFLOP | 67% | 31.0 GFLOP | 220 | 3.54 GB | 3, 574 MB |" in text
     # 8 rows: memory before compute, then the messages; 32: compute.
     assert f"{head} data 256 | 8 | 2,048 | 2.00 ms | 4.00 ms | 3.00 ms | 7.00 ms | 10.2 M | 29% | 4% |" in text
