@@ -35,12 +35,13 @@ SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
 TUNED: dict[tuple[str, str], dict[str, float]] = {
     ("ptb-lstm-small", "dense"): {"model.dropout": 0.0},
     ("ptb-lstm-small", "magnitude"): {"model.dropout": 0.0},
+    ("ptb-lstm-small", "static-block"): {"model.dropout": 0.3},
     ("ptb-lstm-small", "dynamic"): {"model.dropout": 0.0},
     ("ptb-qrnn-small", "dense"): {"model.dropout": 0.0},
-    ("ptb-qrnn-small", "magnitude"): {"optim.learning_rate": 1e-2, "model.dropout": 0.0},
+    ("ptb-qrnn-small", "magnitude"): {"optim.learning_rate": 1e-2},
     ("ptb-qrnn-small", "dynamic"): {"model.dropout": 0.0},
 }
-"""What the sweep chose for a preset and a method, where it is not the preset's own value."""
+"""How the run of the sweep with the lowest validation perplexity differs from the preset, if it does."""
 
 SPARSITIES = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
@@ -123,7 +124,8 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
         "column": {"model.gate_scope": "column"},
         "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
         "blocks-of-64": {"model.block_size": 64},
-        "cubic": {"train.sparsity_schedule": "cubic"},
+        # While nearly all blocks are kept, the mean of linear scores is near zero: no gates have a mean of one then.
+        "cubic-softplus": {"train.sparsity_schedule": "cubic", "model.gate_activation": "softplus"},
     }
     options = variants(preset)["dynamic-0.5"]
     return {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}

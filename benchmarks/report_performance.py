@@ -5,6 +5,7 @@ Every raw file is a list of runs, each an environment line and the lines of its 
 
 import json
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any, NamedTuple
 
 from coverage import not_measured
@@ -212,6 +213,28 @@ def _section(runs: list[Run], kind: str) -> str:
     return "\n".join(text).rstrip() or "Nothing has been measured yet."
 
 
+def _per_block(runs: list[Run]) -> str:
+    """What the product of one row takes whatever it keeps, and what for each block: the line through its sparsities."""
+    lines = []
+    for run in runs:
+        cases: dict[tuple[int, str], list[Row]] = {}
+        for row in run.of("decode"):
+            if row["rows"] == 1:
+                cases.setdefault((row["hidden"], row["dtype"]), []).append(row)
+        for (hidden, dtype), rows in cases.items():
+            blocks = 4 * (hidden // rows[0]["block"]) ** 2
+            kept = [row["share_read"] * blocks for row in rows]
+            if len(set(kept)) < 2:
+                continue
+            slope, intercept = linear_regression(kept, [row["product_us"] for row in rows])
+            best = "dense_float32" if "dense_float32_us" in rows[0] else "dense"
+            dense = rows[0][f"{best}_us"] / blocks
+            times = [f"{value:.2f} µs" for value in (slope, dense)]
+            lines.append([run.hardware, hidden, dtype, f"{intercept:.0f} µs", *times, best.replace("_", ", ")])
+    header = ["hardware", "H", "type", "whatever is kept", "for a kept block", "dense, for a block", "which dense"]
+    return "\n".join(table(header, lines)) if lines else "Nothing has been measured yet."
+
+
 def _raw(run: Run) -> str:
     return f"[{run.name}](../benchmarks/results/{run.name})"
 
@@ -310,6 +333,7 @@ def write(results_dir: Path, docs_dir: Path) -> None:
     """
     runs = read_runs(results_dir)
     parts = {kind: _section(runs, kind) for kind in KINDS} | {"what_ran": _what_ran(runs)}
+    parts["per_block"] = _per_block(runs)
     parts["not_measured"] = not_measured([(run.hardware, run.of("model_decode")) for run in runs])
     products = {"speedup_product": "product", "speedup_layer": "layer"}
     plots = {"decode": products, "model_decode": {"speedup_over_dense": "model"}}

@@ -204,7 +204,10 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     sparsity_schedule: SparsitySchedule | None = None
-    """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others."""
+    """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others.
+
+    Cubic starts with all blocks, where the mean of linear gates is near zero: a dynamic model then wants softplus.
+    """
     sparsity_initial: float = 0.05
     """Where the cubic schedule starts to rise; 0 before it begins."""
     sparsity_begin: float = 0.05

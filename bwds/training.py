@@ -247,7 +247,7 @@ class _Run:
         good = "There is no checkpoint yet" if self.saved is None else f"The last good checkpoint is step {self.saved}"
         raise NonFiniteError(
             f"{what}. {good} in {self.last.directory}. Training stops here; try a smaller --optim.learning-rate or "
-            "--optim.clip-norm in another --workdir."
+            "--optim.clip-norm, or --model.gate-activation softplus if gates are linear, in another --workdir."
         )
 
     @property

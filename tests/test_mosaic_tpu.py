@@ -21,78 +21,13 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
+from products import assert_matches, problem, run, without_nan
 
-from pallas_kernels import from_block_major, mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights, reference, to_block_major
+from pallas_kernels import mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights
 
 BLOCK = (128, 128)
-TOLERANCE = 2e-5
 SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
 """Simulates memories and copies one by one; a copy is made at the last moment, what is never written is NaN."""
-
-
-class Problem(NamedTuple):
-    x: jax.Array
-    w: jax.Array
-    gates: jax.Array
-    dy: jax.Array
-
-
-def problem(rows, *, grid=(3, 4), block=BLOCK, dtype="float32", density=0.4) -> Problem:
-    """Gates of both signs with an empty column, a full one, an empty row of blocks in the others, an empty example.
-
-    Every weight of a block that no row keeps is NaN.
-    """
-    (r, c), (bk, bn) = grid, block
-    rng = np.random.default_rng([rows, r, c])
-    gates = rng.normal(size=(rows, r, c)) * (rng.random((rows, r, c)) < density)
-    gates[:, 1] = gates[:, :, 0] = 0
-    gates[:, :, 1] = rng.normal(size=(rows, r))
-    if rows > 1:
-        gates[0] = 0
-    kept = (gates != 0).any(0)
-    w = np.where(np.repeat(np.repeat(kept, bk, 0), bn, 1), rng.normal(size=(r * bk, c * bn)), np.nan)
-    assert kept.any()
-    assert not kept.all()
-    return Problem(
-        jnp.asarray(rng.normal(size=(rows, r * bk)), dtype),
-        jnp.asarray(w, dtype),
-        jnp.asarray(gates, jnp.float32),
-        jnp.asarray(rng.normal(size=(rows, c * bn)), dtype),
-    )
-
-
-def without_nan(p: Problem) -> Problem:
-    return p._replace(w=jnp.nan_to_num(p.w))
-
-
-def run(p: Problem, module, *, layout="row-major", **options):
-    """(y, dx, dw, dgates), each by its own compiled function."""
-    block = (p.w.shape[0] // p.gates.shape[1], p.w.shape[1] // p.gates.shape[2])
-    w = to_block_major(p.w, block) if layout == "block-major" else p.w
-    forward, input_gradients, weight_gradient = (
-        jax.jit(functools.partial(f, **options))
-        for f in (module.forward, module.input_gradients, module.weight_gradient)
-    )
-    y, (dx, dgates), dw = forward(p.x, w, p.gates), input_gradients(*p._replace(w=w)), weight_gradient(*p._replace(w=w))
-    assert (y.dtype, dx.dtype, dw.dtype, dgates.dtype) == (p.x.dtype, p.x.dtype, p.w.dtype, p.gates.dtype)
-    assert dw.shape == w.shape
-    return y, dx, from_block_major(dw) if layout == "block-major" else dw, dgates
-
-
-def expected(p: Problem):
-    return oracle.matmul(p.x, p.w, p.gates), *oracle.matmul_gradients(p.x, p.w, p.gates, p.dy)
-
-
-def assert_matches(p: Problem, actual) -> None:
-    """Float32 results within rounding of float64, bfloat16 ones as near as those of the reference; zeros exact."""
-    rounded = run(without_nan(p), reference) if p.x.dtype == jnp.bfloat16 else expected(p)
-    for name, a, b, c in zip(("y", "dx", "dw", "dgates"), actual, expected(p), rounded, strict=True):
-        error, allowed = (np.abs(oracle.f64(v) - b).max() for v in (a, c))
-        assert error <= 1.5 * allowed + TOLERANCE * np.abs(b).max(), name
-    y, _, dw, dgates = actual
-    assert not np.any(oracle.f64(dgates)[oracle.f64(p.gates) == 0])
-    assert not np.any(oracle.f64(dw)[np.isnan(oracle.f64(p.w))])
-    assert not np.any(oracle.f64(y)[:, : BLOCK[1]])
 
 
 @pytest.fixture
@@ -114,25 +49,6 @@ def two_cores(monkeypatch) -> None:
 
 
 # In the interpreters --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize(
-    ("rows", "dtype", "layout"),
-    [
-        (1, "float32", "row-major"),
-        (5, "bfloat16", "block-major"),
-        (16, "float32", "row-major"),
-        (40, "bfloat16", "block-major"),
-        pytest.param(1, "bfloat16", "block-major", marks=pytest.mark.slow),
-        pytest.param(5, "float32", "row-major", marks=pytest.mark.slow),
-        pytest.param(16, "bfloat16", "block-major", marks=pytest.mark.slow),
-        pytest.param(40, "float32", "row-major", marks=pytest.mark.slow),
-    ],
-)
-def test_value_and_gradients(rows, dtype, layout):
-    p = problem(rows, dtype=dtype)
-    assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
 
 
 @pytest.mark.usefixtures("small_ring")
@@ -207,27 +123,11 @@ def test_blocks_that_are_not_square(layout):
     assert_matches(p, run(p, mosaic_tpu, layout=layout, interpret=SIMULATED))
 
 
-@pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize("rows", [1, 17])
-def test_all_gates_zero(rows):
-    p = problem(rows)
-    p = p._replace(gates=jnp.zeros_like(p.gates), w=jnp.full_like(p.w, jnp.nan))
-    for array in run(p, mosaic_tpu, interpret=SIMULATED):
-        np.testing.assert_array_equal(array, 0)
-
-
 @pytest.mark.usefixtures("small_ring", "one_core")
 @pytest.mark.parametrize("rows", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_value_and_gradients_on_one_core(rows):
     p = problem(rows)
     assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
-
-
-def test_no_rows():
-    p = jax.tree.map(lambda a: a[:0], problem(1))._replace(w=problem(1).w)
-    y, dx, dw, dgates = run(p, mosaic_tpu)
-    assert (y.shape, dx.shape, dgates.shape) == ((0, 512), (0, 384), (0, 3, 4))
-    np.testing.assert_array_equal(dw, 0)
 
 
 def moved_by_the_grid(spec, shape, grid) -> int:
@@ -284,19 +184,6 @@ def test_the_bytes_of_the_kept_blocks_move_and_all_else_once(name, rows, density
     assert (w.shape, spec.in_specs[-1].memory_space) == (p.w.shape, pl.ANY)
     for own, array in zip((*spec.in_specs[:-1], *spec.out_specs), (*inputs, *outputs), strict=True):
         assert moved_by_the_grid(own, array.shape, spec.grid) == array.size
-
-
-@pytest.mark.usefixtures("small_ring")
-@pytest.mark.parametrize("transform", ["scan", "vmap"])
-def test_under_transformations(transform):
-    p = problem(4)
-    x, gates = p.x.reshape(2, 2, -1), p.gates.reshape(2, 2, 3, 4)
-    product = lambda x, gates: mosaic_tpu.forward(x, jnp.nan_to_num(p.w), gates, interpret=True)  # noqa: E731
-    if transform == "scan":
-        y = jax.jit(lambda: jax.lax.scan(lambda c, a: (c, product(*a)), 0, (x, gates))[1])()
-    else:
-        y = jax.jit(jax.vmap(product))(x, gates)
-    np.testing.assert_allclose(y.reshape(4, -1), oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

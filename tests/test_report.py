@@ -107,6 +107,14 @@ def test_a_case_becomes_a_line_of_its_table(page, tmp_path):
     assert "1 / density" in picture
 
 
+def test_times_are_split_into_what_a_call_takes_and_what_a_block_takes(page):
+    """40 us and 5 us for each of 64 blocks that is kept; a dense block takes 2000 us / 64."""
+    rows = [decode_row(sparsity=s, share_read=1 - s, product_us=40.0 + 5.0 * 64 * (1 - s)) for s in (0.5, 0.75, 0.9)]
+    text = page(times=[environment(), *rows])
+    assert "| Chip, 2 cores | 512 | float32 | 40 µs | 5.00 µs | 31.25 µs | dense |" in text
+    assert "for a kept block" not in page(times=[environment(), decode_row()])
+
+
 def test_it_says_what_has_run_on_hardware_and_what_has_only_been_compiled(page):
     on_cpu = page(cpu=[environment(), decode_row()])
     assert "**No NVIDIA GPU has run" in on_cpu
