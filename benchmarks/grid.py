@@ -128,7 +128,9 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
         "cubic-softplus": {"train.sparsity_schedule": "cubic", "model.gate_activation": "softplus"},
     }
     options = variants(preset)["dynamic-0.5"]
-    return {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}
+    found = {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}
+    # What leaving blocks out costs, and not what gates bring: the same gates, and every block.
+    return found | {"dynamic-0.0-softplus": {**options, "model.sparsity": 0.0, "model.gate_activation": "softplus"}}
 
 
 @dataclass(frozen=True)

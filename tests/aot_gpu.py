@@ -1,8 +1,9 @@
 """Compiles the GPU kernels to machine code for an H200 on a machine that has no GPU, and prints what they need.
 
-    JAX_PLATFORMS=cpu python tests/aot_gpu.py
+    JAX_PLATFORMS=cpu python tests/aot_gpu.py [SIZE ...]
 
-One JSON object a line: function, dtype, rows, layout, precision of products; the kernel's registers and bytes spilled
+With blocks of 128, or of the sizes that are named. One JSON object a line: function, dtype, rows, layout, precision of
+products, size of a block; the kernel's registers and bytes spilled
 as ptxas counts them; tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and
 jax-cuda13-pjrt in the version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is
 missing it says so and ends with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads
@@ -10,6 +11,7 @@ its flags once, when it starts.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -24,8 +26,11 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 MISSING = 3
-BLOCK, ROW_BLOCKS, COLUMN_BLOCKS = 128, 12, 48
+INPUTS, OUTPUTS, BLOCK = 1536, 6144, 128
 """The hidden product of the largest Penn Treebank model: 1536 x 6144."""
+
+
+FUNCTIONS = ("forward", "input_gradients", "weight_gradient")
 
 
 class Case(NamedTuple):
@@ -34,10 +39,16 @@ class Case(NamedTuple):
     rows: int
     layout: str
     precision: str | None = None
+    block: int = BLOCK
 
 
-def cases() -> Iterator[Case]:
-    for function in ("forward", "input_gradients", "weight_gradient"):
+def cases(sizes: list[int]) -> Iterator[Case]:
+    """The cases of blocks of 128, or if sizes are named those of these."""
+    for size, function, dtype, rows in itertools.product(sizes, FUNCTIONS, ("float32", "bfloat16"), (1, 16, 64)):
+        yield Case(function, dtype, rows, "row-major", block=size)
+    if sizes:
+        return
+    for function in FUNCTIONS:
         for dtype in ("float32", "bfloat16"):
             for rows in (1, 16, 64, 128, 2240):
                 yield Case(function, dtype, rows, "row-major")
@@ -108,7 +119,7 @@ def h200() -> tuple[Any, Any]:
     return mesh, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def compile_all(dump: Path, ptxas: str) -> None:
+def compile_all(dump: Path, ptxas: str, sizes: list[int]) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -116,13 +127,14 @@ def compile_all(dump: Path, ptxas: str) -> None:
     from pallas_kernels import triton
 
     mesh, sharding = h200()
-    k, n = ROW_BLOCKS * BLOCK, COLUMN_BLOCKS * BLOCK
-    for case in cases():
-        w = (k, n) if case.layout == "row-major" else (COLUMN_BLOCKS, ROW_BLOCKS, BLOCK, BLOCK)
+    k, n = INPUTS, OUTPUTS
+    for case in cases(sizes):
+        grid = k // case.block, n // case.block
+        w = (k, n) if case.layout == "row-major" else (*grid[::-1], case.block, case.block)
         shapes = [
             ((case.rows, k), case.dtype),
             (w, case.dtype),
-            ((case.rows, ROW_BLOCKS, COLUMN_BLOCKS), jnp.float32),
+            ((case.rows, *grid), jnp.float32),
             ((case.rows, n), case.dtype),
         ]
         arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
@@ -137,4 +149,4 @@ if __name__ == "__main__":
     ptxas = need_compiler()
     with tempfile.TemporaryDirectory() as directory:
         os.environ["XLA_FLAGS"] = dumping_flags(directory)
-        compile_all(Path(directory), ptxas)
+        compile_all(Path(directory), ptxas, [int(size) for size in sys.argv[1:]])

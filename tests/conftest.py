@@ -69,11 +69,11 @@ def no_compiler() -> Callable[[str], NoReturn]:
 
 
 @pytest.fixture(scope="session")
-def compile_for_a_gpu(no_compiler) -> Callable[[str], list[dict[str, Any]]]:
+def compile_for_a_gpu(no_compiler) -> Callable[..., list[dict[str, Any]]]:
     """Runs a script beside the tests that compiles for a GPU ahead of time: what it prints, JSON lines."""
 
-    def run(script: str) -> list[dict[str, Any]]:
-        command = [sys.executable, Path(__file__).with_name(script)]
+    def run(script: str, *arguments: str) -> list[dict[str, Any]]:
+        command = [sys.executable, Path(__file__).with_name(script), *arguments]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
         if done.returncode == 3:

@@ -147,6 +147,29 @@ def test_every_kernel_compiles_for_an_h200_without_spills(compiled_ahead_of_time
         assert kernel["spilled_bytes"] == 0, case
 
 
+@pytest.mark.slow
+def test_kernels_of_other_blocks_compile_for_an_h200_without_spills(compile_for_a_gpu):
+    found = compile_for_a_gpu("aot_gpu.py", "16", "32", "64", "256", "512")
+    assert len(found) == 5 * 3 * 2 * 3
+    for kernel in found:
+        assert kernel["target"] == "sm_90a", kernel
+        assert kernel["spilled_bytes"] == 0, kernel
+        if kernel["rows"] == 64:
+            assert kernel["mma"] + kernel["wgmma"] > 0, kernel
+
+
+@pytest.mark.slow
+def test_the_training_step_compiles_for_an_h200(compile_for_a_gpu):
+    """The models of the paper: every product with blocks is a kernel, and all of it fits into the memory of the chip."""
+    found = compile_for_a_gpu("aot_gpu_train.py")
+    assert [(line["preset"], line["dtype"]) for line in found] == [
+        (preset, dtype) for preset in ("ptb-lstm", "ptb-qrnn") for dtype in ("float32", "bfloat16")
+    ]
+    for line in found:
+        assert line["kernels"], line
+        assert line["bytes"] < 141e9, line
+
+
 def test_compiled_kernels_use_tensor_cores_and_wide_loads(compiled_ahead_of_time):
     for (function, dtype, rows, layout, _), kernel in compiled_ahead_of_time.items():
         case = f"{function} {dtype} {rows} {layout}: {kernel}"
