@@ -14,6 +14,7 @@ from bwds.array_types import Array, Bool, Float, Int32
 from bwds.config import Activation, GateSource, Normalization, Scope, check_sparsity
 from bwds.hashing import hashed_scores
 from pallas_kernels import largest
+from pallas_kernels.dense import matmul
 
 # Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
 SAFE_SUM = 1e-4
@@ -275,8 +276,8 @@ def score_terms(
     if source == "bias":
         products = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
     elif "kernel" in params:
-        products = jnp.matmul(x, params["kernel"].astype(dtype), preferred_element_type=jnp.float32)
+        products = matmul(x, params["kernel"].astype(dtype))
     else:
-        inner = jnp.matmul(x, params["down"].astype(dtype), preferred_element_type=jnp.float32)
-        products = jnp.matmul(inner.astype(dtype), params["up"].astype(dtype), preferred_element_type=jnp.float32)
+        inner = matmul(x, params["down"].astype(dtype))
+        products = matmul(inner.astype(dtype), params["up"].astype(dtype))
     return products, params["bias"]

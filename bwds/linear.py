@@ -32,6 +32,7 @@ from bwds.gating import (
     select_blocks,
 )
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
+from pallas_kernels.dense import matmul
 from pallas_kernels.gated import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
 
@@ -128,7 +129,7 @@ def apply_linear(
     """
     kernel = params["kernel"].astype(x.dtype)
     if options is None:
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype), None
+        return matmul(x, kernel).astype(x.dtype), None
     if not save and _fuses(options, x, kernel, num_kept):
         rows = x.reshape(-1, x.shape[-1])
         products, bias = score_terms(params["gate"], rows, math.prod(options.grid), options.source)

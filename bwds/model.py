@@ -16,6 +16,7 @@ from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
 from pallas_kernels import to_block_major
+from pallas_kernels.dense import matmul
 
 
 class Info(NamedTuple):
@@ -115,8 +116,12 @@ def language_model(config: ModelConfig) -> LanguageModel:
         output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / max(x[:, 1:].size, 1)
         x = dropout(output_key, x, config.dropout, locked=config.locked_dropout)
         output_square = jnp.square(x.astype(jnp.float32)).mean()
-        kernel = params["embedding"].T if config.tied_softmax else params["softmax"]["kernel"]
-        logits = jnp.matmul(x, kernel.astype(dtype), preferred_element_type=jnp.float32)
+        # XLA's product with a transposed matrix is a fast one, whatever the type.
+        logits = (
+            jnp.matmul(x, params["embedding"].astype(dtype).T, preferred_element_type=jnp.float32)
+            if config.tied_softmax
+            else matmul(x, params["softmax"]["kernel"].astype(dtype))
+        )
         logits += params["softmax"]["bias"][None, None, :]
         density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
         if config.method in ("static-block", "magnitude"):

@@ -60,10 +60,10 @@ def _streamed_blocks(x, w, gates):
 
     def stream(r, c, j):
         if block_major:
-            part = lax.dynamic_slice(_sliceable(w), (c, r, j, 0, 0), (1, 1, 1, length, bn))
+            part = lax.dynamic_slice(sliceable(w), (c, r, j, 0, 0), (1, 1, 1, length, bn))
         else:
-            part = lax.dynamic_slice(_sliceable(w), (r, j, 0, c, 0), (1, 1, length, 1, bn))
-        return _widen(part.reshape(1, length, bn))
+            part = lax.dynamic_slice(sliceable(w), (r, j, 0, c, 0), (1, 1, length, 1, bn))
+        return widen(part.reshape(1, length, bn))
 
     def block(c, r, sums):
         scaled = lax.dynamic_slice(x, (0, r, 0, 0), (rows, 1, streams, length))[:, 0]
@@ -102,7 +102,7 @@ def _walk(w, gates):
     the table is filled by comparing places: no sort and no scatter.
 
     What a loop does to the whole weight, XLA moves out of it, and makes a copy of the weight: for bfloat16 the step to
-    its bits (see ``_sliceable``). It moves nothing out of a branch, so there the loop body is one that is always taken.
+    its bits (see ``sliceable``). It moves nothing out of a branch, so there the loop body is one that is always taken.
     """
     num_r = gates.shape[1]
     kept = (gates != 0).any(0).T
@@ -123,7 +123,7 @@ def _walk(w, gates):
     return walk
 
 
-def _sliceable(w):
+def sliceable(w):
     """A bfloat16 weight as its bits, uint16, anything else as it is; to be called where the slice is taken.
 
     XLA slices no bfloat16 on a CPU: it makes a float32 copy of the whole weight outside of the loop and slices that.
@@ -131,18 +131,18 @@ def _sliceable(w):
     return lax.bitcast_convert_type(w, jnp.uint16) if w.dtype == jnp.bfloat16 else w
 
 
-def _widen(part):
-    """A part of the weight, as ``_sliceable`` gives it, in float32."""
+def widen(part):
+    """A part of the weight, as ``sliceable`` gives it, in float32."""
     if part.dtype != jnp.uint16:
         return part.astype(jnp.float32)
     return lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _block(w, r, c, shape):
-    w = _sliceable(w)
+    w = sliceable(w)
     if w.ndim == 4:
-        return _widen(lax.dynamic_slice(w, (c, r, 0, 0), (1, 1, *shape)).reshape(shape))
-    return _widen(lax.dynamic_slice(w, (r * shape[0], c * shape[1]), shape))
+        return widen(lax.dynamic_slice(w, (c, r, 0, 0), (1, 1, *shape)).reshape(shape))
+    return widen(lax.dynamic_slice(w, (r * shape[0], c * shape[1]), shape))
 
 
 def _gate(gates, r, c):

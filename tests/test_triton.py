@@ -160,7 +160,7 @@ def test_kernels_of_other_blocks_compile_for_an_h200_without_spills(compile_for_
 
 @pytest.mark.slow
 def test_the_training_step_compiles_for_an_h200(compile_for_a_gpu):
-    """The models of the paper: every product with blocks is a kernel, and all of it fits into the memory of the chip."""
+    """The models of the paper: products with blocks are kernels, and all of it fits into the memory of the chip."""
     found = compile_for_a_gpu("aot_gpu_train.py")
     assert [(line["preset"], line["dtype"]) for line in found] == [
         (preset, dtype) for preset in ("ptb-lstm", "ptb-qrnn") for dtype in ("float32", "bfloat16")

@@ -1,0 +1,60 @@
+"""The dense product, as XLA has it but for one case: few rows of bfloat16 on a CPU, where XLA's is many times slower
+than in float32. What leaving blocks out gains there would be lost again in a gate's scores and in the softmax.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.mesh_axes import alike, zeros
+from pallas_kernels.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
+
+SMALL = 2**21
+"""Bytes of ``w`` up to which XLA's product is as fast with one row and faster with four: it lies in a cache then."""
+
+
+def matmul(x, w):
+    """x @ w [..., N] in float32, summed in float32.
+
+    Args:
+        x: [..., K], float32 or bfloat16.
+        w: [K, N] in the dtype of ``x``.
+    """
+    rows = x.size // max(1, x.shape[-1])
+    few = 0 < rows <= STREAMED_ROWS and w.dtype == jnp.bfloat16
+    if not few or w.nbytes <= SMALL or w.shape[0] % STREAMS:
+        return _plain(x, w)
+    return lax.platform_dependent(x, w, cpu=_streamed, default=_plain)
+
+
+def _plain(x, w):
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+@jax.custom_jvp
+def _streamed(x, w):
+    """Reads ``STREAMS`` rows of ``w`` in turn, where they lie; see ``xla_decode``."""
+    x, w = alike(x, w)
+    k, n = w.shape
+    scales = x.astype(jnp.float32).reshape(-1, k)
+
+    def row(i):
+        return lax.dynamic_slice_in_dim(scales, i, 1, axis=1) * widen(lax.dynamic_slice_in_dim(sliceable(w), i, 1))
+
+    def step(i, y):
+        return y + functools.reduce(jnp.add, (row(i * STREAMS + j) for j in range(STREAMS)))
+
+    def body(i, y):
+        # In a branch, or XLA would make a copy of the whole weight outside of the loop.
+        return lax.cond(i >= 0, functools.partial(step, i), lambda y: y, y)
+
+    y = lax.fori_loop(0, k // STREAMS, body, zeros((scales.shape[0], n), x))
+    return y.reshape(*x.shape[:-1], n)
+
+
+@_streamed.defjvp
+def _(primals, tangents):
+    (x, w), (dx, dw) = primals, tangents
+    return _streamed(x, w), _plain(dx, w) + _plain(x, dw)
