@@ -34,6 +34,7 @@ from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gate
 from bwds.axes import MODEL
 from bwds.gating import gate_scores, init_gate
 from bwds.linear import GateOptions, linear
+from pallas_kernels.dense import matmul
 
 
 def arrays(rows, h, block, dtype, gate_rank=None):
@@ -49,7 +50,8 @@ def arrays(rows, h, block, dtype, gate_rank=None):
 
 @jax.jit
 def dense(x, w):
-    return jnp.dot(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
+    """The dense product of a model."""
+    return matmul(x, w).astype(x.dtype)
 
 
 def copied(weights, number):
