@@ -181,7 +181,9 @@ def _block_diagonal(kernel: Float[Array, "K N"], config: ModelConfig) -> Float[A
 def decode_params(params: Params, config: ModelConfig) -> Params:
     """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
 
-    A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference.
+    A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
+    stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
+    whole of it on a CPU.
     """
 
     def lay_out(tree: Params) -> Params:
@@ -195,7 +197,8 @@ def decode_params(params: Params, config: ModelConfig) -> Params:
                 laid_out[name] = value
         return laid_out
 
-    return lay_out(cast_matrices(params, jnp.dtype(config.dtype)))
+    cast = cast_matrices(params, jnp.dtype(config.dtype))
+    return lay_out(cast if config.tied_softmax else {**cast, "embedding": params["embedding"]})
 
 
 def _check_tokens(tokens: Array, carry: tuple[Any, ...], config: ModelConfig) -> None:
