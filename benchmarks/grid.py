@@ -39,6 +39,7 @@ TUNED: dict[tuple[str, str], dict[str, float]] = {
     ("ptb-lstm-small", "dynamic"): {"model.dropout": 0.0},
     ("ptb-qrnn-small", "dense"): {"model.dropout": 0.0},
     ("ptb-qrnn-small", "magnitude"): {"optim.learning_rate": 1e-2},
+    ("ptb-qrnn-small", "static-block"): {"optim.learning_rate": 1e-2},
     ("ptb-qrnn-small", "dynamic"): {"model.dropout": 0.0},
 }
 """How the run of the sweep with the lowest validation perplexity differs from the preset, if it does."""
@@ -51,6 +52,8 @@ HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
 """Variants that are trained with all seeds; at the size for CPU cores the controls too, the others with the first."""
 GATE_SOURCES = ("frozen", "bias", "random")
 CONTROLS = tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES)
+LONGER = ("dense", "magnitude-0.5", "dynamic-0.5")
+"""Variants that are also trained for more steps, at the size for CPU cores."""
 
 
 def variants(preset: str, *, tuned: bool = True) -> dict[str, dict[str, Any]]:
@@ -133,6 +136,14 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
     return found | {"dynamic-0.0-softplus": {**options, "model.sparsity": 0.0, "model.gate_activation": "softplus"}}
 
 
+def longer(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs with the preset's own values and four times the steps, nearly four epochs, by name."""
+    if SIZES[preset] is not SMALL:
+        return {}
+    steps, made = 4 * SMALL["train.steps"], variants(preset, tuned=False)
+    return {f"{variant}-{steps}-steps": {**made[variant], "train.steps": steps} for variant in LONGER}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training run.
@@ -174,7 +185,7 @@ def cells() -> list[Cell]:
     """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        tried, compared, others = sweep(preset), variants(preset), ablations(preset)
+        tried, compared, others = sweep(preset), variants(preset), ablations(preset) | longer(preset)
         made = {**tried, **compared, **others}
         runs = [(variant, SEEDS[0]) for variant in tried]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]

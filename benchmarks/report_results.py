@@ -7,7 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from grid import CONTROLS, SEEDS, SIZES, SPARSITIES, SWEPT, ablations, cells, read_line, sweep, variants
+from grid import (
+    CONTROLS,
+    LONGER,
+    SEEDS,
+    SIZES,
+    SPARSITIES,
+    SWEPT,
+    ablations,
+    cells,
+    longer,
+    read_line,
+    sweep,
+    untuned,
+    variants,
+)
 from intervals import Estimate, difference, mean
 from tables import MISSING, table
 
@@ -129,11 +143,11 @@ def _row(variant: str, lines: list[Line], preset: str) -> list[str]:
     ]
 
 
-def _variations(preset: str, lines: Lines, bases: tuple[str, ...], others: dict[str, Any]) -> list[str]:
+def _variations(preset: str, lines: Lines, groups: dict[str, list[str]]) -> list[str]:
     """Table of variants that differ from others in one thing, each group below the one it differs from."""
     rows = []
-    for base in bases:
-        group = [name for name in others if name.startswith(f"{base}-") and lines[name]]
+    for base, others in groups.items():
+        group = [name for name in others if lines[name]]
         for name in [base, *group] if group and lines[base] else []:
             done = finished([line for line in lines[name] if line["seed"] == SEEDS[0]])
             cost = done[0]["multiply_adds"] if done else None
@@ -207,11 +221,14 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
         text += [f"![Perplexity against cost and against time, {preset}]({picture.name})", ""]
     else:
         picture.unlink(missing_ok=True)
-    for title, bases, others in (
-        ("Other learning rates and dropout", SWEPT, sweep(preset)),
-        ("Other gates", ("dynamic-0.5",), ablations(preset)),
+    tried = {variant: [name for name in sweep(preset) if name.startswith(f"{variant}-")] for variant in SWEPT}
+    more = {untuned(preset, v): [name for name in longer(preset) if name.startswith(f"{v}-")] for v in LONGER}
+    for title, groups in (
+        ("Other learning rates and dropout", tried),
+        ("Other gates", {"dynamic-0.5": list(ablations(preset))}),
+        ("Four times the steps", more),
     ):
-        if rows := _variations(preset, lines, bases, others):
+        if rows := _variations(preset, lines, groups):
             text += [f"### {title}, `{preset}`", "", *rows]
     text += [f"- `{line['cell']}` failed. {line['failed']}." for line in failed] + [""] * bool(failed)
     commands = [line["command"] for variant in lines.values() for line in variant]

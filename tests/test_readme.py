@@ -4,7 +4,9 @@ Every ``python`` block of README.md is executed, top to bottom in one namespace,
 only the blocks that open with ``python run`` are.
 """
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,43 @@ def test_ci_runs_the_readme_commands(command):
     install, run = command.split(" && ")
     assert install in lines
     assert any(line == run or line.startswith(run + " ") for line in lines)
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def mean_perplexity(preset: str, variant: str) -> str:
+    """Of all its seeds, on the test split."""
+    lines = sorted((ROOT / "benchmarks/results/quality" / preset / variant).glob("seed?.json"))
+    assert len(lines) == 3
+    return f"{statistics.fmean(json.loads(line.read_text())['test_perplexity'] for line in lines):.1f}"
+
+
+def speedup(file: str, key: str, **case: object) -> str:
+    """Of the one measurement of a case in a file of raw lines."""
+    lines = (ROOT / "benchmarks/results" / file).read_text().splitlines()
+    found = [line[key] for line in map(json.loads, lines) if line.items() >= case.items()]
+    assert len(found) == 1
+    return f"{found[0]:.2f}x"
+
+
+def test_the_figures_are_those_of_the_raw_lines():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    presets, float32 = ("ptb-lstm-small", "ptb-qrnn-small"), {"dtype": "float32"}
+    rows = {
+        "dense": "dense",
+        "dense, narrower, of the same cost as the last line": "dense-equal-0.5",
+        "half of the weights pruned by magnitude": "magnitude-0.5",
+        "half of the blocks left out, others for every input": "dynamic-0.5",
+    }
+    for words, variant in rows.items():
+        assert f"| {words} | {' | '.join(mean_perplexity(preset, variant) for preset in presets)} |" in readme
+    for words, sparsity in (("1/2", 0.5), ("3/4", 0.75), ("9/10", 0.9)):
+        product, model = (
+            [speedup(f"cpu_{name}_one_core.jsonl", key, hidden=h, sparsity=sparsity, **case, **float32) for h in sizes]
+            for name, key, sizes, case in (
+                ("kernels_decode", "speedup_product", (1536, 4096), {"rows": 1}),
+                ("decode", "speedup_over_dense", (4096,), {"cell": "lstm", "batch": 1}),
+            )
+        )
+        assert f"| {words} | {' | '.join(product + model)} |" in readme

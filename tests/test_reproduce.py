@@ -55,12 +55,12 @@ def tiny(**options):
 
 
 def test_names_are_unique_and_every_variant_has_its_seeds():
-    from grid import CONTROLS, HEADLINE, SIZES, SMALL, ablations, cells, sweep, variants
+    from grid import CONTROLS, HEADLINE, SIZES, SMALL, ablations, cells, longer, sweep, variants
 
     made = cells()
     assert max(Counter(cell.name for cell in made).values()) == 1
     for preset, size in SIZES.items():
-        for variant in (*variants(preset), *sweep(preset), *ablations(preset)):
+        for variant in (*variants(preset), *sweep(preset), *ablations(preset), *longer(preset)):
             seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
             several = variant in HEADLINE or (variant in CONTROLS and size is SMALL)
             assert seeds == ([0, 1, 2] if several else [0])
@@ -263,7 +263,7 @@ def test_training_that_fails_is_a_result(corpus, tmp_path):
 
 
 def test_cells_differ_from_their_preset_only_in_what_is_compared():
-    from grid import SIZES, SWEEP, TUNED, ablations, cells, sweep, variants
+    from grid import SIZES, SWEEP, TUNED, ablations, cells, longer, sweep, variants
 
     allowed = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
     compared, tried, others = ({preset: made(preset) for preset in SIZES} for made in (variants, sweep, ablations))
@@ -273,10 +273,14 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
             assert options - allowed == set(TUNED.get((cell.preset, cell.options["model.method"]), {}))
         elif cell.variant in tried[cell.preset]:
             assert options - allowed <= set(SWEEP[cell.preset])
-        elif cell.variant in others[cell.preset]:
-            base = compared[cell.preset]["dynamic-0.5"]
-            assert len([option for option in options if option not in base]) == 1
-            assert {option: cell.options[option] for option in base} == base
+        elif cell.variant in longer(cell.preset):
+            base = variants(cell.preset, tuned=False)[cell.variant.removesuffix("-6400-steps")]
+            assert cell.options == {**SIZES[cell.preset], **base, "train.steps": 6400, "train.seed": 0}
+        else:
+            softplus = cell.variant in ("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus")
+            base = others[cell.preset]["dynamic-0.5-softplus"] if softplus else compared[cell.preset]["dynamic-0.5"]
+            assert base.keys() <= options
+            assert len([o for o in options if o not in base or cell.options[o] != base[o]]) == 1
 
 
 @pytest.fixture(params=["as the preset has it", "tuned"])
