@@ -1,5 +1,7 @@
 """A trace of training steps is where the tools look for it, and changes nothing."""
 
+import json
+
 import pytest
 import tiny_run
 
@@ -12,19 +14,28 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return tiny_run.config(tiny_run.write_corpus(tmp_path_factory.mktemp("text")))
+    return tiny_run.config(tiny_run.write_corpus(tmp_path_factory.mktemp("text")), cell="qrnn")
+
+
+@pytest.fixture(scope="module")
+def untraced(config, tmp_path_factory):
+    """The folder of the same run without a trace."""
+    workdir = tmp_path_factory.mktemp("run")
+    train(config, workdir, progress=False)
+    return workdir
 
 
 @pytest.mark.parametrize("steps", [2, 1000])
-def test_a_run_with_a_trace_is_the_same(config, tmp_path, steps):
-    traced = train(config, tmp_path / "traced", profile=steps, progress=False)
-    assert traced["parameters_sha256"] == train(config, tmp_path / "run", progress=False)["parameters_sha256"]
-    (trace,) = (tmp_path / "traced").glob("plugins/profile/*/*.xplane.pb")
+def test_a_run_with_a_trace_is_the_same(config, untraced, tmp_path, steps):
+    train(config, tmp_path, profile=steps, progress=False)
+    summaries = [json.loads((workdir / "summary.json").read_text()) for workdir in (tmp_path, untraced)]
+    assert len({summary["parameters_sha256"] for summary in summaries}) == 1
+    (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     content = trace.read_bytes()
     assert b"train_step" in content
     # The number of a step is with its name.
     assert b"step_num" in content
-    assert not (tmp_path / "run" / "plugins").exists()
+    assert not (untraced / "plugins").exists()
 
 
 def test_one_process_of_several_records(config, tmp_path, monkeypatch, capsys):
