@@ -65,7 +65,10 @@ def test_a_data_parallel_step_sends_its_gradients_once(pod):
     assert 0 < line["kernel_vmem_used"] <= line["kernel_vmem_limit"]
     # Parameters are read and written, gradients and activations at least once.
     assert line["hbm_traffic"] > 3 * size
-    assert line["memory_bytes"] > line["held_bytes"] + line["temporary_bytes"] > line["held_bytes"] > size
+    assert line["memory_bytes"] == line["held_bytes"] + line["temporary_bytes"] + line["code_bytes"]
+    # So small a step holds its activations in VMEM: there may be no temporaries in HBM.
+    assert line["held_bytes"] > size
+    assert line["code_bytes"] > 0
 
 
 @pytest.mark.usefixtures("libtpu")
