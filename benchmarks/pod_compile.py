@@ -21,9 +21,12 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
+import itertools
+import multiprocessing
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ import hlo
 import hlo_counts
 import jax
 import jax.numpy as jnp
-from common import Results
+from common import Results, cores
 from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -224,6 +227,16 @@ def case(config: Config, topology: str, *, rows: int, model: int = 1, shard_opti
     } | count(config, topology, placement)
 
 
+def line_or_reason(name: str, config: Config, topology: str, rows: int, options: dict[str, Any]) -> Any:
+    """One line of results, or in words why the step does not fit. Raises what ``case`` does otherwise."""
+    start = time.perf_counter()
+    try:
+        line = case(config, topology, rows=rows, **options)
+    except DoesNotFitError as error:
+        return f"{name} on {topology} with {rows} rows does not fit: {error}"
+    return {"preset": name, **line, "seconds": time.perf_counter() - start}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", nargs="+", choices=PRESET_NAMES, default=PRESET_NAMES)
@@ -238,21 +251,28 @@ def main():
         parser.error("--rows and --mesh.model must be at least 1")
     if importlib.util.find_spec("libtpu") is None:
         parser.error("the TPU compiler is not installed; pip install libtpu")
-    results = Results(args.output)
+    configs = {}
     for name in args.preset:
         config = PRESETS[name]
         words = min(config.model.vocab_size, args.vocab_limit or config.model.vocab_size)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=words))
-        for topology in args.topology:
-            for rows in args.rows:
-                start = time.perf_counter()
-                try:
-                    line = case(config, topology, rows=rows, model=args.model, shard_optimizer=args.shard_optimizer)
-                except ValueError as error:
-                    parser.error(str(error))
-                except DoesNotFitError as error:
-                    parser.exit(1, f"{name} on {topology} with {rows} rows does not fit: {error}\n")
-                results.write("pod_compile", preset=name, **line, seconds=time.perf_counter() - start)
+        configs[name] = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=words))
+    options = {"model": args.model, "shard_optimizer": args.shard_optimizer}
+    cases = list(itertools.product(configs.items(), args.topology, args.rows))
+    results = Results(args.output)
+    # The compiler does most of its work in one thread. A process that uses JAX must not be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(cores(), len(cases)), mp_context=context) as pool:
+        found = [pool.submit(line_or_reason, *case, topology, rows, options) for case, topology, rows in cases]
+        try:
+            for future in found:
+                line = future.result()
+                if isinstance(line, str):
+                    parser.exit(1, f"{line}\n")
+                results.write("pod_compile", **line)
+        except ValueError as error:
+            parser.error(str(error))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
