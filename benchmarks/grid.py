@@ -49,7 +49,8 @@ SEEDS = (0, 1, 2)
 SWEPT = ("dense", "magnitude-0.5", "static-block-0.5", "dynamic-0.5")
 """The variant of each method for which its learning rate and dropout are chosen."""
 HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
-"""Variants that are trained with all seeds; at the size for CPU cores the controls too, the others with the first."""
+"""Variants that are trained with all seeds, at the size for CPU cores the controls and other gates too. The rest has
+the first."""
 GATE_SOURCES = ("frozen", "bias", "random")
 CONTROLS = tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES)
 LONGER = ("dense", "magnitude-0.5", "dynamic-0.5")
@@ -185,12 +186,12 @@ def cells() -> list[Cell]:
     """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
     found = []
     for preset, shared in SIZES.items():
-        tried, compared, others = sweep(preset), variants(preset), ablations(preset) | longer(preset)
-        made = {**tried, **compared, **others}
+        tried, compared, gates, more = sweep(preset), variants(preset), ablations(preset), longer(preset)
+        made = {**tried, **compared, **gates, **more}
         runs = [(variant, SEEDS[0]) for variant in tried]
         runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in (*compared, *others) if variant not in HEADLINE]
-        runs += [(variant, seed) for seed in SEEDS[1:] for variant in CONTROLS if shared is SMALL]
+        runs += [(variant, SEEDS[0]) for variant in (*compared, *gates, *more) if variant not in HEADLINE]
+        runs += [(variant, seed) for seed in SEEDS[1:] for variant in (*CONTROLS, *gates) if shared is SMALL]
         found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
     return found
 
