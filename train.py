@@ -7,8 +7,8 @@ of --help start from the preset's values; it comes first if it is given.
 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C or SIGTERM,
 and ends with the same parameters as a run that was not stopped. Any other option there is another run, a larger
---train.steps too, and is refused: nothing is overwritten. Only the options of --mesh and
---distributed may change.
+--train.steps too, and is refused: nothing is overwritten. Only --train.profile and the options of
+--mesh and --distributed may change.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the system refused (a full disk, no permission, not
 enough memory), or the loss is not finite; 2 a mistake on the command line or in the data, or the folder is another

@@ -57,7 +57,7 @@ FAST = {
     },
     "triton": {(*size, LAYOUTS[(i + i // 2) % 2]) for i, size in enumerate(SIZES)},
 }
-"""Of kernels whose interpreters take seconds; all their other cases are slow. Triton's have every size in one layout."""
+"""Of kernels whose interpreters take seconds; all their other cases are slow. Triton has every size in one layout."""
 
 
 def param(name: str, *case: Any, slow: bool = False) -> Any:

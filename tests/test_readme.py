@@ -77,6 +77,8 @@ def test_the_figures_are_those_of_the_raw_lines():
     }
     for words, variant in rows.items():
         assert f"| {words} | {' | '.join(mean_perplexity(preset, variant) for preset in presets)} |" in readme
+    control = " and ".join(mean_perplexity(preset, "dynamic-bias-0.5") for preset in presets)
+    assert f"(a gate that ignores it has {control})" in " ".join(readme)
     for words, sparsity in (("1/2", 0.5), ("3/4", 0.75), ("9/10", 0.9)):
         product, model = (
             [speedup(f"cpu_{name}_one_core.jsonl", key, hidden=h, sparsity=sparsity, **case, **float32) for h in sizes]
