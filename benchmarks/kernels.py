@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [decode] [batched] [--output FILE] [--implementation NAME] [--hidden 1536 4096]
                                  [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
-                                 [--rotate-mib 128] [--devices 1]
+                                 [--rows 64 2240] [--rotate-mib 128] [--devices 1]
 
 decode: products of 1, 4 and 16 rows, [H] -> [4H]; given the gates (with the indexing that needs) and from the input on
 (the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the bytes of the
@@ -12,7 +12,7 @@ and the same gates every time these blocks would stay in a cache, as they never 
 timed beside the dense one in float32 too. --devices N, on a CPU: block columns are sharded over N devices, and so is a
 second dense product; the first one uses all cores as XLA sees fit.
 
-batched: value and all three gradients for 64 and 2240 rows, against value and both gradients of the dense product. The
+batched: value and all three gradients for --rows rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
 
 All sparsities of a case take turns with its one dense product. On a GPU or TPU many calls are one program.
@@ -177,7 +177,7 @@ def batched(results, args, dtype):
         )
         return y, pull(dy)
 
-    for h, rows in itertools.product(args.hidden, (64, 2240)):
+    for h, rows in itertools.product(args.hidden, args.rows):
         x, w, dy, gate = arrays(rows, h, args.block, dtype)
         scores = gate_scores(gate, x, (h // args.block, 4 * h // args.block))
         cases = {"dense": (all_of_dense, (x, dy), [w])}
@@ -207,7 +207,7 @@ def run(args):
         raise ValueError(f"Part {', '.join(sorted(unknown))} is unknown; choose decode, batched or both.")
     for sparsity in args.sparsity:
         num_kept_blocks(1, sparsity)
-    require_positive(args, "devices", "block", "gate_rank", "hidden")
+    require_positive(args, "devices", "block", "gate_rank", "hidden", "rows")
     for h in args.hidden:
         if h % args.block:
             raise ValueError(f"--hidden {h} is not a multiple of --block {args.block}; choose a block that divides it.")
@@ -234,6 +234,7 @@ def main():
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
     parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[64, 2240], help="of the batched product")
     parser.add_argument("--gate-rank", type=int, help="rank of the gate of a layer; default: full")
     parser.add_argument("--rotate-mib", type=float, default=128.0, help="kept blocks of all copies of a weight; 0: one")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that block columns are sharded over")
