@@ -9,7 +9,7 @@ from statistics import linear_regression
 from typing import Any, NamedTuple
 
 from coverage import not_measured
-from tables import MISSING, table
+from tables import MISSING, number, table
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -34,9 +34,9 @@ class Run(NamedTuple):
     def hardware(self) -> str:
         """What it ran on, in words."""
         found = self.environment
-        number = found["cores"] if found["platform"] == "cpu" else found["devices"]
+        count = found["cores"] if found["platform"] == "cpu" else found["devices"]
         unit = "core" if found["platform"] == "cpu" else "device"
-        words = f"{found['processor'] if unit == 'core' else found['device']}, {number} {unit}{'s' * (number > 1)}"
+        words = f"{found['processor'] if unit == 'core' else found['device']}, {count} {unit}{'s' * (count > 1)}"
         if unit == "core" and found["devices"] > 1:
             words += f", columns sharded over {found['devices']} CPU devices"
         return words
@@ -62,13 +62,6 @@ def read_runs(results_dir: Path) -> list[Run]:
 # Figures in words -----------------------------------------------------------------------------------------------------
 
 
-def _number(value: float) -> str:
-    """Three digits."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _seconds(microseconds: float) -> tuple[float, str]:
     """What a time is divided by, and the unit."""
     return (1.0, "µs") if microseconds < 1000 else (1e3, "ms") if microseconds < 1e6 else (1e6, "s")
@@ -81,8 +74,8 @@ def _time(row: Row, name: str) -> str:
         return MISSING
     scale = 1e3 if unit == "ms" else 1.0
     divisor, word = _seconds(row[f"{name}_{unit}"] * scale)
-    low, _, high = (_number(q * scale / divisor) for q in row[f"{name}_quartiles_{unit}"])
-    return f"{_number(row[f'{name}_{unit}'] * scale / divisor)} {word} ({low}-{high})"
+    low, _, high = (number(q * scale / divisor) for q in row[f"{name}_quartiles_{unit}"])
+    return f"{number(row[f'{name}_{unit}'] * scale / divisor)} {word} ({low}-{high})"
 
 
 def _bound(row: Row, name: str = "bound") -> str:
@@ -90,7 +83,7 @@ def _bound(row: Row, name: str = "bound") -> str:
     if not value:
         return MISSING
     divisor, word = _seconds(value)
-    return f"{_number(value / divisor)} {word}"
+    return f"{number(value / divisor)} {word}"
 
 
 def _ratio(row: Row, key: str) -> str:
@@ -174,7 +167,7 @@ def _model_decode(row: Row) -> dict[str, Any]:
         "bound of dense": _bound(row, "dense_bound"),
         "dynamic": _time(row, "dynamic"),
         "bound of dynamic": _bound(row),
-        "tokens per second": _number(row["dynamic_tokens_per_second"]),
+        "tokens per second": number(row["dynamic_tokens_per_second"]),
         "speed-up over dense": _ratio(row, "speedup_over_dense"),
     } | others
 
@@ -187,7 +180,7 @@ def _word_profile(row: Row) -> dict[str, Any]:
         "sparsity": row["sparsity"],
         "a word": _time(row, "word"),
         "with a trace": _bound(row, "traced"),
-    } | {name: f"{_number(value)} µs ({value / row['traced_us']:.1%})" for name, value in parts.items()}
+    } | {name: f"{number(value)} µs ({value / row['traced_us']:.1%})" for name, value in parts.items()}
 
 
 COLUMNS = {

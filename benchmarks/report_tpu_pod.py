@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tables import MISSING, table
+from tables import MISSING, number, table
 from tpus import CHIPS, SOURCES, chip_of
 
 HERE = Path(__file__).resolve().parent
@@ -80,19 +80,12 @@ def read_cases(path: Path) -> list[Case]:
 def _bytes(count: float) -> str:
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= limit:
-            return f"{_number(count / limit)} {unit}"
+            return f"{number(count / limit)} {unit}"
     return f"{count:.0f} B"
 
 
-def _number(value: float) -> str:
-    """Three digits."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _flops(count: float) -> str:
-    return f"{_number(count / 1e12)} TFLOP" if count >= 1e12 else f"{_number(count / 1e9)} GFLOP"
+    return f"{number(count / 1e12)} TFLOP" if count >= 1e12 else f"{number(count / 1e9)} GFLOP"
 
 
 def _table(rows: list[Row]) -> str:
@@ -168,11 +161,11 @@ def _times(case: Case) -> Row:
         "mesh": case.mesh,
         "rows": row["rows"],
         "batch": f"{row['batch']:,}",
-        "compute": f"{_number(row['compute_ms'])} ms",
-        "memory": f"{_number(row['memory_ms'])} ms",
-        "interconnect": f"{_number(row['interconnect_ms'])} ms",
-        "step": f"{_number(case.step_ms)} ms",
-        "tokens a second": f"{_number(case.tokens_per_second / 1e6)} M",
+        "compute": f"{number(row['compute_ms'])} ms",
+        "memory": f"{number(row['memory_ms'])} ms",
+        "interconnect": f"{number(row['interconnect_ms'])} ms",
+        "step": f"{number(case.step_ms)} ms",
+        "tokens a second": f"{number(case.tokens_per_second / 1e6)} M",
         "of the chips' arithmetic": f"{row['compute_ms'] / case.step_ms:.0%}",
         "of HBM": f"{case.share_of_memory:.0%}",
     }
@@ -193,7 +186,7 @@ def _paying(cases: list[Case]) -> str:
                 | {
                     "rows a chip": f"{many.row['rows']} to {few.row['rows']}",
                     "chips for the same batch": f"x {chips:g}",
-                    "step": f"{_number(many.step_ms)} to {_number(few.step_ms)} ms, x {gain:.2f}",
+                    "step": f"{number(many.step_ms)} to {number(few.step_ms)} ms, x {gain:.2f}",
                     "cost of a token": f"x {chips / gain:.2f}",
                 }
             )

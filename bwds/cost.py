@@ -68,7 +68,8 @@ def cost(config: ModelConfig | Config) -> Cost:
     width = 2 if model.dtype == "bfloat16" else 4
 
     def bytes_of(multiply_adds):
-        return width * (multiply_adds + h)
+        # Embeddings stay float32, for decoding too.
+        return width * multiply_adds + 4 * h
 
     return Cost(
         gates=gates,

@@ -71,7 +71,12 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
 
 
 def select_blocks(
-    scores: Float[Array, "*b R C"], *, sparsity: Any = None, num_kept: Count | None = None, scope: Scope = "matrix"
+    scores: Float[Array, "*b R C"],
+    *,
+    sparsity: Any = None,
+    num_kept: Count | None = None,
+    scope: Scope = "matrix",
+    implementation: str | None = None,
 ) -> Bool[Array, "*b R C"]:
     """Marks the blocks with the largest scores: exactly k of a matrix, or of each block column.
 
@@ -83,6 +88,7 @@ def select_blocks(
         num_kept: the number of blocks kept instead of ``sparsity``, an integer or a traced int32 scalar. With scope
             "column" it counts the blocks of one column.
         scope: "matrix": all blocks compete; "column": those of one block column, so that columns are balanced.
+        implementation: of the products beside it; "xla" and "reference" take no Pallas kernel for the search either.
 
     Raises:
         ValueError: not exactly one of ``sparsity`` and ``num_kept`` is given, a static one is out of range, ``scope``
@@ -111,8 +117,8 @@ def select_blocks(
         if k == n:
             return jnp.ones(scores.shape, bool)
     if scope == "matrix":
-        return largest(scores.reshape(*leading, n), k).reshape(scores.shape)
-    return largest(scores.swapaxes(-1, -2), k).swapaxes(-1, -2)
+        return largest(scores.reshape(*leading, n), k, implementation=implementation).reshape(scores.shape)
+    return largest(scores.swapaxes(-1, -2), k, implementation=implementation).swapaxes(-1, -2)
 
 
 def gate_values(

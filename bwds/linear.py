@@ -140,7 +140,7 @@ def apply_linear(
 
 
 def _gate_and_multiply(options, x, kernel, scores, num_kept):
-    kept = select_blocks(scores, num_kept=num_kept, scope=options.scope)
+    kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
     if options.source == "random":
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)

@@ -45,7 +45,8 @@ class LanguageModel(NamedTuple):
         init: ``init(key) -> params``, a nested dict of float32 arrays.
         apply: ``apply(params, tokens, carry, *, dropout_key=None, sparsity=None) -> (logits, carry, info)`` with
             tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
-            ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation.
+            ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation;
+            only the method dynamic has a use for it.
             ``params`` may also come from ``decode_params``.
         init_carry: ``init_carry(batch) -> carry``, zeros.
     """

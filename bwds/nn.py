@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bwds.array_types import Array, Float
+from bwds.checks import require, require_at_least, require_choice
 from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Scope, check_sparsity
 from bwds.linear import GateOptions, Params, init_linear, linear
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
@@ -37,7 +38,8 @@ class BlockSparseLinear(nnx.Module):
         gate_scope: "matrix" or "column".
         use_bias: add a bias [N], initialised to zero.
         implementation: of the product; None: the platform's own, or else xla, which runs everywhere.
-        rngs: its ``params`` stream draws the parameters, uniform in ±1/sqrt(K).
+        rngs: its ``params`` stream draws the parameters: kernel and gate uniform in ±1/sqrt(K), the factors of a
+            low-rank gate so that scores start at the size of a full one's.
 
     Raises:
         ValueError: a value is out of range, or the block does not divide the matrix.
@@ -57,7 +59,14 @@ class BlockSparseLinear(nnx.Module):
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
     ):
+        require_at_least(1, in_features=in_features, out_features=out_features)
         check_sparsity(sparsity)
+        if gate_rank is not None:
+            require_at_least(1, gate_rank=gate_rank)
+        require_choice("gate_activation", gate_activation, Activation)
+        require_choice("gate_scope", gate_scope, Scope)
+        if implementation is not None:
+            require_choice("implementation", implementation, Implementation)
         bk, bn = block_shape
         if bk < 1 or bn < 1 or in_features % bk or out_features % bn:
             raise ValueError(
@@ -130,11 +139,22 @@ class _Recurrent(nnx.Module):
         return self._init_carry(batch, self.config)
 
     def __call__(self, x: Float[Array, "B T H"], carry: Any = None) -> tuple[Float[Array, "B T H"], Any]:
-        """Outputs [B, T, H] in the compute dtype and the state after the window; ``carry`` None: zeros."""
-        if x.ndim != 3 or x.shape[-1] != self.config.hidden_size:
-            raise ValueError(f"x has shape {x.shape}; it must be [B, T, {self.config.hidden_size}].")
-        if carry is None:
-            carry = self.init_carry(x.shape[0])
+        """Outputs [B, T, H] in the compute dtype and the state after the window; ``carry`` None: zeros.
+
+        Raises:
+            ValueError: ``x`` is not [B, T, H] with at least one time step, or ``carry`` is of another batch or width.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.config.hidden_size or x.shape[1] < 1:
+            raise ValueError(
+                f"x has shape {x.shape}; it must be [B, T, {self.config.hidden_size}] with at least one time step."
+            )
+        zeros = self.init_carry(x.shape[0])
+        carry = zeros if carry is None else carry
+        shapes, wanted = ([a.shape for a in arrays] for arrays in (carry, zeros))
+        require(
+            shapes == wanted,
+            f"carry has shapes {shapes}; x of shape {x.shape} needs {wanted}: make it with init_carry({x.shape[0]}).",
+        )
         y, carry, _ = self._apply(_contents(self.params), x.astype(self.config.dtype), carry, self.config)
         return y, carry
 

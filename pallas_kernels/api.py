@@ -196,7 +196,7 @@ def block_sparse_matmul(
         y [..., N] in the dtype of ``x``.
 
     Raises:
-        ValueError: shapes or dtypes do not fit together, or the implementation is unknown.
+        ValueError: shapes or dtypes do not fit together, or the implementation is unknown or cannot run here.
     """
     _check(x, w, gates)
     modules = _choose(implementation, x, w, gates)

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.mosaic_tpu_tiles import LANES, pad_rows, round_up
+from pallas_kernels.mosaic_tpu_tiles import LANES, SPARE_BYTES, pad_rows, round_up
 
 TILE_ROWS = (512, 256, 128, 64, 32, 16)
 TILE_BYTES = 32 * 2**20
 """VMEM for the tiles of inputs, gates and outputs; the smallest VMEM is 64 MiB a core (v5p, TPU7x)."""
 RING_BYTES = 4 * 2**20
 """Blocks under way or waiting: above bandwidth times latency."""
-SPARE_BYTES = 12 * 2**20
 
 
 def kept_list(kept, group: int):

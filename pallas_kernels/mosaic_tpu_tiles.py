@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 LANES = 128
+SPARE_BYTES = 12 * 2**20
+"""VMEM left to the compiler beside what a kernel asks for."""
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -19,6 +19,7 @@ from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.mosaic_tpu_tiles import (
     LANES,
+    SPARE_BYTES,
     block_at,
     columns,
     dot,
@@ -32,7 +33,6 @@ from pallas_kernels.mosaic_tpu_tiles import (
 TILE_FEATURES = 1024
 """Side of a tile of output blocks: enough products for every byte of x and dy. Of longer blocks fewer are in a tile."""
 TILE_ROWS = 256
-SPARE_BYTES = 12 * 2**20
 
 
 def weight_gradient(x, w, gates, dy, *, interpret=False):

@@ -21,34 +21,52 @@ from jaxtyping import Array, Bool, Float, Int32
 from pallas_kernels.mesh_axes import like
 
 
-@jax.jit
-def largest(scores: Float[Array, "*b n"], k: int | Int32[Array, ""]) -> Bool[Array, "*b n"]:
+@functools.partial(jax.jit, static_argnames="implementation")
+def largest(
+    scores: Float[Array, "*b n"], k: int | Int32[Array, ""], *, implementation: str | None = None
+) -> Bool[Array, "*b n"]:
     """Marks the ``k`` largest of the last axis; among equals the first ones.
 
     Args:
         scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
         k: between 1 and n, an int or a traced scalar.
+        implementation: of the products beside it: with "xla" or "reference" no platform takes a Pallas kernel.
     """
     flat = scores.reshape(-1, scores.shape[-1])
-    return _by_platform(flat, jnp.asarray(k, jnp.int32)).reshape(scores.shape)
+    kernels = implementation not in ("xla", "reference")
+    return _by_platform(kernels)(flat, jnp.asarray(k, jnp.int32)).reshape(scores.shape)
 
 
-@jax.custom_batching.custom_vmap
-def _by_platform(scores, k):
-    from pallas_kernels import topk_kernels
+@functools.cache
+def _by_platform(kernels: bool) -> Callable[..., Any]:
+    """The search of every row of (scores [b, n], k), by platform and with a vmap."""
 
-    searches: dict[str, Callable[..., Any]] = {"cpu": functools.partial(plain, early=True)}
-    if scores.size > 0 and scores.shape[-1] <= topk_kernels.MAX_SCORES:
-        searches |= {"tpu": topk_kernels.largest_tpu, "cuda": topk_kernels.largest_cuda}
-    return lax.platform_dependent(scores, k, **searches, default=functools.partial(plain, early=False))
+    @jax.custom_batching.custom_vmap
+    def search_rows(scores, k):
+        searches: dict[str, Callable[..., Any]] = {"cpu": functools.partial(plain, early=True)}
+        if kernels and scores.size > 0:
+            searches |= _kernels(scores.shape[-1])
+        return lax.platform_dependent(scores, k, **searches, default=functools.partial(plain, early=False))
+
+    @search_rows.def_vmap
+    def _(size, batched, scores, k):
+        if batched[1]:
+            scores = scores if batched[0] else jnp.broadcast_to(scores, (size, *scores.shape))
+            return lax.map(lambda pair: search_rows(*pair), (scores, k)), True
+        return search_rows(scores.reshape(-1, scores.shape[-1]), k).reshape(scores.shape), True
+
+    return search_rows
 
 
-@_by_platform.def_vmap
-def _(size, batched, scores, k):
-    if batched[1]:
-        scores = scores if batched[0] else jnp.broadcast_to(scores, (size, *scores.shape))
-        return lax.map(lambda pair: _by_platform(*pair), (scores, k)), True
-    return _by_platform(scores.reshape(-1, scores.shape[-1]), k).reshape(scores.shape), True
+def _kernels(n: int) -> dict[str, Callable[..., Any]]:
+    """The kernels for rows of ``n`` scores, by platform; none where they are too long or this jax has no Pallas."""
+    try:
+        from pallas_kernels import topk_kernels
+    except ImportError:
+        return {}
+    if n > topk_kernels.MAX_SCORES:
+        return {}
+    return {"tpu": topk_kernels.largest_tpu, "cuda": topk_kernels.largest_cuda}
 
 
 def sortable(scores):

@@ -112,8 +112,8 @@ def lowered(platform, function, *arguments) -> str:
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-def lowered_decoding(platform, cell) -> str:
-    config = ModelConfig(vocab_size=50, hidden_size=256, block_size=128, cell=cell, num_layers=1)
+def lowered_decoding(platform, cell, **settings) -> str:
+    config = ModelConfig(vocab_size=50, hidden_size=256, block_size=128, cell=cell, num_layers=1, **settings)
     lm = language_model(config)
     params = decode_params(lm.init(jax.random.key(0)), config)
     prompt, key = jnp.zeros((1,), jnp.int32), jax.random.key(0)
@@ -149,3 +149,9 @@ def test_nor_does_a_search_among_more_scores_than_a_kernel_takes(platform):
     text = lowered(platform, largest, jnp.zeros((1, topk_kernels.MAX_SCORES + 1)), jnp.int32(7))
     assert "custom_call" not in text
     assert_waits_for_nothing(text)
+
+
+@pytest.mark.parametrize("scope", ["matrix", "column"])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_model_that_names_xla_holds_no_kernel(platform, scope):
+    assert "custom_call" not in lowered_decoding(platform, "lstm", implementation="xla", gate_scope=scope)

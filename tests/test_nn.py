@@ -84,14 +84,27 @@ def test_dense_and_bfloat16_layers():
     assert carry.c.dtype == jnp.float32
 
 
+def on_carry(layer, batch):
+    layer = layer(16, block_size=8, rngs=nnx.Rngs(0))
+    return layer(jnp.ones((2, 3, 16)), layer.init_carry(batch))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: nn.BlockSparseLinear(24, 32, sparsity=1.0, rngs=nnx.Rngs(0)), "sparsity is 1.0"),
         (lambda: nn.BlockSparseLinear(24, 32, rngs=nnx.Rngs(0)), "does not divide a kernel of shape"),
+        (lambda: nn.BlockSparseLinear(0, 32, rngs=nnx.Rngs(0)), "in_features is 0"),
+        (lambda: nn.BlockSparseLinear(128, 128, gate_rank=0, rngs=nnx.Rngs(0)), "gate_rank is 0"),
+        (lambda: nn.BlockSparseLinear(128, 128, gate_activation="relu", rngs=nnx.Rngs(0)), "gate_activation is 'relu'"),
+        (lambda: nn.BlockSparseLinear(128, 128, gate_scope="row", rngs=nnx.Rngs(0)), "gate_scope is 'row'"),
+        (lambda: nn.BlockSparseLinear(128, 128, implementation="cuda", rngs=nnx.Rngs(0)), "implementation is 'cuda'"),
         (lambda: nn.LSTM(100, rngs=nnx.Rngs(0)), "not a multiple of block_size"),
         (lambda: nn.LSTM(16, block_size=8, rngs=nnx.Rngs(0))(jnp.ones((2, 3, 17))), "must be \\[B, T, 16\\]"),
+        (lambda: nn.QRNN(16, block_size=8, rngs=nnx.Rngs(0))(jnp.ones((2, 0, 16))), "at least one time step"),
+        (lambda: on_carry(nn.LSTM, batch=4), "make it with init_carry\\(2\\)"),
+        (lambda: on_carry(nn.QRNN, batch=4), "make it with init_carry\\(2\\)"),
     ],
 )
 def test_bad_input_is_refused(make, message):

@@ -25,7 +25,7 @@ from bwds.datasets import SPLITS, read_lines
 from bwds.datasets.text import find_files
 
 _LINES_PER_EXAMPLE = 1000
-_TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -80,7 +80,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if files is None:
             files = self._download(dl_manager)
             self._check_files(files)
-        return {_TFDS_SPLITS[split]: self._generate_examples(files[split]) for split in SPLITS}
+        return {TFDS_SPLITS[split]: self._generate_examples(files[split]) for split in SPLITS}
 
     def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         lines = read_lines(path)

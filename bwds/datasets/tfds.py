@@ -17,7 +17,7 @@ import requests
 import tensorflow_datasets as tfds
 
 from bwds.datasets import Split, cache_dir
-from bwds.datasets.builders import BUILDERS
+from bwds.datasets.builders import BUILDERS, TFDS_SPLITS
 
 _VALIDATION_NAMES = ("validation", "valid", "dev")
 _CARVED_PERCENT = 5
@@ -36,7 +36,7 @@ def own_splits(name: str, directory: str | None) -> dict[str, Split]:
         way_out="Without a network, give the folder with its train, valid and test files: "
         f"--data.dataset {name} --data.directory DIR.",
     )
-    return _read(builder, {"train": "train", "valid": "validation", "test": "test"}, "text")
+    return _read(builder, TFDS_SPLITS, "text")
 
 
 def splits(name: str) -> dict[str, Split]:
