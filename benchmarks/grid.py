@@ -126,6 +126,7 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
         "softplus": {"model.gate_activation": "softplus"},
         "unnormalised": {"model.gate_normalization": "none"},
         "column": {"model.gate_scope": "column"},
+        "column-softplus": {"model.gate_scope": "column", "model.gate_activation": "softplus"},
         "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
         "blocks-of-64": {"model.block_size": 64},
         # While nearly all blocks are kept, the mean of linear scores is near zero: no gates have a mean of one then.

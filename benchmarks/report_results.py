@@ -157,10 +157,12 @@ def _variations(preset: str, lines: Lines, groups: dict[str, list[str]], seeds: 
                     f"[{name}](../benchmarks/results/quality/{preset}/{name}/)",
                     len(done),
                     *(_estimate(mean(split)) if split else "failed" for split in found),
+                    ", ".join(f"{value:.1f}" for value in found[1]) if len(found[1]) > 1 else MISSING,
                     f"{cost['total'] / cost['preset_dense']:.3f}" if cost else MISSING,
                 ]
             )
-    return [*table(["variant", "seeds", "validation", "test", "multiply-adds, of dense"], rows), ""] * bool(rows)
+    header = ["variant", "seeds", "validation", "test", "test, seed by seed", "multiply-adds, of dense"]
+    return [*table(header, rows), ""] * bool(rows)
 
 
 HEADER = [
