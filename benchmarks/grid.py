@@ -124,6 +124,7 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
     full = PRESETS[preset].model.gate_rank is None
     other = {
         "softplus": {"model.gate_activation": "softplus"},
+        "bounded": {"model.gate_normalization": "bounded"},
         "unnormalised": {"model.gate_normalization": "none"},
         "column": {"model.gate_scope": "column"},
         "column-softplus": {"model.gate_scope": "column", "model.gate_activation": "softplus"},

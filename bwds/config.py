@@ -14,7 +14,7 @@ Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
 GateSource = Literal["learned", "frozen", "bias", "random"]
 Activation = Literal["linear", "softplus"]
-Normalization = Literal["mean", "none"]
+Normalization = Literal["mean", "bounded", "none"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
 Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
@@ -55,7 +55,7 @@ class ModelConfig:
     gate_activation: Activation = "linear"
     """linear: the paper's gate; softplus: positive, safe at any sparsity."""
     gate_normalization: Normalization = "mean"
-    """mean: gates are scaled to mean one (the paper's); none: they are left as their activation gives them."""
+    """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"

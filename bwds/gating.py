@@ -16,8 +16,9 @@ from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
 
-# Below this share of sum(|kept scores|) the sum of a linear gate has lost its leading digits in float32.
-SAFE_SUM = 1e-4
+# What share of sum(|kept scores|) the sum of a linear gate is at least taken for. Below the first it has lost its
+# leading digits in float32; below the second its gradient grows beyond what training bears.
+SMALLEST_SUM = {"mean": 1e-4, "bounded": 0.1}
 # softplus(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
 SOFTPLUS_FLOOR = -40.0
 # Scales are kept in the range whose reciprocals are normal float32 numbers.
@@ -134,16 +135,16 @@ def gate_values(
 
     with a(s) = s ("linear", the paper's) or softplus(max(s, -40)) ("softplus").
 
-    The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, that
-    bound, with the sign of the sum, takes its place and is held constant in differentiation, so gates stay finite
-    (at most 1e4 * R * C). If every kept score is zero (below 1e-37), all kept gates are R * C / k, the value for equal
-    scores. Computed in float32.
+    The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, or with
+    normalization "bounded" below 0.1 of it, that bound, with the sign of the sum, takes its place and is held constant
+    in differentiation, so gates stay finite (at most 1e4, or 10, * R * C). If every kept score is zero (below 1e-37),
+    all kept gates are R * C / k, the value for equal scores. Computed in float32.
 
     Args:
         scores: [..., R, C].
         kept: which blocks are kept, at least one a matrix, [..., R, C].
         activation: a.
-        normalization: "mean" as above; "none": gates = a(scores), for comparison.
+        normalization: "mean" or "bounded" as above; "none": gates = a(scores), for comparison.
 
     Raises:
         ValueError: ``activation`` is unknown.
@@ -184,7 +185,7 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, 
     all_zero = scale < SCALE_RANGE[0]
     values = jnp.where(all_zero, kept.astype(jnp.float32), values / scale.clip(*SCALE_RANGE))
     sums = total(values)
-    bound = SAFE_SUM * lax.stop_gradient(total(jnp.abs(values)))
+    bound = SMALLEST_SUM[normalization] * lax.stop_gradient(total(jnp.abs(values)))
     safe = jnp.where(jnp.abs(sums) >= bound, sums, jnp.where(sums < 0, -bound, bound))
     return values * (num_blocks / safe)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FLOOR = 1e-4
+FLOORS = {"mean": 1e-4, "bounded": 0.1}
 """Smallest |sum of the kept scores| that a linear gate divides by, relative to the sum of their magnitudes."""
 LOWEST = -40.0
 """Scores below this count as this in a softplus gate."""
@@ -69,7 +69,7 @@ def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str, normalizati
             values = np.full(kept.shape, size / kept.size)
         else:
             kept = kept / largest
-            total, floor = kept.sum(), FLOOR * np.abs(kept).sum()
+            total, floor = kept.sum(), FLOORS[normalization] * np.abs(kept).sum()
             if abs(total) < floor:
                 total = -floor if total < 0 else floor
             values = kept / total * size
@@ -89,7 +89,12 @@ def gates(
 
 
 def gates_gradient(
-    scores: Any, cotangent: Any, num_kept: int, activation: str = "linear", scope: str = "matrix"
+    scores: Any,
+    cotangent: Any,
+    num_kept: int,
+    activation: str = "linear",
+    scope: str = "matrix",
+    normalization: str = "mean",
 ) -> np.ndarray:
     """Gradient of sum(gates * cotangent) with respect to scores that are not all zero.
 
@@ -107,7 +112,7 @@ def gates_gradient(
             slope = np.where(s[mask] > LOWEST, sigmoid(s[mask]), 0.0)
         else:
             p, slope = s[mask], np.ones(int(mask.sum()))
-        total, floor = p.sum(), FLOOR * np.abs(p).sum()
+        total, floor = p.sum(), FLOORS[normalization] * np.abs(p).sum()
         if abs(total) < floor:
             result[index][mask] = s.size / (-floor if total < 0 else floor) * v[mask]
         else:

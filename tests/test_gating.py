@@ -13,8 +13,9 @@ import numpy as np
 import oracle
 import pytest
 
-from bwds import num_kept_blocks, topk_gates
+from bwds import ModelConfig, num_kept_blocks, topk_gates
 from bwds.gating import gate_scores, init_gate, kept_count, select_blocks
+from bwds.linear import gate_options
 
 R, C = 5, 3
 SPARSITIES = (0.0, 0.1, 0.5, 0.9, 0.99)
@@ -166,6 +167,21 @@ def test_the_denominator_of_a_linear_gate_has_a_floor(sign, excess):
     assert np.abs(gates).max() <= 1.01e4
     wanted = oracle.gates_gradient(scores, cotangent, 16)
     np.testing.assert_allclose(gradient, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("excess", [0.0, 0.03, 0.09, 0.11, 0.3])
+def test_a_bounded_gate_has_a_higher_floor(sign, excess):
+    scores = np.tile([1.0, -1.0], 8).reshape(4, 4).astype(np.float32)
+    scores[0, 0] += sign * 16 * excess
+    cotangent, kept = normal(4, 4), jnp.ones((4, 4), bool)
+    config = ModelConfig(hidden_size=16, block_size=4, gate_normalization="bounded")
+    options = gate_options(config, 16, 16)
+    gates, pull = jax.vjp(lambda s: options.values(s, kept), scores)
+    np.testing.assert_allclose(gates, oracle.gates(scores, 16, normalization="bounded"), rtol=1e-5)
+    assert np.abs(gates).max() <= 10 * 16
+    wanted = oracle.gates_gradient(scores, cotangent, 16, normalization="bounded")
+    np.testing.assert_allclose(pull(cotangent)[0], wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
 @each_scope
