@@ -127,6 +127,7 @@ def ablations(preset: str) -> dict[str, dict[str, Any]]:
         "bounded": {"model.gate_normalization": "bounded"},
         "unnormalised": {"model.gate_normalization": "none"},
         "column": {"model.gate_scope": "column"},
+        "column-bounded": {"model.gate_scope": "column", "model.gate_normalization": "bounded"},
         "column-softplus": {"model.gate_scope": "column", "model.gate_activation": "softplus"},
         "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
         "blocks-of-64": {"model.block_size": 64},
