@@ -51,11 +51,16 @@ def test_ci_runs_the_readme_commands(command):
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
-def mean_perplexity(preset: str, variant: str) -> str:
-    """Of all its seeds, on the test split."""
+def perplexities(preset: str, variant: str) -> list[float]:
+    """Of each seed that has been run, on the test split."""
     lines = sorted((ROOT / "benchmarks/results/quality" / preset / variant).glob("seed?.json"))
-    assert len(lines) == 3
-    return f"{statistics.fmean(json.loads(line.read_text())['test_perplexity'] for line in lines):.1f}"
+    return [json.loads(line.read_text())["test_perplexity"] for line in lines]
+
+
+def mean_perplexity(preset: str, variant: str) -> str:
+    found = perplexities(preset, variant)
+    assert len(found) == 3
+    return f"{statistics.fmean(found):.1f}"
 
 
 def speedup(file: str, key: str, **case: object) -> str:
@@ -88,3 +93,15 @@ def test_the_figures_are_those_of_the_raw_lines():
             )
         )
         assert f"| {words} | {' | '.join(product + model)} |" in readme
+
+
+OTHER_GATES = "softplus bounded unnormalised column column-bounded column-softplus blocks-of-64 cubic-softplus".split()
+
+
+@pytest.mark.parametrize("variants", [*((name, name) for name in OTHER_GATES), ("rank-32", "full-rank")])
+def test_the_perplexities_of_other_gates_are_those_of_the_raw_lines(variants):
+    found = (
+        ", ".join(f"{value:.1f}" for value in perplexities(preset, f"dynamic-0.5-{variant}")) or "-"
+        for preset, variant in zip(("ptb-lstm-small", "ptb-qrnn-small"), variants, strict=True)
+    )
+    assert f"| {' | '.join(found)} |" in (ROOT / "docs/method.md").read_text(encoding="utf-8")
