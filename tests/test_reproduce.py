@@ -277,8 +277,10 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
             base = variants(cell.preset, tuned=False)[cell.variant.removesuffix("-6400-steps")]
             assert cell.options == {**SIZES[cell.preset], **base, "train.steps": 6400, "train.seed": 0}
         else:
-            softplus = cell.variant in ("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus")
-            base = others[cell.preset]["dynamic-0.5-softplus"] if softplus else compared[cell.preset]["dynamic-0.5"]
+            near = {name: "softplus" for name in ("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus")}
+            near |= {f"dynamic-0.5-column-{name}": "column" for name in ("bounded", "softplus")}
+            known = compared[cell.preset] | others[cell.preset]
+            base = known[f"dynamic-0.5-{near[cell.variant]}" if cell.variant in near else "dynamic-0.5"]
             assert base.keys() <= options
             assert len([o for o in options if o not in base or cell.options[o] != base[o]]) == 1
 
