@@ -277,7 +277,7 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
             base = variants(cell.preset, tuned=False)[cell.variant.removesuffix("-6400-steps")]
             assert cell.options == {**SIZES[cell.preset], **base, "train.steps": 6400, "train.seed": 0}
         else:
-            near = {name: "softplus" for name in ("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus")}
+            near = dict.fromkeys(("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus"), "softplus")
             near |= {f"dynamic-0.5-column-{name}": "column" for name in ("bounded", "softplus")}
             known = compared[cell.preset] | others[cell.preset]
             base = known[f"dynamic-0.5-{near[cell.variant]}" if cell.variant in near else "dynamic-0.5"]
