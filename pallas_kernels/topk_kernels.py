@@ -45,9 +45,13 @@ def largest_cuda(scores, k, *, interpret=False):
     """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``topk.largest``."""
     rows, n = scores.shape
     width = max(pl.next_power_of_2(n), 32)
+    # A block as wide as a power of two: past the end of a row nothing is read or written, where ``inside`` is false.
+    block = pl.BlockSpec((1, width), lambda i: (i, 0))
     mask = pl.pallas_call(
-        functools.partial(_cuda_kernel, width=width, n=n),
+        functools.partial(_cuda_kernel, n=n),
         grid=(rows,),
+        in_specs=[pl.BlockSpec((1,), lambda i: (0,)), block],
+        out_specs=block,
         out_shape=result(scores.shape, jnp.int32, scores),
         compiler_params=pltriton.CompilerParams(num_warps=min(16, max(1, width // 256)), num_stages=1),
         interpret=interpret,
@@ -60,11 +64,10 @@ def _tpu_kernel(k_ref, scores_ref, mask_ref, *, n):
     mask_ref[...] = _search(scores_ref[...], k_ref[0], n)
 
 
-def _cuda_kernel(k_ref, scores_ref, mask_ref, *, width, n):
-    row = pl.ds(pl.program_id(0), 1), pl.ds(0, width)
-    inside = lax.broadcasted_iota(jnp.int32, (1, width), 1) < n
-    scores = pltriton.load(scores_ref.at[row], mask=inside, other=0.0)
-    pltriton.store(mask_ref.at[row], _search(scores, k_ref[0], n), mask=inside)
+def _cuda_kernel(k_ref, scores_ref, mask_ref, *, n):
+    inside = lax.broadcasted_iota(jnp.int32, scores_ref.shape, 1) < n
+    scores = pltriton.load(scores_ref, mask=inside, other=0.0)
+    pltriton.store(mask_ref, _search(scores, k_ref[0], n), mask=inside)
 
 
 def _search(scores, k, n):

@@ -42,12 +42,23 @@ def gates_and_words(scores, bias, k, *, grid, scale, interpret=False):
     """Gates [R, C, b] and their bit masks [words, C, 1, b] (``triton`` says of what), both as its kernels take them."""
     rows, (num_r, num_c) = scores.shape[0], grid
     size = pl.next_power_of_2(num_r), pl.next_power_of_2(num_c)
+    num_words = pl.cdiv(num_r, 32)
     return pl.pallas_call(
-        functools.partial(_kernel, size=size, scale=scale),
+        functools.partial(_kernel, grid=grid, scale=scale),
         grid=(rows,),
+        # Blocks of powers of two: past the end of the grid nothing is read or written, where ``inside`` is false.
+        in_specs=[
+            pl.BlockSpec((1,), lambda i: (0,)),
+            pl.BlockSpec((None, *size), lambda i: (i, 0, 0)),
+            pl.BlockSpec(size, lambda i: (0, 0)),
+        ],
+        out_specs=(
+            pl.BlockSpec((*size, None), lambda i: (0, 0, i)),
+            pl.BlockSpec((num_words, size[1], None, None), lambda i: (0, 0, 0, i)),
+        ),
         out_shape=(
             result((num_r, num_c, rows), jnp.float32, scores),
-            result((pl.cdiv(num_r, 32), num_c, 1, rows), jnp.int32, scores),
+            result((num_words, num_c, 1, rows), jnp.int32, scores),
         ),
         compiler_params=pltriton.CompilerParams(num_warps=min(16, max(1, size[0] * size[1] // 256)), num_stages=1),
         interpret=interpret,
@@ -55,13 +66,12 @@ def gates_and_words(scores, bias, k, *, grid, scale, interpret=False):
     )(k.reshape(1), scores.astype(jnp.float32).reshape(rows, *grid), bias.astype(jnp.float32).reshape(grid))
 
 
-def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, size, scale):
-    row, (num_r, num_c) = pl.program_id(0), bias_ref.shape
+def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
+    size, (num_r, num_c) = bias_ref.shape, grid
     r, c = (lax.broadcasted_iota(jnp.int32, size, axis) for axis in range(2))
-    down, across = (pl.ds(0, length) for length in size)
     inside = (r < num_r) & (c < num_c)
-    scores = pltriton.load(scores_ref.at[row, down, across], mask=inside, other=0.0)
-    scores += pltriton.load(bias_ref.at[down, across], mask=inside, other=0.0)
+    scores = pltriton.load(scores_ref, mask=inside, other=0.0)
+    scores += pltriton.load(bias_ref, mask=inside, other=0.0)
 
     def over_all(reduce, values):
         # Axis by axis: Triton reduces one at a time.
@@ -81,8 +91,8 @@ def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, size, scale):
         total=functools.partial(over_all, jnp.sum),
         largest=functools.partial(over_all, jnp.max),
     )
-    pltriton.store(gates_ref.at[down, across, row], gates, mask=inside)
+    pltriton.store(gates_ref, gates, mask=inside)
     for word in map(jnp.int32, range(words_ref.shape[0])):
         bits = jnp.where((gates != 0) & (r >> 5 == word), 1 << (r & 31), 0).sum(0)
         column = jnp.arange(size[1], dtype=jnp.int32) < num_c
-        pltriton.store(words_ref.at[word, across, jnp.int32(0), row], bits, mask=column)
+        pltriton.store(words_ref.at[word], bits, mask=column)
