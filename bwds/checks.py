@@ -56,3 +56,11 @@ def require_seed(seed: int) -> None:
 def require_rates(**values: float | None) -> None:
     for name, value in values.items():
         require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
+    require(
+        isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0.0 <= sparsity < 1.0,
+        f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
+    )

@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
-from bwds.config import Activation, GateSource, Normalization, Scope, check_sparsity
+from bwds.checks import check_sparsity
+from bwds.config import Activation, GateSource, Normalization, Scope
 from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul

@@ -52,11 +52,15 @@ class _Saved(NamedTuple):
 
 
 def init_lstm(key: Array, config: ModelConfig) -> Params:
-    """Parameters of one layer, uniform in ±1/sqrt(H): {"input", "hidden": linear maps H -> 4H, "bias": [4H]}."""
+    """Parameters of one layer, uniform in ±1/sqrt(H), or in ±``init_bound`` of the configuration.
+
+    Returns:
+        {"input", "hidden": linear maps H -> 4H, "bias": [4H]}.
+    """
     h = config.hidden_size
     options = gate_options(config, h, 4 * h)
     keys = jax.random.split(key, 3)
-    bound = h**-0.5
+    bound = h**-0.5 if config.init_bound is None else config.init_bound
     make = functools.partial(init_linear, bound=bound, options=options, gate_rank=config.gate_rank)
     return {
         "input": make(keys[0], h, 4 * h),

@@ -80,12 +80,16 @@ def language_model(config: ModelConfig) -> LanguageModel:
         embedding_key, softmax_key, *layer_keys = jax.random.split(key, 2 + config.num_layers)
 
         def uniform(key, shape):
-            return jax.random.uniform(key, shape, jnp.float32, -0.1, 0.1)
+            bound = 0.1 if config.init_bound is None else config.init_bound
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
         params: Params = {"embedding": uniform(embedding_key, (config.vocab_size, config.hidden_size))}
         for i, layer_key in enumerate(layer_keys):
             params[f"layer_{i}"] = init_layer(layer_key, config)
-        params["softmax"] = {"bias": jnp.zeros((config.vocab_size,), jnp.float32)}
+        shape = (config.vocab_size,)
+        zeros = config.init_bound is None
+        bias = jnp.zeros(shape, jnp.float32) if zeros else uniform(jax.random.fold_in(softmax_key, 0), shape)
+        params["softmax"] = {"bias": bias}
         if not config.tied_softmax:
             params["softmax"]["kernel"] = uniform(softmax_key, (config.hidden_size, config.vocab_size))
         if config.method == "static-block":
@@ -174,9 +178,9 @@ def static_mask(config: ModelConfig, shape: tuple[int, ...]) -> Bool[np.ndarray,
 
 
 def _block_diagonal(kernel: Float[Array, "K N"], config: ModelConfig) -> Float[Array, "K N"]:
-    """What the mask keeps, in the range ±1/sqrt(H / G) of the narrower models that it stands for."""
+    """What the mask keeps, in the range ±1/sqrt(H / G) of the narrower models that it stands for, or ±init_bound."""
     mask = static_mask(config, kernel.shape)
-    return where_kept(mask, kernel * mask.mean() ** -0.5)
+    return where_kept(mask, kernel if config.init_bound else kernel * mask.mean() ** -0.5)
 
 
 def decode_params(params: Params, config: ModelConfig) -> Params:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bwds.array_types import Array, Float
-from bwds.checks import require, require_at_least, require_choice
-from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Scope, check_sparsity
+from bwds.checks import check_sparsity, require, require_at_least, require_choice
+from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Scope
 from bwds.linear import GateOptions, Params, init_linear, linear
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn

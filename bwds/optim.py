@@ -16,15 +16,25 @@ from bwds.sparsity import cubic_sparsity
 def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate of a step, counted from 0, before the plateau's factor.
 
-    sgd: constant. adamw: linear warm-up over ``warmup_steps``, at most half of all ``steps``, then a cosine that
-    reaches 0 after the last one. The first step already has a part of the peak, so that it is not wasted.
+    sgd: constant, or with ``transition_steps`` cut by ``decay_rate`` every so many steps, as Zaremba et al. 2014 (arXiv
+    1409.2329) halve it every epoch after the fourth. adamw: linear warm-up over ``warmup_steps``, at most half of all
+    ``steps``, then a cosine that reaches 0 after the last one. The first step already has a part of the peak, so that
+    it is not wasted.
 
     Args:
         config: the optimiser's options.
         steps: all steps of the training run.
     """
     if config.name == "sgd":
-        return optax.constant_schedule(config.learning_rate)
+        if config.transition_steps is None:
+            return optax.constant_schedule(config.learning_rate)
+        return optax.exponential_decay(
+            config.learning_rate,
+            config.transition_steps,
+            config.decay_rate,
+            transition_begin=config.transition_begin,
+            staircase=True,
+        )
     warmup = min(config.warmup_steps, steps // 2)
     return optax.warmup_cosine_decay_schedule(
         config.learning_rate / (warmup + 1), config.learning_rate, warmup_steps=warmup, decay_steps=max(steps, 1)

@@ -27,11 +27,15 @@ class QRNNCarry(NamedTuple):
 
 
 def init_qrnn(key: Array, config: ModelConfig) -> Params:
-    """Parameters of one layer, uniform in ±1/sqrt(H): {"input": linear map 2H -> 3H, "bias": [3H]}."""
+    """Parameters of one layer, uniform in ±1/sqrt(H), or in ±``init_bound`` of the configuration.
+
+    Returns:
+        {"input": linear map 2H -> 3H, "bias": [3H]}.
+    """
     h = config.hidden_size
     options = gate_options(config, 2 * h, 3 * h)
     keys = jax.random.split(key)
-    bound = h**-0.5
+    bound = h**-0.5 if config.init_bound is None else config.init_bound
     return {
         "input": init_linear(keys[0], 2 * h, 3 * h, bound=bound, options=options, gate_rank=config.gate_rank),
         "bias": jax.random.uniform(keys[1], (3 * h,), jnp.float32, -bound, bound),

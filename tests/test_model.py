@@ -108,6 +108,15 @@ def test_parameters_and_carry_at_the_start(case):
     assert all(a.shape == (3, H) and not a.any() for a in jax.tree.leaves(lm.init_carry(3)))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_bound_holds_for_all_initial_values_but_those_of_gates(case):
+    params = language_model(configuration(case, init_bound=0.03)).init(jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if "'gate'" not in jax.tree_util.keystr(path):
+            largest = float(jnp.abs(leaf).max())
+            assert 0.02 < largest <= 0.03, jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize("case", ["lstm", "qrnn"])
 def test_state_carries_over_from_window_to_window(case):
     config = configuration(case)

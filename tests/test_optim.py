@@ -20,6 +20,7 @@ from bwds.optim import (
     sparsity_at,
     update_average,
 )
+from bwds.presets import PRESETS
 from bwds.sparsity import schedule_steps
 
 
@@ -28,6 +29,23 @@ def test_adamw_warms_up_and_decays_by_a_cosine():
     warmup = [0.1 + (0.4 - 0.1) * i / 3 for i in range(3)]
     cosine = [0.4 * 0.5 * (1 + math.cos(math.pi * i / 10)) for i in range(11)]
     np.testing.assert_allclose([schedule(i) for i in range(14)], warmup + cosine, atol=1e-7)
+
+
+def test_sgd_at_the_rates_of_zaremba_et_al():
+    # TensorFlow's tutorial: epoch i, counted from 0, has 0.5 ** max(i + 1 - 4, 0) of the rate.
+    config = PRESETS["ptb-lstm-zaremba"]
+    schedule = learning_rate_schedule(config.optim, config.train.steps)
+    epoch = config.train.eval_every
+    assert (config.train.steps, epoch) == (13 * epoch, (929_589 - 1) // 20 // 20)
+    for i in range(13):
+        rates = [float(schedule(i * epoch)), float(schedule((i + 1) * epoch - 1))]
+        assert rates == [20.0 * 0.5 ** max(i + 1 - 4, 0)] * 2
+
+
+def test_cuts_of_the_rate_have_the_meaning_of_optax():
+    config = OptimConfig(name="sgd", learning_rate=3.0, transition_steps=4, transition_begin=2, decay_rate=0.1)
+    expected = [3.0] * 6 + [0.3] * 4 + [0.03]
+    np.testing.assert_allclose([learning_rate_schedule(config, 20)(i) for i in range(11)], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])

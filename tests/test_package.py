@@ -96,6 +96,7 @@ def test_presets():
         "ptb-qrnn",
         "ptb-lstm-small",
         "ptb-qrnn-small",
+        "ptb-lstm-zaremba",
         "ptb-awd-lstm",
         "wikitext2-lstm",
         "wikitext103-qrnn",

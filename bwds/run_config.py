@@ -1,0 +1,146 @@
+"""Options of a training run beside the model: its text, optimiser and length. ``bwds.config`` puts them together."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bwds.checks import require, require_at_least, require_choice, require_rates, require_seed, require_types
+from bwds.sparsity import schedule_steps
+
+Optimizer = Literal["sgd", "adamw"]
+SparsitySchedule = Literal["constant", "cubic"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it is cut into batches."""
+
+    dataset: str = "pydoc"
+    """pydoc, ptb, wikitext2, wikitext103, text (files in --data.directory) or tfds:NAME."""
+    directory: str | None = None
+    """Folder with the text files; otherwise the dataset is downloaded (pydoc needs neither)."""
+    batch_size: int = 64
+    """Text streams read side by side."""
+    sequence_length: int = 35
+    """Tokens of each stream in one step: the length of truncated backpropagation."""
+    eval_batch_size: int = 16
+    """Text streams read side by side in evaluation."""
+    vocab_limit: int | None = None
+    """Keep the most frequent words only, the others become <unk>; None: all words."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_at_least(
+            1,
+            batch_size=self.batch_size,
+            sequence_length=self.sequence_length,
+            eval_batch_size=self.eval_batch_size,
+        )
+        if self.vocab_limit is not None:
+            require_at_least(3, vocab_limit=self.vocab_limit)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    name: Optimizer = "adamw"
+    """sgd: learning rate held, then cut by plateaus or in steps; adamw: warm-up and cosine decay."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    clip_norm: float = 0.25
+    """Largest global norm of the gradients."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices, times the learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, at most half of all (adamw only)."""
+    plateau_factor: float = 0.5
+    """Factor on the learning rate when validation does not improve (sgd only); 1: none."""
+    transition_steps: int | None = None
+    """Steps between two cuts of the learning rate by a factor of decay_rate (sgd only); None: no such cuts."""
+    transition_begin: int = 0
+    """The first of these cuts comes this many steps later, transition_steps + transition_begin after the start."""
+    decay_rate: float = 0.5
+    """Factor of these cuts, in (0, 1]. The three are those of optax.exponential_decay with staircase."""
+    activation_penalty: float = 0.0
+    """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
+    slowness_penalty: float = 0.0
+    """Weight in the objective of its mean squared change from step to step, before dropout (TAR)."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_choice("optimiser name", self.name, Optimizer)
+        require(
+            0.0 < self.learning_rate < 3.4e38,
+            f"learning_rate is {self.learning_rate}; it must be positive and less than 3.4e38, as float32 is.",
+        )
+        require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
+        require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
+        require_rates(ema_decay=self.ema_decay)
+        if self.transition_steps is not None:
+            require_at_least(1, transition_steps=self.transition_steps)
+            require(
+                self.name == "sgd",
+                f"transition_steps is {self.transition_steps} and the optimiser is {self.name}, whose learning rate "
+                "follows a cosine; leave it out, or take sgd.",
+            )
+        require_at_least(0, transition_begin=self.transition_begin)
+        require(0.0 < self.decay_rate <= 1.0, f"decay_rate is {self.decay_rate}; it must be above 0 and at most 1.")
+        require(
+            0.0 < self.plateau_factor <= 1.0,
+            f"plateau_factor is {self.plateau_factor}; it must be above 0 and at most 1.",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, what to write down and when."""
+
+    steps: int = 800
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of the initial parameters and of dropout."""
+    eval_every: int = 200
+    """Steps between evaluations on the validation split."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; there is one after each evaluation that finds a new best besides."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    sparsity_schedule: SparsitySchedule | None = None
+    """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others.
+
+    Cubic starts with all blocks, where the mean of linear gates is near zero: a dynamic model then wants softplus.
+    """
+    sparsity_initial: float = 0.05
+    """Where the cubic schedule starts to rise; 0 before it begins."""
+    sparsity_begin: float = 0.05
+    """Where the cubic schedule begins, as a fraction of all steps."""
+    sparsity_end: float = 0.5
+    """Where it has reached the model's sparsity."""
+    sparsity_every: int = 10
+    """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_at_least(
+            1,
+            steps=self.steps,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            log_every=self.log_every,
+        )
+        require_seed(self.seed)
+        require(
+            0.0 <= self.sparsity_initial < 1.0,
+            f"sparsity_initial is {self.sparsity_initial}; it must be at least 0 and less than 1.",
+        )
+        require_at_least(1, sparsity_every=self.sparsity_every)
+        if self.sparsity_schedule is not None:
+            require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
+
+    @property
+    def sparsity_steps(self) -> range:
+        """Steps at which the cubic schedule changes the sparsity; at the last it is the model's."""
+        return schedule_steps(self.steps, begin=self.sparsity_begin, end=self.sparsity_end, every=self.sparsity_every)
