@@ -42,7 +42,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_ci_runs_the_readme_commands(command):
     readme, ci = (ROOT / name for name in ("README.md", ".ci/run"))
     assert command in readme.read_text(encoding="utf-8").splitlines()
-    lines = ci.read_text(encoding="utf-8").splitlines()
+    lines = [line.strip() for line in ci.read_text(encoding="utf-8").splitlines()]
     install, run = command.split(" && ")
     assert install in lines
     assert any(line == run or line.startswith(run + " ") for line in lines)
