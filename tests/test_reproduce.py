@@ -216,7 +216,8 @@ from pathlib import Path
 
 def say(word):
     with Path("log").open("a") as file:
-        print(word, sys.argv[-1], sorted(os.sched_getaffinity(0)), file=file)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        print(word, sys.argv[-1], cores, file=file)
 
 def wait_for(*words):
     until = time.monotonic() + 30
