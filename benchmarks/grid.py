@@ -1,7 +1,7 @@
 """The cells of the comparison: every training run of benchmarks/reproduce.py, and what sets it apart from its preset.
 
-A cell is a preset, a variant (method and sparsity) and a seed. Every method has the same number of steps. At the size
-for CPU cores learning rate and dropout are chosen for each method by the same small sweep, on validation perplexity.
+A cell is a preset, a variant (method, gate and sparsity) and a seed. Every method has the same text, steps and
+schedule. At the size for CPU cores, each is given the same sweep of optimiser and learning rate, at two epochs.
 """
 
 import dataclasses
@@ -15,54 +15,56 @@ from typing import Any
 from bwds import PRESETS, equal_cost_dense
 from bwds.config import Config
 
-SMALL = {"data.batch_size": 16, "train.steps": 1600, "train.eval_every": 400, "train.checkpoint_every": 400}
-"""Nearly an epoch: minutes on one CPU core. In batches of 64 it would be over before anything is learned."""
-PAPER = {"train.log_every": 100}
-"""At the paper's size only every hundredth step is logged: the logs are kept in the repository."""
-SIZES: dict[str, dict[str, Any]] = {
-    "ptb-lstm-small": SMALL,
-    "ptb-qrnn-small": SMALL,
-    "ptb-lstm": PAPER,
-    "ptb-qrnn": PAPER,
-}
-"""Presets of the grid, with the options that all their cells change: two for CPU cores, two for a GPU."""
-
-SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
-    "ptb-lstm-small": {"optim.learning_rate": (3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)},
-    "ptb-qrnn-small": {"optim.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "model.dropout": (0.0, 0.1, 0.3)},
-}
-"""Values tried for each method, one option at a time, at the size for CPU cores: the preset's and those beside it."""
-TUNED: dict[tuple[str, str], dict[str, float]] = {
-    ("ptb-lstm-small", "dense"): {"model.dropout": 0.0},
-    ("ptb-lstm-small", "magnitude"): {"model.dropout": 0.0},
-    ("ptb-lstm-small", "static-block"): {"model.dropout": 0.3},
-    ("ptb-lstm-small", "dynamic"): {"model.dropout": 0.0},
-    ("ptb-qrnn-small", "dense"): {"model.dropout": 0.0},
-    ("ptb-qrnn-small", "magnitude"): {"optim.learning_rate": 1e-2},
-    ("ptb-qrnn-small", "static-block"): {"optim.learning_rate": 1e-2},
-    ("ptb-qrnn-small", "dynamic"): {"model.dropout": 0.0},
-}
-"""How the run of the sweep with the lowest validation perplexity differs from the preset, if it does."""
+PUBLISHED = "ptb-lstm-zaremba"
+"""The dense model of a published figure: no other cell counts before it is reached."""
+SMALL = ("ptb-lstm-small", "ptb-qrnn-small")
+PAPER = ("ptb-lstm", "ptb-qrnn")
+SIZES = (PUBLISHED, *SMALL, *PAPER)
+"""Presets of the grid: sizes for CPU cores, then two for a GPU."""
 
 SPARSITIES = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
-SWEPT = ("dense", "magnitude-0.5", "static-block-0.5", "dynamic-0.5")
-"""The variant of each method for which its learning rate and dropout are chosen."""
-HEADLINE = ("dense", "dense-equal-0.5", "magnitude-0.5", "dynamic-0.5")
-"""Variants that are trained with all seeds, at the size for CPU cores the controls and other gates too. The rest has
-the first."""
-GATE_SOURCES = ("frozen", "bias", "random")
-CONTROLS = tuple(f"dynamic-{source}-0.5" for source in GATE_SOURCES)
-LONGER = ("dense", "magnitude-0.5", "dynamic-0.5")
-"""Variants that are also trained for more steps, at the size for CPU cores."""
+GATES: dict[str, dict[str, Any]] = {
+    "softplus": {"model.gate_activation": "softplus"},
+    "linear": {"model.gate_activation": "linear"},
+}
+"""Gates of the dynamic method: ours, and the paper's."""
+
+HEADLINE = (
+    "dense",
+    "dynamic-softplus-0.5",
+    "magnitude-0.5",
+    "dense-equal-0.5",
+    "dynamic-linear-0.5",
+    "dynamic-bias-0.5",
+    "static-block-0.5",
+)
+"""Variants that are trained with all seeds, in the order of what they decide. The others have the first."""
+
+SWEEP: dict[str, dict[str, Any]] = {
+    "sgd-10": {"optim.learning_rate": 10.0},
+    "sgd-20": {"optim.learning_rate": 20.0},
+    "sgd-40": {"optim.learning_rate": 40.0},
+    "adamw-0.002": {"optim.name": "adamw", "optim.learning_rate": 2e-3, "optim.transition_steps": None},
+}
+"""Optimisers and rates that each of the methods below is trained with for two epochs."""
+SWEPT = ("dense", "dynamic-softplus-0.5", "magnitude-0.5", "dynamic-linear-0.5", "static-block-0.5")
+"""The variant of each method for which they are chosen; the other variants of the method take what suits it."""
+TUNED: dict[tuple[str, str], str] = {}
+"""(preset, swept variant): the name in ``SWEEP`` with the lowest validation perplexity, if it is not the preset's."""
+
+DROPOUT = 0.25
+"""Of all methods in the second regime; the first, that of the published recipe, has none."""
 
 
-def variants(preset: str, *, tuned: bool = True) -> dict[str, dict[str, Any]]:
-    """Options of each variant of a preset, by name, with those that were chosen for its method or as the preset has it.
+def variants(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of each variant of a preset, by name, without what the sweep chooses.
 
-    dense-equal-S has the hidden size with which the dense model costs what dynamic-S does, gate included. static-block
-    is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
+    dense-equal-S has the hidden size with which the dense model costs what dynamic-softplus-S does, gate included.
+    static-block is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
     """
+    if preset == PUBLISHED:
+        return {"dense": {}}
     found: dict[str, dict[str, Any]] = {"dense": {"model.method": "dense"}}
     for s in SPARSITIES:
         dynamic = dataclasses.replace(PRESETS[preset].model, method="dynamic", sparsity=s)
@@ -77,75 +79,48 @@ def variants(preset: str, *, tuned: bool = True) -> dict[str, dict[str, Any]]:
         "model.magnitude_unit": "block",
     }
     found |= {f"static-block-{s}": {"model.method": "static-block", "model.sparsity": s} for s in SPARSITIES[:2]}
-    found |= {f"dynamic-{s}": {"model.method": "dynamic", "model.sparsity": s} for s in SPARSITIES}
-    for source in GATE_SOURCES:
-        found[f"dynamic-{source}-0.5"] = {
-            "model.method": "dynamic",
-            "model.sparsity": 0.5,
-            "model.gate_source": source,
-        }
-    if not tuned:
-        return found
-    return {
-        variant: {**options, **TUNED.get((preset, options["model.method"]), {})} for variant, options in found.items()
-    }
-
-
-def untuned(preset: str, variant: str) -> str:
-    """Name of the run of a swept variant with the preset's own values: its plain one, unless others were chosen."""
-    method = variants(preset)[variant]["model.method"]
-    return f"{variant}-untuned" if TUNED.get((preset, method)) else variant
-
-
-def sweep(preset: str) -> dict[str, dict[str, Any]]:
-    """Options of the runs that tell whether another learning rate or dropout suits a method better, by name.
-
-    Each differs in one option from a variant in ``SWEPT`` with the preset's values, which is among them where others
-    were chosen. What the sweep is does not depend on its outcome.
-    """
-    if preset not in SWEEP:
-        return {}
-    found, made = {}, variants(preset, tuned=False)
-    for variant in SWEPT:
-        options = made[variant]
-        if (name := untuned(preset, variant)) != variant:
-            found[name] = options
-        for option, values in SWEEP[preset].items():
-            section, name = option.split(".")
-            own = getattr(getattr(PRESETS[preset], section), name)
-            found |= {f"{variant}-{name}-{v}": {**options, option: v} for v in values if v != own}
+    for gate, options in GATES.items():
+        for s in SPARSITIES:
+            found[f"dynamic-{gate}-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **options}
+    bias = {"model.gate_source": "bias", **GATES["softplus"]}
+    found["dynamic-bias-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **bias}
     return found
 
 
-def ablations(preset: str) -> dict[str, dict[str, Any]]:
-    """Options of the runs in which the dynamic method at half the blocks is made in another way, by name."""
-    if SIZES[preset] is not SMALL:
-        return {}
-    full = PRESETS[preset].model.gate_rank is None
-    other = {
-        "softplus": {"model.gate_activation": "softplus"},
-        "bounded": {"model.gate_normalization": "bounded"},
-        "unnormalised": {"model.gate_normalization": "none"},
-        "column": {"model.gate_scope": "column"},
-        "column-bounded": {"model.gate_scope": "column", "model.gate_normalization": "bounded"},
-        "column-softplus": {"model.gate_scope": "column", "model.gate_activation": "softplus"},
-        "rank-32" if full else "full-rank": {"model.gate_rank": 32 if full else None},
-        "blocks-of-64": {"model.block_size": 64},
-        # While nearly all blocks are kept, the mean of linear scores is near zero: no gates have a mean of one then.
-        "cubic-softplus": {"train.sparsity_schedule": "cubic", "model.gate_activation": "softplus"},
+def swept_as(variant: str) -> str:
+    """The variant of ``SWEPT`` whose optimiser and rate a variant takes."""
+    for swept in sorted(SWEPT, key=len, reverse=True):
+        if variant.startswith(swept.rpartition("-")[0] or swept):
+            return swept
+    return "dynamic-softplus-0.5"  # the bias control
+
+
+def tuned(preset: str) -> dict[str, dict[str, Any]]:
+    """``variants`` with the optimiser and rate that the sweep chose for the method."""
+    return {
+        name: {**options, **SWEEP.get(TUNED.get((preset, swept_as(name)), ""), {})}
+        for name, options in variants(preset).items()
     }
-    options = variants(preset)["dynamic-0.5"]
-    found = {f"dynamic-0.5-{name}": {**options, **changed} for name, changed in other.items()}
-    # What leaving blocks out costs, and not what gates bring: the same gates, and every block.
-    return found | {"dynamic-0.0-softplus": {**options, "model.sparsity": 0.0, "model.gate_activation": "softplus"}}
 
 
-def longer(preset: str) -> dict[str, dict[str, Any]]:
-    """Options of the runs with the preset's own values and four times the steps, nearly four epochs, by name."""
-    if SIZES[preset] is not SMALL:
+def sweep(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs of two epochs that tell which optimiser and rate suit a method, by name."""
+    if preset not in SMALL:
         return {}
-    steps, made = 4 * SMALL["train.steps"], variants(preset, tuned=False)
-    return {f"{variant}-{steps}-steps": {**made[variant], "train.steps": steps} for variant in LONGER}
+    made, steps = variants(preset), 2 * PRESETS[preset].train.eval_every
+    return {
+        f"{variant}-two-epochs-{name}": {**made[variant], **options, "train.steps": steps}
+        for name, options in SWEEP.items()
+        for variant in SWEPT
+    }
+
+
+def with_dropout(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the headline variants in the regime with dropout, by name."""
+    if preset != "ptb-lstm-small":
+        return {}
+    made = tuned(preset)
+    return {f"{name}-dropout-{DROPOUT}": {**made[name], "model.dropout": DROPOUT} for name in HEADLINE}
 
 
 @dataclass(frozen=True)
@@ -154,7 +129,7 @@ class Cell:
 
     Attributes:
         preset: where its configuration starts from.
-        variant: method and sparsity, in one word.
+        variant: method, gate and sparsity, in one word.
         seed: of parameters and dropout.
         options: what differs from the preset, {"section.option": value}, the seed included.
     """
@@ -186,17 +161,21 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are run: within a preset the sweep, the headline cells, the others."""
-    found = []
-    for preset, shared in SIZES.items():
-        tried, compared, gates, more = sweep(preset), variants(preset), ablations(preset), longer(preset)
-        made = {**tried, **compared, **gates, **more}
-        runs = [(variant, SEEDS[0]) for variant in tried]
-        runs += [(variant, seed) for seed in SEEDS for variant in HEADLINE]
-        runs += [(variant, SEEDS[0]) for variant in (*compared, *gates, *more) if variant not in HEADLINE]
-        runs += [(variant, seed) for seed in SEEDS[1:] for variant in (*CONTROLS, *gates) if shared is SMALL]
-        found += [Cell(preset, v, seed, {**shared, **made[v], "train.seed": seed}) for v, seed in runs]
-    return found
+    """All cells, in the order in which they are run: what decides most first, and in turns over the methods."""
+    compared, others = {p: tuned(p) for p in SIZES}, {p: sweep(p) | with_dropout(p) for p in SIZES}
+    runs = [(PUBLISHED, "dense", SEEDS[0])]
+    runs += [("ptb-lstm-small", name, SEEDS[0]) for name in HEADLINE]
+    for preset in SMALL:
+        runs += [(preset, name, SEEDS[0]) for name in sweep(preset)]
+        runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
+    runs += [(PUBLISHED, "dense", seed) for seed in SEEDS]
+    for preset in (*SMALL, *PAPER):
+        runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
+        runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *compared[preset])]
+    return [
+        Cell(preset, name, seed, {**{**compared[preset], **others[preset]}[name], "train.seed": seed})
+        for preset, name, seed in dict.fromkeys(runs)
+    ]
 
 
 def matching(patterns: list[str]) -> list[Cell]:

@@ -137,6 +137,8 @@ def _train_step(row: Row) -> dict[str, Any]:
         "preset": f"`{row['preset']}`",
         "H": row.get("hidden", MISSING),
         "block": row.get("block", MISSING),
+        # Of the run, whatever the preset has by now.
+        "batch": f"{row['rows']} x {row['tokens_per_second'] * row['dynamic_ms'] / 1e3 / row['rows']:.0f}",
         "type": row.get("dtype", "float32"),
         "sparsity": row["sparsity"],
         "dense": _time(row, "dense"),

@@ -1,69 +1,57 @@
-"""docs/results.md: the comparison of perplexities. The prose is in results_template.md; lines in braces are filled in.
+"""docs/results.md, its plots and docs/results.csv: the comparison of perplexities.
 
-Raw lines are those of benchmarks/reproduce.py, one file a cell; which cells there should be is in benchmarks/grid.py.
+The prose is in results_template.md; names in braces are filled in. Raw lines are those of benchmarks/reproduce.py, one
+file a cell; which cells there should be is in benchmarks/grid.py. The page is right with none, some or all of them.
 """
 
+import dataclasses
 import math
+import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grid import (
-    CONTROLS,
-    LONGER,
-    SEEDS,
-    SIZES,
-    SPARSITIES,
-    SWEPT,
-    ablations,
-    cells,
-    longer,
-    read_line,
-    sweep,
-    untuned,
-    variants,
-)
+from grid import GATES, HEADLINE, PAPER, PUBLISHED, SIZES, SMALL, SWEEP, SWEPT, cells, read_line, variants
 from intervals import Estimate, difference, mean
-from tables import MISSING, table
+from tables import MISSING, table, write_csv
 
-from bwds import PRESETS
+from bwds import PRESETS, cost
 
-HERE = Path(__file__).resolve().parent
 Line = dict[str, Any]
 Lines = dict[str, list[Line]]
 """Raw lines of each variant of one preset, by seed."""
-SERIES = {
-    "dense of equal cost": ("dense", *(f"dense-equal-{s}" for s in reversed(SPARSITIES))),
-    "magnitude": tuple(f"magnitude-{s}" for s in SPARSITIES),
-    "magnitude, whole blocks": ("magnitude-block-0.5",),
-    "static-block": tuple(f"static-block-{s}" for s in SPARSITIES[:2]),
-    "dynamic": tuple(f"dynamic-{s}" for s in SPARSITIES),
-    "controls": CONTROLS,
-}
-CONTROLS_IN_WORDS = (
-    "a projection that is never trained",
-    "gates that are the same for every input",
-    "gates that are a hash of the input",
-)
+
+TENSORFLOW = {1: 178.6, 2: 142.6, 3: 131.9, 4: 128.4, 5: 127.1, 6: 120.3}
+"""Validation perplexity by epoch that TensorFlow's tutorial published for the model of ``PUBLISHED``."""
+TENSORFLOW_TEST, ZAREMBA_TEST, NEAR = 116.7, 114.5, 0.03
+"""Test perplexity that it and the authors published, and how far from the first dense may be, as a fraction."""
+REACHES = 1.0
+"""Percent above dense at which a model still counts as having reached it."""
+OURS = "dynamic-softplus-0.5"
 CLAIMS = [
-    ("dynamic at 0.5 is better than dense of the same size", "dynamic-0.5", "dense"),
-    *((f"dynamic at {s} is better than dense of equal cost", f"dynamic-{s}", f"dense-equal-{s}") for s in SPARSITIES),
-    *((f"dynamic at {s} is better than magnitude pruning", f"dynamic-{s}", f"magnitude-{s}") for s in SPARSITIES),
-    ("dynamic at 0.5 is better than pruning of whole blocks", "dynamic-0.5", "magnitude-block-0.5"),
-    *((f"dynamic at {s} is better than static blocks", f"dynamic-{s}", f"static-block-{s}") for s in SPARSITIES[:2]),
-    *(
-        (f"a learned gate is better than {w}", "dynamic-0.5", c)
-        for c, w in zip(CONTROLS, CONTROLS_IN_WORDS, strict=True)
-    ),
+    *((f"dynamic-{gate}-0.5 reaches dense", f"dynamic-{gate}-0.5", "dense", REACHES) for gate in GATES),
+    (f"{OURS} is better than magnitude-0.5", OURS, "magnitude-0.5", 0.0),
+    (f"{OURS} is better than dense of equal cost", OURS, "dense-equal-0.5", 0.0),
+    (f"{OURS} is better than gates that are the same for every input", OURS, "dynamic-bias-0.5", 0.0),
 ]
+"""Claims: in words, one variant, the other, and percent above the other that the one must stay below."""
+COLUMNS = (
+    *("preset", "variant", "seed", "failed", "steps", "best_step", "validation_perplexity", "test_perplexity"),
+    *("test_tokens", "hidden_size", "parameters", "realised_density", "relative_cost", "bytes_read"),
+    *(f"multiply_adds.{part}" for part in ("gates", "blocks", "softmax", "total", "dense", "preset_dense")),
+    *(f"decode.{name}{unit}" for name in ("model", "dense") for unit in ("_us", "_quartiles_us")),
+    *("gradient_norm_quantiles", "validation_curve", "train_tokens_per_second", "wall_seconds", "platform", "device"),
+    *("processor", "cores", "python", "jax", "revision", "modified", "dataset", "command", "parameters_sha256"),
+)
+"""Of results.csv; a dot leads into a value that is itself a dictionary."""
 
 
-def read_lines(results_dir: Path, preset: str) -> Lines:
-    """Lines of all cells of a preset that there are; a variant without any has an empty list."""
-    found: Lines = {}
+def read_lines(results_dir: Path) -> dict[str, Lines]:
+    """Lines of all cells that there are, by preset and variant; a variant without any has an empty list."""
+    found: dict[str, Lines] = {preset: {} for preset in SIZES}
     for cell in cells():
-        if cell.preset == preset:
-            line = read_line(cell, results_dir / "quality")
-            found.setdefault(cell.variant, []).extend([] if line is None else [line])
+        line = read_line(cell, results_dir / "quality")
+        found[cell.preset].setdefault(cell.variant, []).extend([] if line is None else [line])
     return found
 
 
@@ -77,230 +65,156 @@ def values(lines: list[Line], key: str) -> list[float]:
     return [line[key] for line in finished(lines)]
 
 
-# In words -------------------------------------------------------------------------------------------------------------
+def curve(preset: str, lines: list[Line]) -> dict[float, float]:
+    """Validation perplexity by epoch: the mean over the finished lines, wherever all have a value."""
+    curves = [dict(line["validation_curve"]) for line in finished(lines)]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return {step / PRESETS[preset].train.eval_every: statistics.fmean(c[step] for c in curves) for step in steps}
 
 
-def _estimate(estimate: Estimate, sign: str = "") -> str:
-    interval = "" if estimate.half_width is None else f" ± {estimate.half_width:.2f}"
-    return f"{estimate.value:{sign}.2f}{interval}"
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f}" + ("" if estimate.half_width is None else f" ± {estimate.half_width:.2f}")
 
 
-def verdict(one: list[float], other: list[float]) -> tuple[str, str]:
-    """Difference of two variants' mean perplexities, and what it says about the first being the lower one."""
-    if not one or not other:
-        return MISSING, "not known: no run of both is finished"
-    found = difference(one, other)
-    word = "lower" if found.value < 0 else "higher"
-    if found.half_width is None:
-        return _estimate(found, "+"), f"open: {word}, but a side has one seed only"
-    if abs(found.value) <= found.half_width:
-        return _estimate(found, "+"), f"open: {word}, but the interval contains 0"
-    return _estimate(found, "+"), "**holds**" if found.value < 0 else "**does not hold**"
+def _relative(line: Line) -> float:
+    return line["multiply_adds"]["total"] / line["multiply_adds"]["preset_dense"]
 
 
-def _claims(lines: Lines) -> list[str]:
-    rows = []
-    for words, one, other in CLAIMS:
-        sides = [values(lines[name], "test_perplexity") for name in (one, other)]
-        told, judged = verdict(*sides)
-        failures = sum("failed" in line for name in (one, other) for line in lines[name])
-        judged += f"; runs that failed are not in it: {failures}" * bool(failures)
-        rows.append([words, told, " / ".join(str(len(side)) for side in sides), judged])
-    return table(["claim", "difference in test perplexity", "seeds of the one / the other", "verdict"], rows)
+def reached(lines: Lines) -> bool:
+    """Whether dense reproduces the published figure, which all else waits for."""
+    found = values(lines["dense"], "test_perplexity")
+    return bool(found) and abs(statistics.fmean(found) / TENSORFLOW_TEST - 1) <= NEAR
 
 
-def _time(line: Line) -> str:
-    """Median and quartiles."""
-    low, _, high = line["decode"]["model_quartiles_us"]
-    return f"{line['decode']['model_us']:,.0f} µs ({low:,.0f}-{high:,.0f})"
-
-
-def _time_of_dense(line: Line) -> float:
-    """The time of a word against that of the dense model in the same turns; 1 for that model itself."""
-    return line["decode"]["model_us"] / line["decode"].get("dense_us", line["decode"]["model_us"])
-
-
-def _row(variant: str, lines: list[Line], preset: str) -> list[str]:
-    done = finished(lines)
-    failed = f", failed: {len(lines) - len(done)}" * (len(done) < len(lines))
-    name = f"[{variant}](../benchmarks/results/quality/{preset}/{variant}/)"
-    if not done:
-        return [name, *[MISSING] * 8, f"0{failed}", *[MISSING] * 4]
-    first = done[0]
-    counted = first["multiply_adds"]
-    return [
-        name,
-        first["hidden_size"],
-        f"{first['parameters']:,}",
-        *(f"{counted[part] / 1e6:.3f}" for part in ("gates", "blocks", "softmax")),
-        f"{counted['total'] / counted['preset_dense']:.3f}",
-        f"{first['relative_cost']:.3f}",
-        f"{first['realised_density']:.4f}",
-        f"{len(done)}{failed}",
-        *(_estimate(mean(values(lines, f"{split}_perplexity"))) for split in ("validation", "test")),
-        _time(first),
-        f"{_time_of_dense(first):.2f}",
+def _published(lines: Lines) -> list[str]:
+    """Table and sentence about the published figure."""
+    found, ours = values(lines["dense"], "test_perplexity"), curve(PUBLISHED, lines["dense"])
+    last = PRESETS[PUBLISHED].train.steps // PRESETS[PUBLISHED].train.eval_every
+    shown = [f"{ours[epoch]:.1f}" if epoch in ours else MISSING for epoch in (*TENSORFLOW, last)]
+    rows = [
+        ["TensorFlow", *TENSORFLOW.values(), "flat", TENSORFLOW_TEST],
+        ["Zaremba et al. 2014", *[MISSING] * len(shown), ZAREMBA_TEST],
+        ["here, seeds: " + str(len(found)), *shown, _estimate(mean(found)) if found else "not run yet"],
     ]
+    made = table(["validation perplexity after epoch", *TENSORFLOW, last, "test"], rows)
+    if found:
+        off = statistics.fmean(found) / TENSORFLOW_TEST - 1
+        judged = f"**{'Reached' if reached(lines) else 'Not reached'}**: {off:+.1%} against {TENSORFLOW_TEST}."
+    else:
+        judged = "**Not reached**: training failed." if lines["dense"] else "**Not run yet.**"
+    return [*made, "", judged]
 
 
-def _variations(preset: str, lines: Lines, groups: dict[str, list[str]], seeds: tuple[int, ...]) -> list[str]:
-    """Table of variants that differ from others in one thing, each group below the one it differs from."""
-    rows = []
-    for base, others in groups.items():
-        group = [name for name in others if lines[name]]
-        for name in [base, *group] if group and lines[base] else []:
-            done = finished([line for line in lines[name] if line["seed"] in seeds])
-            cost = done[0]["multiply_adds"] if done else None
-            found = (values(done, "validation_perplexity"), values(done, "test_perplexity"))
-            rows.append(
-                [
-                    f"[{name}](../benchmarks/results/quality/{preset}/{name}/)",
-                    len(done),
-                    *(_estimate(mean(split)) if split else "failed" for split in found),
-                    ", ".join(f"{value:.1f}" for value in found[1]) if len(found[1]) > 1 else MISSING,
-                    f"{cost['total'] / cost['preset_dense']:.3f}" if cost else MISSING,
-                ]
-            )
-    header = ["variant", "seeds", "validation", "test", "test, seed by seed", "multiply-adds, of dense"]
-    return [*table(header, rows), ""] * bool(rows)
+def verdict(one: list[Line], other: list[Line], limit: float, counts: bool) -> str:
+    """The difference of two variants' mean test perplexities, in percent of the other's, and what it says.
+
+    A claim holds if the whole interval lies below ``limit``, and does not hold if the whole interval lies above;
+    it ``counts`` once the published figure is reached.
+    """
+    sides = [values(lines, "test_perplexity") for lines in (one, other)]
+    failures = len(one) + len(other) - sum(map(len, sides))
+    failed = f", failed: {failures}" * bool(failures)
+    if not all(sides):
+        return f"not known{failed}" if failures else "not run yet"
+    percent = 100 / statistics.fmean(sides[1])
+    value, half = (math.nan if part is None else part * percent for part in difference(*sides))
+    if not counts:
+        word = "does not count yet"
+    elif value + half < limit:
+        word = "**holds**"
+    else:
+        word = "**does not hold**" if value - half > limit else "open" + ", one seed only" * math.isnan(half)
+    interval = "" if math.isnan(half) else f" ± {half:.1f}"
+    return f"{word}: {value:+.1f}{interval}% (seeds: {len(sides[0])} / {len(sides[1])}{failed})"
 
 
-HEADER = [
-    "variant",
-    "hidden size",
-    "parameters",
-    "gates, M",
-    "blocks, M",
-    "softmax, M",
-    "of dense",
-    "of dense of its hidden size",
-    "density",
-    "seeds",
-    "validation",
-    "test",
-    "a word at batch 1",
-    "time, of dense",
-]
+def _name(preset: str) -> str:
+    model = PRESETS[preset].model
+    return f"{model.cell.upper()}, {model.num_layers} x {model.hidden_size}"
 
 
-def _where(done: list[Line]) -> str:
-    """On what, with what, from which revision, and for how long the runs of a preset ran."""
-    hardware = {
-        f"{line['processor']}, {line['cores']} core{'s' * (line['cores'] != 1)}"
-        if line["platform"] == "cpu"
-        else line["device"]
-        for line in done
-    }
-    versions = {f"jax {line['jax']}, Python {line['python']}" for line in done}
-    revisions = {
-        f"`{revision[:8]}`{' with changes' * line['modified']}"
-        for line in done
-        for revision in line["revision"].split(", ")
-    }
-    times = [line["wall_seconds"] for line in done if line["wall_seconds"] is not None]
-    hours = f"; {sum(times) / 3600:.1f} hours of training in all" if len(times) == len(done) else ""
-    steps = {f"{line['steps']:,} steps" for line in done}
-    return f"{'; '.join(', '.join(sorted(part)) for part in (steps, hardware, versions, revisions))}{hours}."
+def _claims(found: dict[str, Lines]) -> list[str]:
+    """Verdicts on all claims, a column for each preset; the paper's size is there once it has lines."""
+    counts, shown = reached(found[PUBLISHED]), [*SMALL, *(p for p in PAPER if any(found[p].values()))]
+    rows = [
+        [words, *(verdict(found[p][a], found[p][b], limit, counts) for p in shown)] for words, a, b, limit in CLAIMS
+    ]
+    return table(["claim", *map(_name, shown)], rows)
+
+
+def _row(preset: str, variant: str, lines: list[Line]) -> list[str]:
+    done = finished(lines)
+    seeds = f"{len(done)}" + f", failed: {len(lines) - len(done)}" * (len(done) < len(lines))
+    if not done:
+        return [variant, seeds, *[MISSING] * 5]
+    counted, norms = done[0]["multiply_adds"], [line["gradient_norm_quantiles"] for line in done]
+    recurrent = cost(dataclasses.replace(PRESETS[preset].model, method="dense")).blocks
+    return [
+        variant,
+        seeds,
+        *(_estimate(mean(values(lines, f"{split}_perplexity"))) for split in ("validation", "test")),
+        f"{_relative(done[0]):.3f}",
+        f"{(counted['gates'] + counted['blocks']) / recurrent:.3f}",
+        f"{max(q[1] for q in norms):.3g}" if all(norms) else MISSING,
+    ]
 
 
 def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
-    """Heading, claims, table and plots of a preset."""
-    model = PRESETS[preset].model
-    text = [
-        f"## `{preset}`: {model.cell.upper()}, {model.num_layers} x {model.hidden_size}, blocks of {model.block_size}",
-        "",
-    ]
+    """Heading, table of the headline variants and plots of a preset; one sentence while there are no lines."""
     picture = docs_dir / f"results_{preset}.svg"
-    done = [line for variant in lines.values() for line in finished(variant)]
-    failed = [line for variant in lines.values() for line in variant if "failed" in line]
-    if not done and not failed:
+    done = {name: finished(lines[name]) for name in variants(preset) if finished(lines[name])}
+    if not done:
         picture.unlink(missing_ok=True)
-        return [*text, "No cell has been run.", ""]
-    text += [*_claims(lines), ""]
-    if done:
-        _draw(picture, lines)
-        rows = [_row(variant, lines[variant], preset) for variant in variants(preset) if lines[variant]]
-        text += [_where(done), "", *table(HEADER, rows), ""]
-        text += [f"![Perplexity against cost and against time, {preset}]({picture.name})", ""]
-    else:
-        picture.unlink(missing_ok=True)
-    tried = {variant: [name for name in sweep(preset) if name.startswith(f"{variant}-")] for variant in SWEPT}
-    more = {untuned(preset, v): [name for name in longer(preset) if name.startswith(f"{v}-")] for v in LONGER}
-    for title, groups, seeds in (
-        ("Other learning rates and dropout, first seed", tried, SEEDS[:1]),
-        ("Other gates", {"dynamic-0.5": list(ablations(preset))}, SEEDS),
-        ("Four times the steps, first seed", more, SEEDS[:1]),
-    ):
-        if rows := _variations(preset, lines, groups, seeds):
-            text += [f"### {title}, `{preset}`", "", *rows]
-    text += [f"- `{line['cell']}` failed. {line['failed']}." for line in failed] + [""] * bool(failed)
-    commands = [line["command"] for variant in lines.values() for line in variant]
-    return [*text, "<details><summary>Commands</summary>", "", "```", *commands, "```", "", "</details>", ""]
+    if not any(lines.values()):
+        return [f"{_name(preset)} (`{preset}`{', the size of the paper' * (preset in PAPER)}): not run yet.", ""]
+    rows = [_row(preset, variant, lines[variant]) for variant in HEADLINE if lines[variant]]
+    header = ["variant", "seeds", "validation", "test", "multiply-adds", "recurrent layers", "gradient norm, 95%"]
+    text = [f"## {_name(preset)} (`{preset}`)", "", *(table(header, rows) if rows else []), ""]
+    if not done:
+        return text
+    # Here, since tables need no matplotlib.
+    from results_plots import draw
+
+    costs = {name: _relative(made[0]) for name, made in done.items()}
+    tests = {name: mean(values(made, "test_perplexity")) for name, made in done.items()}
+    curves = {name: curve(preset, done[name]) for name in HEADLINE if name in done}
+    draw(picture, costs=costs, tests=tests, curves=curves)
+    return [*text, f"![Perplexity against multiply-adds, and by epoch, {preset}]({picture.name})", ""]
+
+
+def _sweep(found: dict[str, Lines]) -> list[str]:
+    """Validation perplexity of each swept method by optimiser and rate, and the best once all are there."""
+    rows = []
+    for preset in SMALL:
+        for variant in SWEPT:
+            runs = {name: found[preset][f"{variant}-two-epochs-{name}"] for name in SWEEP}
+            if not any(runs.values()):
+                continue
+            told = {n: min(values(v, "validation_perplexity"), default=math.inf) for n, v in runs.items() if v}
+            words = [MISSING if n not in told else f"{told[n]:.1f}" if told[n] < math.inf else "failed" for n in SWEEP]
+            best = min(told, key=told.__getitem__) if min(told.values()) < math.inf else "none"
+            rows.append([_name(preset), variant, *words, best if len(told) == len(SWEEP) else "open"])
+    return table(["", "method", *SWEEP, "best"], rows) if rows else ["Not run yet."]
 
 
 def _missing(found: dict[str, Lines]) -> list[str]:
-    """Cells without a line, in few words."""
-    text = []
+    """How many cells of each preset there are."""
+    expected, rows = Counter(cell.preset for cell in cells()), []
     for preset, lines in found.items():
-        have = {line["cell"] for variant in lines.values() for line in variant}
-        expected = [cell for cell in cells() if cell.preset == preset]
-        absent = [f"{cell.variant} (seed {cell.seed})" for cell in expected if cell.name not in have]
-        if len(absent) == len(expected):
-            text.append(f"- `{preset}`: all {len(expected)} cells.")
-        elif absent:
-            text.append(f"- `{preset}`: {len(absent)} of {len(expected)}: {', '.join(absent)}.")
-    return text or ["None."]
-
-
-# Plots ----------------------------------------------------------------------------------------------------------------
-
-
-def _draw(path: Path, lines: Lines) -> None:
-    # Here, since tables need no matplotlib.
-    from plots import panels
-
-    def relative_cost(line: Line) -> float:
-        return line["multiply_adds"]["total"] / line["multiply_adds"]["preset_dense"]
-
-    titles = {
-        "multiply-adds a token, gate and softmax included, of dense": relative_cost,
-        "measured time of a word at batch 1, of dense": _time_of_dense,
-    }
-    with panels(path, len(titles)) as axes:
-        for axis, (title, horizontal) in zip(axes, titles.items(), strict=True):
-            for number, (label, names) in enumerate(SERIES.items()):
-                points = []
-                for name in names:
-                    if done := finished(lines[name]):
-                        test = mean(values(done, "test_perplexity"))
-                        half = math.nan if test.half_width is None else test.half_width
-                        points.append((horizontal(done[0]), test.value, half))
-                        # The sparsity; of a control, which one.
-                        tag = name.split("-")[1 if label == "controls" else -1].replace("dense", "")
-                        axis.annotate(tag, points[-1][:2], (4, 4), textcoords="offset points", fontsize="xx-small")
-                if not points:
-                    continue
-                frontier = label == "dense of equal cost"
-                line = "" if label == "controls" else "-"
-                x, y, half = zip(*(sorted(points) if frontier else points), strict=True)
-                color = "0.3" if frontier else f"C{number}"
-                axis.errorbar(x, y, half, fmt=f"o{line}", color=color, label=label, capsize=3, linewidth=1)
-            axis.set_xlabel(title, fontsize="small")
-            axis.set_ylabel("test perplexity")
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(fontsize="x-small", frameon=False)
+        have = [line for made in lines.values() for line in made]
+        done = len(finished(have))
+        rows.append([f"`{preset}`", done, len(have) - done, expected[preset] - len(have)])
+    return table(["preset", "finished", "failed", "missing"], rows)
 
 
 def write(results_dir: Path, docs_dir: Path) -> None:
-    """Writes results.md and its plots.
-
-    Args:
-        results_dir: holds quality/, the folder of the cells' lines.
-        docs_dir: folder of the page.
-    """
-    found = {preset: read_lines(results_dir, preset) for preset in SIZES}
-    sections = [line for preset, lines in found.items() for line in _section(preset, lines, docs_dir)]
-    text = (HERE / "results_template.md").read_text()
-    for name, part in {"presets": sections, "missing": _missing(found)}.items():
-        text = text.replace(f"{{{name}}}\n", "\n".join(part).rstrip() + "\n")
-    (docs_dir / "results.md").write_text(text)
+    """Writes results.md, its plots and results.csv, which has every line, from those in the folder quality."""
+    found = read_lines(results_dir)
+    parts = {"published": _published(found[PUBLISHED]), "claims": _claims(found), "sweep": _sweep(found)}
+    parts["presets"] = [line for preset in (*SMALL, *PAPER) for line in _section(preset, found[preset], docs_dir)]
+    parts["missing"] = _missing(found)
+    text = Path(__file__).with_name("results_template.md").read_text(encoding="utf-8")
+    filled = text.format(**{name: "\n".join(lines).strip() for name, lines in parts.items()})
+    (docs_dir / "results.md").write_text(filled, encoding="utf-8")
+    every = [line for lines in found.values() for made in lines.values() for line in made]
+    write_csv(docs_dir / "results.csv", COLUMNS, every)

@@ -2,13 +2,14 @@
 
     python benchmarks/reproduce.py --list ['ptb-lstm-small/*']
     python benchmarks/reproduce.py [--data-directory DIR] 'ptb-*-small/*/seed0'
-    python benchmarks/reproduce.py '*'
+    python benchmarks/reproduce.py --jobs 2 '*'
 
-Patterns choose cells by name; * stands for anything. Each cell trains in a folder of its own, runs/grid/NAME, and goes
-on there if it was stopped. When it is finished, benchmarks/results/quality gets NAME.json, one line with all there is
-to know, and NAME.metrics.jsonl, its training log. A cell that is there is skipped and never overwritten, also one whose
-training failed: that is a result too. To run it anew, remove these files and its folder. What the sweep chose has two
-names, its own and that of the variant: it is trained once, and the second line repeats the first.
+Patterns choose cells by name; * stands for anything. They are run in the order of --list: what decides most comes
+first, and methods take turns. With --jobs N there are N at a time, each in a process of its own on a core of its own.
+Each cell trains in a folder of its own, runs/grid/NAME, and goes on there if it was stopped. When it is finished,
+benchmarks/results/quality gets NAME.json, one line with all there is to know, the curve of its evaluations included. A
+cell that is there is skipped and never overwritten, also one whose training failed: that is a result too. To run it
+anew, remove its line and its folder.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the training of a cell failed; 2 a mistake on the
 command line, in the data or with a folder; 130 Ctrl-C with the state saved.
@@ -18,6 +19,9 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +30,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import ROOT, environment, fields, time_in_turns
+import numpy as np
+from common import ROOT, environment, fields, require_positive, time_in_turns
 from grid import Cell, cells, matching, read_line, result_path
 
 from bwds import PRESETS, cost, decode_params, language_model
@@ -35,10 +40,11 @@ from bwds.cli import run
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
 from bwds.evaluation import evaluate
+from bwds.files import write_text
 from bwds.generate import greedy_rollout
 from bwds.interrupt import InterruptedRunError
 from bwds.linear import Params
-from bwds.metrics import METRICS_FILE, perplexity, write_text
+from bwds.metrics import METRICS_FILE, perplexity, read_metrics
 from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
 
@@ -53,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("cells", nargs="*", metavar="PATTERN", help="names of cells; '*' is all of them")
     parser.add_argument("--list", action="store_true", help="show the cells and their state; run nothing")
     parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
+    parser.add_argument("--jobs", type=int, metavar="N", help="run N cells side by side, each on one core")
     args = parser.parse_args(arguments)
     if args.list:
         for cell in matching(args.cells) if args.cells else cells():
@@ -60,14 +67,15 @@ def main(arguments: Sequence[str]) -> None:
         return
     if not args.cells:
         parser.error("no cell is named; --list shows them, and '*' runs all")
+    chosen = matching(args.cells)
+    if args.jobs is not None:
+        require_positive(args, "jobs")
+        side_by_side([cell for cell in chosen if read_line(cell, RESULTS) is None], args.jobs, args.data_directory)
+        return
     failed = []
-    for cell in matching(args.cells):
+    for cell in chosen:
         if read_line(cell, RESULTS) is not None:
             print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: skipped", flush=True)
-            continue
-        if (twin := finished_twin(cell, RESULTS)) is not None:
-            repeat_line(cell, twin, RESULTS)
-            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: the run of {twin.name}", flush=True)
             continue
         print(f"{cell.command(str(RUNS / cell.name))}", flush=True)
         try:
@@ -79,6 +87,39 @@ def main(arguments: Sequence[str]) -> None:
         failed += [cell.name] * ("failed" in result)
         # Programs of a finished cell are of no use to the next.
         jax.clear_caches()
+    if failed:
+        print(f"error: training failed in {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def side_by_side(chosen: list[Cell], jobs: int, directory: str | None) -> None:
+    """Runs cells in processes of their own, ``jobs`` at a time, each on one core where the system can pin it.
+
+    Raises ``SystemExit`` with exit code 1 if the training of a cell failed, after all have had their turn.
+    """
+    own = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
+    free = [own[i % len(own)] if own else None for i in range(jobs)]
+    running: dict[subprocess.Popen[bytes], tuple[str, int | None]] = {}
+    failed, waiting = [], list(chosen)
+    text = [] if directory is None else ["--data-directory", directory]
+    # A scheduler's SIGTERM is passed on, as the terminal does with Ctrl-C: each cell saves its state.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        while waiting or running:
+            while waiting and free:
+                name, core = waiting.pop(0).name, free.pop()
+                pin = [] if core is None else ["taskset", "-c", str(core)]
+                running[subprocess.Popen([*pin, sys.executable, __file__, *text, name])] = name, core
+            time.sleep(0.5)
+            for process in [p for p in running if p.poll() is not None]:
+                name, core = running.pop(process)
+                free.append(core)
+                failed += [name] * (process.returncode != 0)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
     if failed:
         print(f"error: training failed in {', '.join(failed)}", file=sys.stderr)
         sys.exit(1)
@@ -97,26 +138,8 @@ def state(cell: Cell, runs: Path, results: Path) -> str:
     return "missing"
 
 
-def finished_twin(cell: Cell, results: Path) -> Cell | None:
-    """A finished cell that is the same run under another name, if there is one."""
-    same = [c for c in cells() if (c.preset, c.options) == (cell.preset, cell.options) and c != cell]
-    return next((c for c in same if read_line(c, results) is not None), None)
-
-
-def repeat_line(cell: Cell, twin: Cell, results: Path) -> None:
-    """Writes the line and the log of the finished cell ``twin`` under the name of ``cell``, in no time of its own."""
-    line = read_line(twin, results)
-    named = {"cell": cell.name, "variant": cell.variant, "command": cell.command(str(RUNS / cell.name))}
-    path = result_path(twin, results)
-    keep(
-        result_path(cell, results),
-        {**line, **named, "run_of": twin.name, "wall_seconds": 0.0},
-        path.with_name(f"{path.stem}.metrics.jsonl"),
-    )
-
-
 def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = None) -> dict[str, Any]:
-    """Trains a cell, or goes on, evaluates it and writes its line and its log.
+    """Trains a cell, or goes on, evaluates it and writes its line.
 
     Args:
         cell: which.
@@ -147,9 +170,18 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
         result |= {"failed": str(error).split(". ")[0]}
     else:
         result |= figures(read_config(workdir), PRESETS[cell.preset].model, workdir, summary)
-    result |= {**found, **watch.summary()}
-    keep(result_path(cell, results), result, workdir / METRICS_FILE)
+    result |= {**course(workdir), **found, **watch.summary()}
+    keep(result_path(cell, results), result)
     return result
+
+
+def course(workdir: Path) -> dict[str, Any]:
+    """How a run went: validation perplexity by step, and the median, 95% quantile and largest gradient norm logged."""
+    lines = read_metrics(workdir / METRICS_FILE)
+    curve = [[line["step"], round(line["perplexity"], 3)] for line in lines if line["split"] == "valid"]
+    norms = [line["gradient_norm"] for line in lines if line["split"] == "train"]
+    quantiles = [float(f"{q:.4g}") for q in np.quantile(norms, (0.5, 0.95, 1.0))] if norms else None
+    return {"validation_curve": curve, "gradient_norm_quantiles": quantiles}
 
 
 def figures(config: Config, preset: ModelConfig, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -253,17 +285,16 @@ class Stopwatch:
         }
 
 
-def keep(path: Path, result: dict[str, Any], metrics: Path) -> None:
-    """Writes the log and then the line, whole or not at all. Raises ``FileExistsError`` if there is a line."""
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Writes the line, whole or not at all. Raises ``FileExistsError`` if there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     write_text(temporary, json.dumps(result) + "\n")
     try:
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; remove it if the cell is to be run anew.")
-        write_text(path.with_name(f"{path.stem}.metrics.jsonl"), metrics.read_text())
         # Unlike a rename, a link never replaces what another process wrote in the meantime.
         os.link(temporary, path)
+    except FileExistsError as error:
+        raise FileExistsError(f"{path} is there already; remove it if the cell is to be run anew.") from error
     finally:
         temporary.unlink()
 

@@ -1,5 +1,8 @@
-"""Tables in Markdown."""
+"""Tables in Markdown and CSV."""
 
+import csv
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 MISSING = "-"
@@ -17,3 +20,22 @@ def number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: list[dict[str, Any]]) -> None:
+    """Writes nested dictionaries as rows; a dot in a column's name leads into a dictionary, what is not there is empty.
+
+    Items of a list are joined by spaces, those of a list in it by colons.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(columns)
+        rows.writerows([_field(line, column) for column in columns] for line in lines)
+
+
+def _field(value: Any, column: str) -> Any:
+    for key in column.split("."):
+        value = value.get(key, "") if isinstance(value, dict) else ""
+    if isinstance(value, list):
+        return " ".join(":".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
+    return value

@@ -1,24 +1,21 @@
-"""The grid of the comparison, and how one of its cells is run: to the end, once, and on from where it was stopped."""
+"""How the cells of the comparison are run: to the end, once, on from where one was stopped, and side by side."""
 
-import dataclasses
 import functools
 import json
-import math
 import os
-import shlex
 import shutil
 import signal
-from collections import Counter
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
 
-import train as train_script
-from bwds import PRESETS, cost, training
-from bwds.devices import MeshConfig
+from bwds import training
 from bwds.interrupt import InterruptedRunError
-from bwds.metrics import read_metrics
+from bwds.metrics import METRICS_FILE
+from bwds.state import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -54,58 +51,6 @@ def tiny(**options):
     return Cell("ptb-lstm-small", "tiny", 0, sizes | data | steps | options)
 
 
-def test_names_are_unique_and_every_variant_has_its_seeds():
-    from grid import CONTROLS, HEADLINE, SIZES, SMALL, ablations, cells, longer, sweep, variants
-
-    made = cells()
-    assert max(Counter(cell.name for cell in made).values()) == 1
-    for preset, size in SIZES.items():
-        for variant in (*variants(preset), *sweep(preset), *ablations(preset), *longer(preset)):
-            seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
-            several = variant in HEADLINE or (variant in (*CONTROLS, *ablations(preset)) and size is SMALL)
-            assert seeds == ([0, 1, 2] if several else [0])
-
-
-def test_the_command_of_a_cell_is_its_configuration():
-    from grid import cells
-
-    for cell in cells():
-        python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
-        assert (python, script) == ("python", "train.py")
-        config, workdir, mesh, *_ = train_script.parse(arguments)
-        assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
-        assert mesh == MeshConfig(data=1)
-
-
-def test_no_two_cells_are_the_same_run():
-    """Except where the sweep has chosen: that run is the first seed of its variant too."""
-    from grid import SIZES, cells, sweep
-
-    tried = {(preset, name) for preset in SIZES for name in sweep(preset)}
-    swept = [cell.config() for cell in cells() if (cell.preset, cell.variant) in tried]
-    others = [cell.config() for cell in cells() if (cell.preset, cell.variant) not in tried]
-    assert max(Counter(swept).values()) == max(Counter(others).values()) == 1
-
-
-def test_dense_of_equal_cost_costs_what_dynamic_does():
-    from grid import SIZES, cells
-
-    costs = {cell.name: cost(cell.config()).total for cell in cells()}
-    for preset in SIZES:
-        for s in (0.5, 0.75, 0.9):
-            ratio = costs[f"{preset}/dense-equal-{s}/seed0"] / costs[f"{preset}/dynamic-{s}/seed0"]
-            assert abs(ratio - 1) < 0.01
-
-
-def test_patterns_choose_cells():
-    from grid import matching
-
-    assert [cell.name for cell in matching(["ptb-lstm/dense/*"])] == [f"ptb-lstm/dense/seed{i}" for i in range(3)]
-    assert len(matching(["*", "ptb-lstm/*"])) == len(matching(["*"]))
-    with pytest.raises(ValueError, match="No cell is called 'ptb-gru/"):
-        matching(["*", "ptb-gru/*"])
-
-
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     """Folder and line of a cell that nothing stopped."""
@@ -117,7 +62,7 @@ def finished(corpus, tmp_path_factory):
         return folder, run_cell(tiny(), folder / "runs", folder / "results", directory=str(corpus))
 
 
-def test_a_finished_cell_has_a_line_and_its_log(finished):
+def test_a_finished_cell_has_a_line_with_its_course(finished):
     from reproduce import state
 
     folder, result = finished
@@ -135,8 +80,10 @@ def test_a_finished_cell_has_a_line_and_its_log(finished):
     assert line["wall_seconds"] > 0
     assert line["decode"]["model_us"] > 0 < line["decode"]["dense_us"]
     assert {"command", "revision", "device", "jax", "parameters", "parameters_sha256", "steps"} <= line.keys()
-    log = read_metrics(folder / "results/ptb-lstm-small/tiny/seed0.metrics.jsonl")
-    assert [entry["step"] for entry in log if entry["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in line["validation_curve"]] == [3, 6]
+    assert min(value for _, value in line["validation_curve"]) == pytest.approx(line["validation_perplexity"], abs=1e-3)
+    assert sorted(line["gradient_norm_quantiles"]) == line["gradient_norm_quantiles"]
+    assert [path.name for path in (folder / "results").rglob("*") if path.is_file()] == ["seed0.json"]
     assert state(tiny(), folder / "runs", folder / "results") == f"done (test {line['test_perplexity']:.2f})"
 
 
@@ -154,7 +101,7 @@ def test_a_finished_cell_is_never_overwritten(finished):
     folder, _ = finished
     before = {path: path.read_bytes() for path in (folder / "results").rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match="remove it"):
-        keep(result_path(tiny(), folder / "results"), {}, folder / "runs" / tiny().name / "config.json")
+        keep(result_path(tiny(), folder / "results"), {})
     assert before == {path: path.read_bytes() for path in (folder / "results").rglob("*") if path.is_file()}
 
 
@@ -170,35 +117,13 @@ def test_the_command_skips_finished_cells(finished, monkeypatch, capsys):
     assert "ptb-lstm-small/tiny/seed0: skipped" in capsys.readouterr().out
 
 
-def test_a_run_with_two_names_is_trained_once(finished, monkeypatch, capsys, tmp_path):
-    import reproduce
-
-    folder, line = finished
-    chosen = dataclasses.replace(tiny(), variant="chosen")
-    other = dataclasses.replace(tiny(**{"optim.learning_rate": 0.1}), variant="other")
-    shutil.copytree(folder / "results", tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    monkeypatch.setattr(reproduce, "cells", lambda: [tiny(), chosen, other])
-    monkeypatch.setattr(reproduce, "matching", lambda patterns: [chosen])
-    monkeypatch.setattr(reproduce, "run_cell", lambda *_, **__: pytest.fail("it ran"))
-    reproduce.main(["chosen"])
-    assert "chosen/seed0: the run of ptb-lstm-small/tiny/seed0" in capsys.readouterr().out
-    repeated = json.loads((tmp_path / "ptb-lstm-small/chosen/seed0.json").read_text())
-    changed = {"cell", "variant", "command", "wall_seconds", "run_of"}
-    assert {key for key in repeated if repeated[key] != line.get(key)} == changed
-    assert repeated["run_of"] == line["cell"]
-    logs = [tmp_path / f"ptb-lstm-small/{name}/seed0.metrics.jsonl" for name in ("tiny", "chosen")]
-    assert logs[0].read_bytes() == logs[1].read_bytes()
-    assert reproduce.finished_twin(other, tmp_path) is None
-
-
 def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
     import reproduce
 
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    reproduce.main(["--list", "ptb-qrnn/dynamic-0.9/*"])
-    assert capsys.readouterr().out.split() == ["missing", "ptb-qrnn/dynamic-0.9/seed0"]
+    reproduce.main(["--list", "ptb-qrnn/dynamic-linear-0.9/*"])
+    assert capsys.readouterr().out.split() == ["missing", "ptb-qrnn/dynamic-linear-0.9/seed0"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,87 +176,129 @@ def test_a_line_of_other_options_is_not_taken_for_the_cell(finished):
             refuse()
 
 
-def test_training_that_fails_is_a_result(corpus, tmp_path):
-    from reproduce import run_cell, state
+def test_training_that_fails_is_a_result(monkeypatch, tmp_path):
+    import reproduce
 
-    cell = tiny(**{"optim.learning_rate": 1e30, "optim.warmup_steps": 0})
-    result = run_cell(cell, tmp_path / "runs", tmp_path / "results", directory=str(corpus))
+    def fail(config, workdir, **_):
+        workdir.mkdir(parents=True)
+        (workdir / METRICS_FILE).write_text('{"step": 5, "split": "train", "gradient_norm": 7.0}\n')
+        raise NonFiniteError(
+            f"The loss is nan at step 7. There is no checkpoint yet in {workdir}. Training stops here."
+        )
+
+    monkeypatch.setattr(reproduce, "train", fail)
+    result = reproduce.run_cell(tiny(), tmp_path / "runs", tmp_path / "results")
+    assert result["failed"] == "The loss is nan at step 7"
     assert "test_perplexity" not in result
-    assert " at step " in result["failed"] or " after step " in result["failed"]
-    assert str(tmp_path) not in result["failed"]
-    assert state(cell, tmp_path / "runs", tmp_path / "results") == "failed"
+    assert result["gradient_norm_quantiles"] == [7.0, 7.0, 7.0]
+    assert reproduce.state(tiny(), tmp_path / "runs", tmp_path / "results") == "failed"
 
 
-def test_cells_differ_from_their_preset_only_in_what_is_compared():
-    from grid import SIZES, SWEEP, TUNED, ablations, cells, longer, sweep, variants
+def test_the_course_of_a_run_is_that_of_its_metrics(tmp_path):
+    from reproduce import course
 
-    allowed = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
-    compared, tried, others = ({preset: made(preset) for preset in SIZES} for made in (variants, sweep, ablations))
-    for cell in cells():
-        options = set(cell.options) - {"train.seed", *SIZES[cell.preset]}
-        if cell.variant in compared[cell.preset]:
-            assert options - allowed == set(TUNED.get((cell.preset, cell.options["model.method"]), {}))
-        elif cell.variant in tried[cell.preset]:
-            assert options - allowed <= set(SWEEP[cell.preset])
-        elif cell.variant in longer(cell.preset):
-            base = variants(cell.preset, tuned=False)[cell.variant.removesuffix("-6400-steps")]
-            assert cell.options == {**SIZES[cell.preset], **base, "train.steps": 6400, "train.seed": 0}
-        else:
-            near = dict.fromkeys(("dynamic-0.5-cubic-softplus", "dynamic-0.0-softplus"), "softplus")
-            near |= {f"dynamic-0.5-column-{name}": "column" for name in ("bounded", "softplus")}
-            known = compared[cell.preset] | others[cell.preset]
-            base = known[f"dynamic-0.5-{near[cell.variant]}" if cell.variant in near else "dynamic-0.5"]
-            assert base.keys() <= options
-            assert len([o for o in options if o not in base or cell.options[o] != base[o]]) == 1
+    assert course(tmp_path) == {"validation_curve": [], "gradient_norm_quantiles": None}
+    lines = [{"step": i, "split": "train", "gradient_norm": float(i)} for i in range(1, 101)]
+    lines[50:50] = [{"step": 50, "split": "valid", "perplexity": 200.12345}]
+    lines.append({"step": 100, "split": "valid", "perplexity": 150.0})
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = course(tmp_path)
+    assert found["validation_curve"] == [[50, 200.123], [100, 150.0]]
+    assert found["gradient_norm_quantiles"] == [50.5, 95.05, 100.0]
 
 
-@pytest.fixture(params=["as the preset has it", "tuned"])
-def tuning(request, monkeypatch):
-    """The grid as it is before and after something was chosen."""
-    import grid
-
-    chosen = {("ptb-lstm-small", "dynamic"): {"optim.learning_rate": 0.03}} if request.param == "tuned" else {}
-    monkeypatch.setattr(grid, "TUNED", chosen)
+# Side by side ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("tuning")
-def test_the_sweep_tries_every_value_whatever_was_chosen():
-    from grid import SWEEP, SWEPT, sweep, untuned, variants
+CELL = """
+import os, signal, sys, time
+from pathlib import Path
 
-    tried, made = sweep("ptb-lstm-small"), variants("ptb-lstm-small", tuned=False)
-    preset = PRESETS["ptb-lstm-small"]
-    named = set()
-    for variant in SWEPT:
-        for option, every in SWEEP["ptb-lstm-small"].items():
-            section, name = option.split(".")
-            runs = {key: options for key, options in tried.items() if key.startswith(f"{variant}-{name}-")}
-            named |= runs.keys()
-            own = getattr(getattr(preset, section), name)
-            assert {*(options[option] for options in runs.values()), own} == set(every)
-            for options in runs.values():
-                assert {k: v for k, v in options.items() if k != option} == made[variant]
-        centre = untuned("ptb-lstm-small", variant)
-        assert {**variants("ptb-lstm-small"), **tried}[centre] == made[variant]
-        named.add(centre)
-    assert named - set(SWEPT) == tried.keys()
+def say(word):
+    with Path("log").open("a") as file:
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        print(word, sys.argv[-1], cores, file=file)
+
+def wait_for(*words):
+    until = time.monotonic() + 30
+    while time.monotonic() < until and not all(word in Path("log").read_text() for word in words):
+        time.sleep(0.01)
+
+def stop(*_):
+    say("stopped")
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, stop)
+say("began")
+name = sys.argv[-1].split("/")[1]
+"""
+"""What the tests below put in the place of a cell's process: the cell's name is its last argument."""
 
 
-def test_what_is_tuned_is_what_the_sweep_says():
-    """The options of the run with the lowest validation perplexity, once every run of a variant is there."""
-    from grid import SEEDS, SWEEP, SWEPT, TUNED, sweep, untuned, variants
-    from report_results import read_lines, values
+@pytest.fixture
+def side_by_side(monkeypatch, tmp_path):
+    """A function: runs these variants, two at a time, each of them this program; returns what they said."""
+    import reproduce
+    from grid import Cell
 
-    for preset in SWEEP:
-        lines = {
-            name: [line for line in found if line["seed"] == SEEDS[0]]
-            for name, found in read_lines(ROOT / "benchmarks" / "results", preset).items()
-        }
-        for variant in SWEPT:
-            plain = variants(preset, tuned=False)[variant]
-            runs = {untuned(preset, variant): plain}
-            runs |= {name: o for name, o in sweep(preset).items() if name.startswith(f"{variant}-")}
-            if not all(lines[name] for name in runs):
-                continue
-            best = min(runs, key=lambda name: min(values(lines[name], "validation_perplexity"), default=math.inf))
-            wanted = {option: value for option, value in runs[best].items() if value != plain.get(option)}
-            assert TUNED.get((preset, plain["model.method"]), {}) == wanted, variant
+    def run(program, *variants):
+        (tmp_path / "cell.py").write_text(CELL + program)
+        chosen = [Cell("ptb-lstm-small", name, 0, {}) for name in variants]
+        monkeypatch.setattr(reproduce, "matching", lambda _: chosen)
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main(["--jobs", "2", "--data-directory", "text", "*"])
+        found = [line.split(maxsplit=2) for line in (tmp_path / "log").read_text().splitlines()]
+        return ended.value.code, [(word, name.split("/")[1], cores) for word, name, cores in found]
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "cell.py"))
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(sleep=lambda _: time.sleep(0.01)))
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_cells_run_side_by_side_in_order_and_a_failure_stops_none(side_by_side, capsys, tmp_path):
+    program = """
+assert sys.argv[1:3] == ["--data-directory", "text"]
+if name == "a":
+    wait_for("began ptb-lstm-small/c/")
+say("ended")
+sys.exit(name == "b")
+"""
+    done = tmp_path / "results/ptb-lstm-small/done/seed0.json"
+    done.parent.mkdir(parents=True)
+    done.write_text('{"options": {}}\n')
+    code, said = side_by_side(program, "a", "done", "b", "c", "d")
+    assert code == 1
+    assert capsys.readouterr().err == "error: training failed in ptb-lstm-small/b/seed0\n"
+    order = [(word, name) for word, name, _ in said]
+    assert sorted(name for word, name in order if word == "ended") == ["a", "b", "c", "d"]
+    # Two at a time: the third waits for the second, and the last for one of those that are left.
+    assert {name for _, name in order[:2]} <= {"a", "b"}
+    assert order.index(("ended", "b")) < order.index(("began", "c")) < order.index(("ended", "a"))
+    assert order.index(("began", "d")) > min(order.index(("ended", name)) for name in "ac")
+    if shutil.which("taskset"):
+        own = sorted(os.sched_getaffinity(0))
+        cores = {name: found for _, name, found in said}
+        assert {found.count(",") for found in cores.values()} == {0}
+        assert len({cores["a"], cores["b"]}) == min(2, len(own))
+
+
+def test_a_signal_to_stop_reaches_the_cells_and_begins_no_other(side_by_side):
+    program = """
+wait_for("began ptb-lstm-small/a/", "began ptb-lstm-small/b/")
+if name == "a":
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+say("ended")
+"""
+    code, said = side_by_side(program, "a", "b", "c")
+    assert code == 0
+    assert sorted((word, name) for word, name, _ in said) == [
+        ("began", "a"),
+        ("began", "b"),
+        ("stopped", "a"),
+        ("stopped", "b"),
+    ]

@@ -1,0 +1,136 @@
+"""The grid of the comparison: which cells there are, what sets each apart, and what the sweep chose for its method."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import train as train_script
+from bwds import PRESETS, cost
+from bwds.devices import MeshConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def test_names_are_unique_and_every_variant_has_its_seeds():
+    from grid import HEADLINE, PUBLISHED, SIZES, cells, sweep, variants, with_dropout
+
+    made = cells()
+    assert max(Counter(cell.name for cell in made).values()) == 1
+    for preset in SIZES:
+        for variant in (*variants(preset), *sweep(preset), *with_dropout(preset)):
+            seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
+            assert seeds == ([0, 1, 2] if variant in HEADLINE or preset == PUBLISHED else [0])
+    assert made[0].name == f"{PUBLISHED}/dense/seed0"
+
+
+def test_the_command_of_a_cell_is_its_configuration():
+    from grid import cells
+
+    # One cell of each set of options.
+    for cell in {(cell.preset, *cell.options): cell for cell in cells()}.values():
+        python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
+        assert (python, script) == ("python", "train.py")
+        config, workdir, mesh, *_ = train_script.parse(arguments)
+        assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
+        assert mesh == MeshConfig(data=1)
+
+
+def test_no_two_cells_are_the_same_run():
+    from grid import cells
+
+    assert max(Counter(cell.config() for cell in cells()).values()) == 1
+
+
+def test_dense_of_equal_cost_costs_what_dynamic_does():
+    from grid import GATES, PAPER, SMALL, SPARSITIES, cells
+
+    costs = {cell.name: cost(cell.config()).total for cell in cells()}
+    for preset in (*SMALL, *PAPER):
+        for s in SPARSITIES:
+            for gate in GATES:
+                ratio = costs[f"{preset}/dense-equal-{s}/seed0"] / costs[f"{preset}/dynamic-{gate}-{s}/seed0"]
+                assert abs(ratio - 1) < 0.01
+
+
+def test_patterns_choose_cells():
+    from grid import matching
+
+    assert [cell.name for cell in matching(["ptb-lstm/dense/*"])] == [f"ptb-lstm/dense/seed{i}" for i in range(3)]
+    assert len(matching(["*", "ptb-lstm/*"])) == len(matching(["*"]))
+    with pytest.raises(ValueError, match="No cell is called 'ptb-gru/"):
+        matching(["*", "ptb-gru/*"])
+
+
+def test_cells_differ_from_their_preset_only_in_what_is_compared():
+    from grid import SIZES, SWEEP, cells, sweep, with_dropout
+
+    compared = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
+    compared |= {"model.gate_activation", "train.seed", *(option for options in SWEEP.values() for option in options)}
+    swept, dropped = ({(preset, name) for preset in SIZES for name in made(preset)} for made in (sweep, with_dropout))
+    for cell in cells():
+        more = {"train.steps"} if (cell.preset, cell.variant) in swept else set()
+        more |= {"model.dropout"} if (cell.preset, cell.variant) in dropped else set()
+        assert more <= set(cell.options) <= compared | more
+
+
+def test_every_variant_takes_what_the_sweep_chose_for_its_method():
+    from grid import PAPER, SMALL, SWEPT, swept_as, variants
+
+    for preset in (*SMALL, *PAPER):
+        made = variants(preset)
+        for name, options in made.items():
+            swept = swept_as(name)
+            assert swept in SWEPT
+            for option in ("model.method", "model.gate_activation"):
+                assert made[swept].get(option) == options.get(option), name
+        assert {swept_as(name) for name in SWEPT} == set(SWEPT)
+
+
+def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch):
+    import grid
+
+    plain = {cell.name: cell.options for cell in grid.cells()}
+    monkeypatch.setattr(grid, "TUNED", {("ptb-lstm-small", "dynamic-softplus-0.5"): "adamw-0.002"})
+    changed = {cell.name: cell for cell in grid.cells() if cell.options != plain[cell.name]}
+    kinds = {"dynamic-softplus", "dynamic-bias", "dynamic-softplus-0.5-dropout", "dynamic-bias-0.5-dropout"}
+    assert {cell.variant.rpartition("-")[0] for cell in changed.values()} == kinds
+    for name, cell in changed.items():
+        assert cell.preset == "ptb-lstm-small"
+        assert cell.options == plain[name] | grid.SWEEP["adamw-0.002"]
+
+
+def test_the_sweep_tries_the_preset_and_the_same_for_every_method():
+    from grid import SMALL, SWEEP, SWEPT, sweep, variants
+
+    for preset in SMALL:
+        chosen = PRESETS[preset].optim
+        assert (chosen.name, SWEEP["sgd-20"]) == ("sgd", {"optim.learning_rate": chosen.learning_rate})
+        runs, made = sweep(preset), variants(preset)
+        assert len(runs) == len(SWEEP) * len(SWEPT)
+        for variant in SWEPT:
+            for name, options in SWEEP.items():
+                steps = {"train.steps": 2 * PRESETS[preset].train.eval_every}
+                assert runs[f"{variant}-two-epochs-{name}"] == made[variant] | options | steps
+
+
+def test_what_is_tuned_is_what_the_sweep_says():
+    """The optimiser and rate with the lowest validation perplexity, once every run of a method is there."""
+    from grid import SMALL, SWEEP, SWEPT, TUNED, cells, read_line
+
+    lines = {cell.name: read_line(cell, ROOT / "benchmarks/results/quality") for cell in cells()}
+    assert TUNED.keys() <= {(preset, variant) for preset in SMALL for variant in SWEPT}
+    for preset in SMALL:
+        for variant in SWEPT:
+            runs = {name: lines[f"{preset}/{variant}-two-epochs-{name}/seed0"] for name in SWEEP}
+            if all(runs.values()):
+                best = min(runs, key=lambda name: runs[name].get("validation_perplexity", float("inf")))
+                assert TUNED.get((preset, variant), "sgd-20") == best
+            else:
+                assert (preset, variant) not in TUNED
