@@ -421,6 +421,16 @@ def test_exit_codes(capsys, raised, code, message):
     assert cli.run(lambda _: None, "x.py", []) == 0
 
 
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "in between"])
+def test_an_output_that_is_read_no_further_is_no_error(lines):
+    code = f"import sys; from bwds import cli; sys.exit(cli.run(lambda _: print('a line\\n' * {lines}), 'x.py', []))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_an_error_that_is_not_known_is_not_hidden():
     def main(_):
         raise RuntimeError("a mistake of ours")
