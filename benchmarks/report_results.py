@@ -109,23 +109,12 @@ def _claims(lines: Lines) -> list[str]:
     return table(["claim", "difference in test perplexity", "seeds of the one / the other", "verdict"], rows)
 
 
-def _time(line: Line) -> str:
-    """Median and quartiles."""
-    low, _, high = line["decode"]["model_quartiles_us"]
-    return f"{line['decode']['model_us']:,.0f} µs ({low:,.0f}-{high:,.0f})"
-
-
-def _time_of_dense(line: Line) -> float:
-    """The time of a word against that of the dense model in the same turns; 1 for that model itself."""
-    return line["decode"]["model_us"] / line["decode"].get("dense_us", line["decode"]["model_us"])
-
-
 def _row(variant: str, lines: list[Line], preset: str) -> list[str]:
     done = finished(lines)
     failed = f", failed: {len(lines) - len(done)}" * (len(done) < len(lines))
     name = f"[{variant}](../benchmarks/results/quality/{preset}/{variant}/)"
     if not done:
-        return [name, *[MISSING] * 8, f"0{failed}", *[MISSING] * 4]
+        return [name, *[MISSING] * 8, f"0{failed}", *[MISSING] * 2]
     first = done[0]
     counted = first["multiply_adds"]
     return [
@@ -138,8 +127,6 @@ def _row(variant: str, lines: list[Line], preset: str) -> list[str]:
         f"{first['realised_density']:.4f}",
         f"{len(done)}{failed}",
         *(_estimate(mean(values(lines, f"{split}_perplexity"))) for split in ("validation", "test")),
-        _time(first),
-        f"{_time_of_dense(first):.2f}",
     ]
 
 
@@ -178,8 +165,6 @@ HEADER = [
     "seeds",
     "validation",
     "test",
-    "a word at batch 1",
-    "time, of dense",
 ]
 
 
@@ -221,7 +206,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
         _draw(picture, lines)
         rows = [_row(variant, lines[variant], preset) for variant in variants(preset) if lines[variant]]
         text += [_where(done), "", *table(HEADER, rows), ""]
-        text += [f"![Perplexity against cost and against time, {preset}]({picture.name})", ""]
+        text += [f"![Perplexity against cost, {preset}]({picture.name})", ""]
     else:
         picture.unlink(missing_ok=True)
     tried = {variant: [name for name in sweep(preset) if name.startswith(f"{variant}-")] for variant in SWEPT}
@@ -262,33 +247,28 @@ def _draw(path: Path, lines: Lines) -> None:
     def relative_cost(line: Line) -> float:
         return line["multiply_adds"]["total"] / line["multiply_adds"]["preset_dense"]
 
-    titles = {
-        "multiply-adds a token, gate and softmax included, of dense": relative_cost,
-        "measured time of a word at batch 1, of dense": _time_of_dense,
-    }
-    with panels(path, len(titles)) as axes:
-        for axis, (title, horizontal) in zip(axes, titles.items(), strict=True):
-            for number, (label, names) in enumerate(SERIES.items()):
-                points = []
-                for name in names:
-                    if done := finished(lines[name]):
-                        test = mean(values(done, "test_perplexity"))
-                        half = math.nan if test.half_width is None else test.half_width
-                        points.append((horizontal(done[0]), test.value, half))
-                        # The sparsity; of a control, which one.
-                        tag = name.split("-")[1 if label == "controls" else -1].replace("dense", "")
-                        axis.annotate(tag, points[-1][:2], (4, 4), textcoords="offset points", fontsize="xx-small")
-                if not points:
-                    continue
-                frontier = label == "dense of equal cost"
-                line = "" if label == "controls" else "-"
-                x, y, half = zip(*(sorted(points) if frontier else points), strict=True)
-                color = "0.3" if frontier else f"C{number}"
-                axis.errorbar(x, y, half, fmt=f"o{line}", color=color, label=label, capsize=3, linewidth=1)
-            axis.set_xlabel(title, fontsize="small")
-            axis.set_ylabel("test perplexity")
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(fontsize="x-small", frameon=False)
+    with panels(path, 1) as (axis,):
+        for number, (label, names) in enumerate(SERIES.items()):
+            points = []
+            for name in names:
+                if done := finished(lines[name]):
+                    test = mean(values(done, "test_perplexity"))
+                    half = math.nan if test.half_width is None else test.half_width
+                    points.append((relative_cost(done[0]), test.value, half))
+                    # The sparsity; of a control, which one.
+                    tag = name.split("-")[1 if label == "controls" else -1].replace("dense", "")
+                    axis.annotate(tag, points[-1][:2], (4, 4), textcoords="offset points", fontsize="xx-small")
+            if not points:
+                continue
+            frontier = label == "dense of equal cost"
+            line = "" if label == "controls" else "-"
+            x, y, half = zip(*(sorted(points) if frontier else points), strict=True)
+            color = "0.3" if frontier else f"C{number}"
+            axis.errorbar(x, y, half, fmt=f"o{line}", color=color, label=label, capsize=3, linewidth=1)
+        axis.set_xlabel("multiply-adds a token, gate and softmax included, of dense", fontsize="small")
+        axis.set_ylabel("test perplexity")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="x-small", frameon=False)
 
 
 def write(results_dir: Path, docs_dir: Path) -> None:

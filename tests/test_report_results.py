@@ -36,7 +36,6 @@ def line(cell, test, **changes):
         "parameters": 6_000_000,
         "multiply_adds": counted | {"total": int(3_600_000 * factor)},
         "relative_cost": factor,
-        "decode": {"model_us": 400.0, "model_quartiles_us": [390.0, 400.0, 420.0], "dense_us": 200.0},
         "wall_seconds": 360.0,
         "platform": "cpu",
         "processor": "Chip",
@@ -146,7 +145,8 @@ def test_the_table_has_means_with_intervals(tmp_path):
     text = page(tmp_path, {"dynamic-0.5": [160.0, 161.0, 162.0], "static-block-0.5": [190.0]})
     half = stats.t.ppf(0.975, 2) * math.sqrt(1 / 3)
     (row,) = (r for r in text.splitlines() if r.startswith("| [dynamic-0.5]"))
-    assert f"| 3 | 166.00 ± {half:.2f} | 161.00 ± {half:.2f} | 400 µs (390-420) | 2.00 |" in row
+    # No times: beside other work they are none of the models'.
+    assert row.endswith(f"| 3 | 166.00 ± {half:.2f} | 161.00 ± {half:.2f} |")
     assert "| 0.750 | 0.750 | 0.5000 |" in row
     (row,) = (r for r in text.splitlines() if r.startswith("| [static-block-0.5]"))
     assert "| 1 | 195.00 | 190.00 |" in row
