@@ -63,10 +63,20 @@ def mean_perplexity(preset: str, variant: str) -> str:
     return f"{statistics.fmean(found):.1f}"
 
 
+def one_perplexity(preset: str, variant: str) -> str:
+    """Of the only seed."""
+    (found,) = perplexities(preset, variant)
+    return f"{found:.1f}"
+
+
+def lines_of(file: str) -> list[dict]:
+    """Raw lines of a benchmark."""
+    return list(map(json.loads, (ROOT / "benchmarks/results" / file).read_text().splitlines()))
+
+
 def speedup(file: str, key: str, **case: object) -> str:
     """Of the one measurement of a case in a file of raw lines."""
-    lines = (ROOT / "benchmarks/results" / file).read_text().splitlines()
-    found = [line[key] for line in map(json.loads, lines) if line.items() >= case.items()]
+    found = [line[key] for line in lines_of(file) if line.items() >= case.items()]
     assert len(found) == 1
     return f"{found[0]:.2f}x"
 
@@ -84,11 +94,25 @@ def test_the_figures_are_those_of_the_raw_lines():
         assert f"| {words} | {' | '.join(mean_perplexity(preset, variant) for preset in presets)} |" in readme
     control = " and ".join(mean_perplexity(preset, "dynamic-bias-0.5") for preset in presets)
     assert f"(a gate that ignores it has {control})" in " ".join(readme)
+    text = " ".join(readme)
+    static, dynamic, whole = (
+        " and ".join(one_perplexity(preset, variant) for preset in presets)
+        for variant in ("static-block-0.75", "dynamic-0.75", "magnitude-block-0.5")
+    )
+    assert f"static blocks at 3/4 have {static}, where dynamic ones at 3/4 have {dynamic}" in text
+    assert f"whole blocks at 1/2 has {whole}" in text
+    losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
+    lost = [
+        speedup("cpu_decode_one_core.jsonl", "speedup_over_dense", dtype=d, **losing) for d in ("float32", "bfloat16")
+    ]
+    assert "at {} of dense in float32, {} in bfloat16".format(*lost) in text
+    times = [line["dynamic_over_dense"] for line in lines_of("cpu_train_step.jsonl") if "dynamic_over_dense" in line]
+    assert f"a step takes {min(times):.2f} to {max(times):.2f} times as long" in text
     for words, sparsity in (("1/2", 0.5), ("3/4", 0.75), ("9/10", 0.9)):
         product, model = (
             [speedup(f"cpu_{name}_one_core.jsonl", key, hidden=h, sparsity=sparsity, **case, **float32) for h in sizes]
             for name, key, sizes, case in (
-                ("kernels_decode", "speedup_product", (1536, 4096), {"rows": 1}),
+                ("kernels_decode", "speedup_layer", (1536, 4096), {"rows": 1}),
                 ("decode", "speedup_over_dense", (4096,), {"cell": "lstm", "batch": 1}),
             )
         )
