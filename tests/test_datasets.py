@@ -191,6 +191,7 @@ NO_TEXT = {
     "page": b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
     "page of a store": b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
     "page of a raw file": b"404: Not Found",
+    "page of a hub": b"Entry not found\n",
     "gzip": gzip.compress(b"a b\n"),
     "bzip2": bz2.compress(b"a b\n"),
     "xz": lzma.compress(b"a b\n"),

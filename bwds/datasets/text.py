@@ -18,7 +18,7 @@ _NO_TEXT = (
     (rb"PK\x03\x04|7z\xbc\xaf\x27\x1c", "an archive", "Unpack it."),
     (rb"\xff\xfe|\xfe\xff|\x00\x00\xfe\xff", "UTF-16 or UTF-32", "Convert the file to UTF-8."),
     (
-        rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html|<\?xml[^>]*>\s*<(error|html|!doctype html))|404: Not Found",
+        rb"(?i)(\xef\xbb\xbf)?\s*((<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b|(404: |entry )?not found\s*\Z)",
         "the page of a server and no text",
         "Most likely its download failed; download it again.",
     ),
