@@ -113,6 +113,9 @@ def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) 
 
     words = (options.generate or "").split()
     prompt = vocabulary.encode(["<eos>", *words])
+    unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
+    if unknown:
+        print(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.", file=sys.stderr)
     ids = generate(
         lm,
         decode_params(params, config.model),

@@ -101,7 +101,7 @@ def _torch():
     try:
         import torch
     except ImportError:
-        print("PyTorch is not installed: its LSTM is left out (pip install 'bwds[bench]')")
+        print("PyTorch is not installed: its LSTM is left out (pip install -e '.[bench]')")
         return None
     torch.set_num_threads(cores())
     return torch

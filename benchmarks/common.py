@@ -17,11 +17,13 @@ from argparse import Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
+
+from bwds import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,19 +130,33 @@ def pinned() -> str:
     return f"taskset -c {','.join(map(str, sorted(os.sched_getaffinity(0))))} "
 
 
-def modified() -> bool:
-    """Whether files of the repository differ from the revision; results and the pages made of them are not counted."""
+def script(main: Callable[[], None]) -> NoReturn:
+    """Ends the process as the commands of bwds end: see ``bwds.cli.run``."""
+    sys.exit(cli.run(lambda _: main(), f"benchmarks/{Path(sys.argv[0]).name}", sys.argv[1:]))
+
+
+def revision() -> dict[str, Any]:
+    """The commit, and whether files differ from it; "unknown" where this file is tracked by none, or there is no git.
+
+    Results and the pages made of them are not counted.
+    """
     paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
-    command = ["git", "diff", "--quiet", "HEAD", "--", *paths]
-    return bool(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    try:
+        # First: a copy without a repository of its own may lie in one that knows nothing of it.
+        _git("ls-files", "--error-unmatch", __file__)
+        commit = _git("rev-parse", "HEAD")
+        return {"revision": commit, "modified": bool(_git("diff", "--name-only", "HEAD", "--", *paths))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"revision": "unknown", "modified": False}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def environment() -> dict[str, Any]:
     """Device, versions, revision and command: what anyone needs to run it again."""
     device = jax.devices()[0]
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
-    ).stdout.strip()
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -150,8 +166,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
         **(cuda() if device.platform == "gpu" else {}),
-        "revision": revision,
-        "modified": modified(),
+        **revision(),
         "command": pinned() + " ".join(["python", *sys.argv]),
     }
 

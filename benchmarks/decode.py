@@ -22,7 +22,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from baselines import baseline
-from common import Results, copy_bandwidth, fields, require_positive, require_turns, time_in_turns
+from common import Results, copy_bandwidth, fields, require_positive, require_turns, script, time_in_turns
 
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
@@ -179,4 +179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

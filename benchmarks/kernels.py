@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from calls import timed
-from common import Results, copy_bandwidth, fields, matmul_rate, require_positive
+from common import Results, copy_bandwidth, fields, matmul_rate, require_positive, script
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -246,4 +246,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -39,7 +39,7 @@ import hlo
 import hlo_counts
 import jax
 import jax.numpy as jnp
-from common import Results, cores
+from common import Results, cores, script
 from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -276,4 +276,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

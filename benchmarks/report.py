@@ -10,6 +10,8 @@ import argparse
 import importlib
 from pathlib import Path
 
+from common import script
+
 HERE = Path(__file__).resolve().parent
 PARTS = ("performance", "results", "tpu_pod")
 
@@ -26,4 +28,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ import itertools
 import jax
 import numpy as np
 from baselines import training
-from common import Results, fields, matmul_rate, require_positive, require_turns, time_in_turns
+from common import Results, fields, matmul_rate, require_positive, require_turns, script, time_in_turns
 
 from bwds import PRESETS, cost, language_model, num_kept_blocks
 from bwds.optim import make_optimizer
@@ -121,4 +121,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from common import Results, fields, require_positive, time_in_turns
+from common import Results, fields, require_positive, script, time_in_turns
 from decode import parameters
 from hlo import Instruction, Program, parse
 
@@ -140,4 +140,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -41,12 +42,21 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
 
     Returns:
         0; 2 with ``error: ...`` on stderr for a mistake of the user (``ValueError``); 1 for an error of the system
-        (``OSError``, or not enough memory); 130 after Ctrl-C.
+        (``OSError``, or not enough memory); 130 after Ctrl-C; 141 where what reads the output has ended, as head does.
     """
     try:
         for argument in arguments:
             _check_text(argument)
-        main(arguments)
+        try:
+            main(arguments)
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except BrokenPipeError:
+        # As the documentation of Python has it: else it tries to write the rest when it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except ValueError as error:
         print(f"error: {error}\nSee python {script} --help.", file=sys.stderr)
         return 2
@@ -63,6 +73,11 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
         print("Stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _flush() -> None:
+    """Writes what is left of the output, while an error of it can still be answered."""
+    print(end="", flush=True)
 
 
 def too_little_memory(error: Exception) -> str | None:

@@ -82,8 +82,7 @@ class Vocabulary:
         if not Path(path).is_file():
             raise ValueError(f"There is no vocabulary at {str(path)!r}; training writes one into its --workdir.")
         words = []
-        # The first word may begin with what is a byte order mark elsewhere.
-        for number, line in enumerate(read_lines(Path(path), skip_mark=False), start=1):
+        for number, line in enumerate(read_lines(Path(path)), start=1):
             parts = line.split()
             if len(parts) != 1:
                 raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} words; it must have one.")
@@ -95,7 +94,7 @@ class Vocabulary:
 
 
 class Corpus(NamedTuple):
-    """A corpus as token ids: int32 arrays [n], one ``<eos>`` at the end of every line of the text."""
+    """A corpus as token ids: int32 arrays [n], an ``<eos>`` at the end of every line of the text."""
 
     name: str
     vocabulary: Vocabulary
@@ -108,15 +107,17 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Reads, or prepares and reads, the corpus that the configuration names.
 
     Words are split on white space; ``<eos>`` ends every line, blank ones included (so the usual counts come out:
-    929,589 training tokens for Penn Treebank, 2,088,628 for WikiText-2). The vocabulary is that of the training
+    929,589 training tokens for Penn Treebank, 2,088,628 for WikiText-2). A line whose last word is ``<eos>`` gets no
+    second one; elsewhere in a line ``<eos>`` is the same word and is kept. The vocabulary is that of the training
     split, the most frequent words first, equals in alphabetical order.
 
     ``config.vocab_limit`` is the size of the vocabulary, ``<unk>`` and ``<eos>`` included: with it the corpus always
     has an ``<unk>``, which stands for the rare words.
 
     Raises:
-        ValueError: unknown dataset, missing, empty or unreadable files, failed download, or a word of the valid or test
-            split that is not in the vocabulary of a corpus without ``<unk>``.
+        ValueError: unknown dataset, missing, empty or unreadable files, failed download, a split without words, fewer
+            than two different ones in the training split, or a word of the valid or test split that is not in the
+            vocabulary of a corpus without ``<unk>``.
     """
     return build_corpus(config.dataset, _open_splits(config), vocab_limit=config.vocab_limit)
 
@@ -140,9 +141,18 @@ def _open_splits(config: DataConfig) -> dict[str, Split]:
         if directory is None:
             raise ValueError("Dataset 'text' needs --data.directory, the folder with the train, valid and test files.")
         return text.splits(directory)
-    from bwds.datasets import tfds
+    if name in DATASETS and directory is not None:
+        from bwds.datasets import known
 
-    return tfds.splits(name.removeprefix("tfds:")) if name.startswith("tfds:") else tfds.own_splits(name, directory)
+        return known.splits(name, directory)
+    try:
+        from bwds.datasets import tfds
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Dataset {name!r} is downloaded by TensorFlow Datasets, whose module {error.name!r} is not installed: "
+            'pip install -e ".[train]" in a clone of the repository, or give text files with --data.directory DIR.'
+        ) from error
+    return tfds.splits(name.removeprefix("tfds:")) if name.startswith("tfds:") else tfds.own_splits(name)
 
 
 class _Table(dict[str, int]):
@@ -166,6 +176,9 @@ def build_corpus(name: str, splits: dict[str, Split], *, vocab_limit: int | None
     ids_in_order_of_appearance.default_factory = ids_in_order_of_appearance.__len__
     train = _encode(splits["train"], ids_in_order_of_appearance)
     words = np.array(list(ids_in_order_of_appearance), dtype=object)
+    if len(real := sorted(ids_in_order_of_appearance.keys() - {UNK, EOS})) < 2:
+        known = f"only the word {real[0]!r}" if real else f"no word but {UNK}"
+        raise ValueError(f"{splits['train'].origin} has {known}; there is something to learn from two words on.")
     counts = np.bincount(train, minlength=len(words))
     table = _Table(_frequency_order(words, counts, vocab_limit))
     # Old id -> new id, so that the training text need not be looked up word by word again.
@@ -188,15 +201,20 @@ def _frequency_order(words: np.ndarray, counts: np.ndarray, limit: int | None) -
 
 
 def _encode(split: Split, table: dict[str, int]) -> Int32[np.ndarray, " n"]:
-    """Ids of a split's words, ``<eos>`` after every line. Raises ``ValueError`` where there are none."""
+    """Ids of a split's words, ``<eos>`` at the end of every line. Raises ``ValueError`` where there are no words."""
     # An array of C ints: a list of Python ints would take ten times the memory on the larger corpora.
-    ids = array("i")
+    ids, eos = array("i"), table[EOS]
     for line in split.lines:
+        words = len(ids)
         ids.extend(map(table.__getitem__, line.split()))
-        ids.append(table[EOS])
+        if len(ids) == words or ids[-1] != eos:
+            ids.append(eos)
     if not ids:
         raise ValueError(f"{split.origin} is empty; every split needs text.")
-    return np.frombuffer(ids, np.int32)
+    encoded = np.frombuffer(ids, np.int32)
+    if not (encoded != eos).any():
+        raise ValueError(f"{split.origin} has no words, only {len(ids)} blank lines; every split needs text.")
+    return encoded
 
 
 class Batch(NamedTuple):

@@ -125,7 +125,10 @@ class Speed:
 
 
 class Progress:
-    """On stderr: a bar where it is a terminal, else a line every ten seconds; nothing if not ``shown``."""
+    """On stderr: a bar where it is a terminal, else a line every ten seconds; nothing if not ``shown``.
+
+    Until a step is done it says that the program is compiled: that takes most of this time.
+    """
 
     def __init__(self, *, total: int, initial: int, shown: bool) -> None:
         self._total, self._shown, self._bar = total, shown, None
@@ -133,7 +136,10 @@ class Progress:
         if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr)
+            desc = "compiling" if initial < total else None
+            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr, desc=desc)
+        elif initial < total:
+            self.note(f"step {initial}/{total}  compiling")
 
     def update(self, *, step: int, loss: float, tokens_per_second: float | None) -> None:
         """One more step is done."""
@@ -143,6 +149,7 @@ class Progress:
         if tokens_per_second is not None:
             shown["tokens/s"] = f"{tokens_per_second:,.0f}"
         if self._bar is not None:
+            self._bar.set_description(refresh=False)
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update()
         else:

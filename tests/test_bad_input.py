@@ -50,13 +50,14 @@ def folder() -> Iterator[Path]:
 
 
 def lines_of(content: bytes | None) -> list[list[str]] | None:
-    """The lines of words in a file; None if it is no UTF-8."""
+    """The lines of words in a file; None if it is no UTF-8, or not text."""
     try:
         text = content.decode("utf-8")
     except (UnicodeDecodeError, AttributeError):
         return None
-    text = text.removeprefix("\ufeff")
-    lines = text.split("\n")
+    lines = [line.lstrip("\ufeff") for line in text.split("\n")]
+    if any(character in line for line in lines for character in "\0\ufeff"):
+        return None
     # What follows the last newline is a line if there is anything.
     ended = content.endswith(b"\n") or not content
     return [line.split() for line in (lines[:-1] if ended else lines)]
@@ -76,10 +77,12 @@ def expected_corpus(folder: Path, limit: int | None) -> tuple[list[str], list[li
     for split in ("train", "valid", "test"):
         content, there = seen(folder, split)
         lines = lines_of(content)
-        if not there or not lines:
+        if not there or not any(set(line) - {"<eos>"} for line in lines or []):
             return None
-        splits.append([word for line in lines for word in [*line, "<eos>"]])
+        splits.append([word for line in lines for word in [*line, *["<eos>"] * (line[-1:] != ["<eos>"])]])
     counts = Counter(splits[0])
+    if len(counts.keys() - {"<unk>", "<eos>"}) < 2:
+        return None
     if limit is not None:
         counts.setdefault("<unk>", 0)
         order = sorted(counts.keys() - {"<unk>", "<eos>"}, key=lambda word: (-counts[word], word))
@@ -103,6 +106,7 @@ def expected_corpus(folder: Path, limit: int | None) -> tuple[list[str], list[li
 @example(files={}, whole=False, limit=None)
 @example(files={"train.txt": b"", "valid.txt": b"\n"}, whole=True, limit=None)
 @example(files={"train.txt": b"a\n\xef\xbb\xbfb \xef\xbb\xbfb \xef\xbb\xbfb"}, whole=True, limit=3)
+@example(files={"train.txt": b"a <eos>\n\xef\xbb\xbfb <eos>b\n<eos>\n"}, whole=True, limit=None)
 @example(files={"train.txt": b"\x00" * 100, "valid.txt": Link("itself"), "valid.tokens": b"a"}, whole=True, limit=3)
 def test_a_text_is_read_by_the_rules_or_refused(files, whole, limit):
     with folder() as directory:

@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -238,3 +239,24 @@ def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
     assert common.environment()["command"].startswith("taskset -c 1,3 python ")
     monkeypatch.setattr(common.os, "cpu_count", lambda: 2)
     assert common.environment()["command"].startswith("python ")
+
+
+def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_path):
+    common = importlib.import_module("common")
+    unknown = {"revision": "unknown", "modified": False}
+    # A copy without a history: by itself, and in the repository of something else.
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "benchmarks" / "common.py"))
+    assert common.revision() == unknown
+    person = ["-c", "user.name=a", "-c", "user.email=b"]
+    for words in (["init", "-q"], [*person, "commit", "-q", "--allow-empty", "-m", "other"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert common.revision() == unknown
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert common.environment().items() >= unknown.items()
+
+
+def test_every_benchmark_answers_errors_in_one_place():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        _, found, end = path.read_text().partition('if __name__ == "__main__":\n')
+        assert not found or end == "    script(main)\n" or end.startswith("    sys.exit(run(main, ")

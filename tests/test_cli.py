@@ -15,10 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny_run
 
-from bwds import cli, model
+from bwds import cli, generate, model
+from bwds.config import Config, ModelConfig
+from bwds.data import Vocabulary
 from bwds.devices import DistributedConfig, MeshConfig
 from bwds.lock import LOCK_FILE
 from bwds.metrics import read_metrics
@@ -353,6 +357,20 @@ def test_generate_writes_text(finished, capsys):
     assert sorted(path.name for path in workdir.iterdir()) == before
 
 
+def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
+    import eval as eval_script
+
+    vocabulary = Vocabulary(("w1", "<unk>", "<eos>"))
+    config = Config(ModelConfig(vocab_size=3, method="dense", hidden_size=4, block_size=4, num_layers=1))
+    monkeypatch.setattr(generate, "generate", lambda *_, **__: np.array([0]))
+    lm = model.language_model(config.model)
+    for prompt, told in (("w1 zebra <unk> ape zebra", "no 'zebra', 'ape'; <unk> is read instead."), ("w1", "")):
+        options = eval_script.Options(workdir="", generate=prompt)
+        text = eval_script.write(options, config, lm, lm.init(jax.random.key(0)), vocabulary)
+        assert text.startswith("w1 <unk> <unk> <unk> <unk>" if told else "w1")
+        assert capsys.readouterr().err == (f"The vocabulary has {told}\n" if told else "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -419,6 +437,16 @@ def test_exit_codes(capsys, raised, code, message):
     assert cli.run(main, "x.py", []) == code
     assert capsys.readouterr().err == message
     assert cli.run(lambda _: None, "x.py", []) == 0
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "in between"])
+def test_an_output_that_is_read_no_further_is_no_error(lines):
+    code = f"import sys; from bwds import cli; sys.exit(cli.run(lambda _: print('a line\\n' * {lines}), 'x.py', []))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_an_error_that_is_not_known_is_not_hidden():

@@ -95,6 +95,7 @@ def test_vocab_limit_keeps_the_most_frequent_words(tmp_path):
     lines=st.lists(st.lists(st.sampled_from("abcdefg"), max_size=6), min_size=1, max_size=20), limit=st.integers(3, 9)
 )
 def test_vocab_limit_bounds_the_vocabulary_and_keeps_the_length(tmp_path_factory, lines, limit):
+    lines.append(["a", "b"])  # two words at least
     folder = tmp_path_factory.mktemp("text")
     write(folder, train="".join(" ".join(line) + "\n" for line in lines))
     corpus = load_corpus(DataConfig(dataset="text", directory=str(folder), vocab_limit=limit))

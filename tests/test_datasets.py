@@ -1,10 +1,11 @@
 """The sources of text: the pydoc corpus, folders of text files, TFDS builders of ours and of others."""
 
+import bz2
 import functools
 import gzip
 import hashlib
 import http.server
-import json
+import lzma
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
 from bwds.data import load_corpus
-from bwds.datasets import SPLITS, builders, cache_dir, pydoc, text
+from bwds.datasets import SPLITS, builders, cache_dir, known, pydoc, text
 from bwds.datasets import tfds as tfds_source
 
 _PTB = Path(os.environ.get("BWDS_PTB_DIRECTORY", Path(__file__).parents[2] / "shared" / "data" / "ptb"))
@@ -179,8 +180,70 @@ def test_text_errors(tmp_path):
 
 
 def test_text_is_split_on_any_white_space_and_a_byte_order_mark_is_dropped(tmp_path):
-    write(tmp_path, train="\ufeffa\tb\u00a0c\r\n\u2028d\x0ce\n", valid="a\n", test="e\n")
-    assert words(load("text", tmp_path), "train") == ["a", "b", "c", "<eos>", "d", "e", "<eos>"]
+    # A mark stands where the file begins, and where another was put behind it.
+    write(tmp_path, train="\ufeffa\tb\u00a0c\r\n\u2028d\x0ce\n\ufeff\ufeffa\n", valid="a\n", test="e\n")
+    assert words(load("text", tmp_path), "train") == ["a", "b", "c", "<eos>", "d", "e", "<eos>", "a", "<eos>"]
+
+
+NO_TEXT = {
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b\n",
+    "git-annex": b"/annex/objects/SHA256E-s12--4d7a214614ab2935c943f9e0ff69d22eadbb8f32b.txt\n",
+    "page": b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
+    "page of a store": b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
+    "page of a raw file": b"404: Not Found",
+    "page of a hub": b"Entry not found\n",
+    "gzip": gzip.compress(b"a b\n"),
+    "bzip2": bz2.compress(b"a b\n"),
+    "xz": lzma.compress(b"a b\n"),
+    "zip": b"PK\x03\x04\x14\x00\x00\x00",
+    "UTF-16": "a b\n".encode("utf-16"),
+    "UTF-16 without mark": "a b\n".encode("utf-16-le"),
+    "NUL": b"a b\na\0b\n",
+    "joined inside a line": b"a b\nb\xef\xbb\xbfa b\n",
+}
+WAYS_OUT = {
+    "Git LFS": "pointer of Git LFS.*Run git lfs pull",
+    "git-annex": "pointer of git-annex.*Run git annex get",
+    "gzip": "compressed: .*Decompress",
+    "bzip2": "compressed: ",
+    "xz": "compressed: ",
+    "zip": "an archive: .*Unpack",
+    "UTF-16": "UTF-16 or UTF-32: .*Convert the file to UTF-8",
+    "UTF-16 without mark": "NUL character on line 1: it is UTF-16",
+    "NUL": "NUL character on line 2",
+    "joined inside a line": r"byte order mark \(U\+FEFF\) in the middle of line 2",
+}
+
+
+@pytest.mark.parametrize("kind", NO_TEXT)
+def test_what_stands_in_for_a_text_is_refused_by_its_name(tmp_path, kind):
+    (write(tmp_path) / "test.txt").write_bytes(NO_TEXT[kind])
+    way_out = WAYS_OUT.get(kind, "the page of a server and no text: .*download it again")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'test.txt'))} (is|has) (a )?{way_out}"):
+        load("text", tmp_path)
+
+
+def test_an_eos_that_the_text_has_is_not_doubled(tmp_path):
+    write(tmp_path, train="a <eos> b <eos>\nb<eos>\n<eos>\n\n", valid="<eos> a <eos> \r\n", test="<eos>\na")
+    corpus = load("text", tmp_path)
+    assert words(corpus, "train") == ["a", "<eos>", "b", "<eos>", "b<eos>", "<eos>", "<eos>", "<eos>"]
+    assert words(corpus, "valid") == ["<eos>", "a", "<eos>"]
+    assert words(corpus, "test") == ["<eos>", "a", "<eos>"]
+
+
+@pytest.mark.parametrize("blank", ["\n", " \n\t\n\n", "<eos>\n\n", "\r\n"])
+def test_a_text_without_words_is_refused(tmp_path, blank):
+    for split in SPLITS:
+        write(tmp_path, **{split: blank})
+        with pytest.raises(ValueError, match=rf"{split}.txt has no words, only \d blank lines"):
+            load("text", tmp_path)
+        write(tmp_path)
+    write(tmp_path, train="a <unk> a\n")
+    with pytest.raises(ValueError, match=r"train.txt has only the word 'a'"):
+        load("text", tmp_path)
+    write(tmp_path, train="<unk>\n")
+    with pytest.raises(ValueError, match=r"train.txt has no word but <unk>"):
+        load("text", tmp_path)
 
 
 def test_a_home_directory_is_needed_for_the_cache_alone(monkeypatch):
@@ -213,62 +276,79 @@ def test_text_that_may_not_be_read_is_named(unreadable):
             (folder / unreadable).chmod(0o755)
 
 
-# --- our builders
+# --- our datasets
 
 
-def as_dataset(monkeypatch, builder, folder: Path) -> None:
-    """Lets the files in the folder be the ones that the builder stands for."""
-    algorithm = "sha256" if len(builder.CHECKSUMS["train"]) == 64 else "sha1"
+def as_dataset(monkeypatch, name: str, folder: Path) -> None:
+    """Lets the files in the folder be the ones that the dataset stands for."""
+    algorithm = "sha256" if len(known.KNOWN[name].checksums["train"]) == 64 else "sha1"
     checksums = {
         split: hashlib.new(algorithm, path.read_bytes()).hexdigest() for split, path in text.find_files(folder).items()
     }
-    monkeypatch.setattr(builder, "CHECKSUMS", checksums)
+    monkeypatch.setitem(known.KNOWN, name, known.KNOWN[name]._replace(checksums=checksums))
+
+
+def as_download(monkeypatch, name: str, folder: Path) -> None:
+    """Lets the files in the folder be what comes from the network, too."""
+    as_dataset(monkeypatch, name, folder)
+    monkeypatch.setattr(builders.BUILDERS[name], "url_infos", {})
+    monkeypatch.setattr(builders.BUILDERS[name], "_download", lambda self, manager: text.find_files(folder))
 
 
 @pytest.mark.parametrize("name", ["ptb", "wikitext2", "wikitext103"])
-def test_a_builder_keeps_lines_and_order(tmp_path, monkeypatch, capsys, cache, name):
+def test_a_dataset_keeps_lines_and_order(tmp_path, monkeypatch, capsys, cache, name):
     # More than two examples of 1000 lines; the number of words shows lines that are lost, swapped or joined.
     train = "".join(" w" * (i % 7) + f" n{i % 40}\n" if i % 5 else "\n" for i in range(2345))
-    folder = write(tmp_path / "files", train=train, valid="w\n\n", test="\n")
-    as_dataset(monkeypatch, builders.BUILDERS[name], folder)
+    folder = write(tmp_path / "files", train=train, valid="w\n\n", test="\nw")
     plain = load("text", folder)
-    corpus = load(name, folder)
-    assert corpus.vocabulary == plain.vocabulary
-    for split in SPLITS:
-        np.testing.assert_array_equal(getattr(corpus, split), getattr(plain, split))
+    as_download(monkeypatch, name, folder)
+    for corpus in (load(name, folder), load(name)):
+        assert corpus.vocabulary == plain.vocabulary
+        for split in SPLITS:
+            np.testing.assert_array_equal(getattr(corpus, split), getattr(plain, split))
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == [f"Preparing the dataset {name} in {cache / 'tfds' / name / '1.0.0'} ..."]
-    # Prepared: neither files nor network are needed any more, and nothing is said.
+    # Prepared: the network is not needed any more, and nothing is said.
+    monkeypatch.setattr(builders.BUILDERS[name], "_download", lambda *_: pytest.fail("it was downloaded again"))
     np.testing.assert_array_equal(load(name).train, plain.train)
     output = capsys.readouterr()
     assert output.out + output.err == ""
     assert "tensorflow" not in sys.modules
 
 
-def test_a_builder_refuses_other_files_even_when_prepared(tmp_path, monkeypatch):
-    right = write(tmp_path / "right")
-    as_dataset(monkeypatch, builders.Ptb, right)
-    load("ptb", right)
+def test_other_files_are_refused(tmp_path):
     wrong = write(tmp_path / "wrong", "ptb.{}.txt", test="z\n")
     with pytest.raises(
-        ValueError, match=r"ptb.test.txt is not the test file of Penn Treebank: its sha256 is .*--data.dataset text"
+        ValueError, match=r"ptb.train.txt is not the train file of Penn Treebank: its sha256 is .*--data.dataset text"
     ):
         load("ptb", wrong)
+    (wrong / "ptb.train.txt").write_bytes(NO_TEXT["Git LFS"])
+    with pytest.raises(ValueError, match=r"ptb.train.txt is a pointer of Git LFS"):
+        load("ptb", wrong)
+
+
+def test_local_files_need_no_tensorflow_datasets(tmp_path, monkeypatch, cache):
+    as_dataset(monkeypatch, "ptb", write(tmp_path / "files"))
+    monkeypatch.delitem(sys.modules, "bwds.datasets.tfds")
+    monkeypatch.delattr("bwds.datasets.tfds")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert words(load("ptb", tmp_path / "files"), "train") == ["a", "b", "<eos>"]
+    assert not cache.exists()  # they are read where they are
+    with pytest.raises(ValueError, match=r"'ptb' is downloaded by .* 'tensorflow_datasets' is not installed: pip "):
+        load("ptb")
 
 
 def test_tfds_data_dir_is_respected(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
-    folder = write(tmp_path / "files")
-    as_dataset(monkeypatch, builders.Ptb, folder)
-    load("ptb", folder)
+    as_download(monkeypatch, "ptb", write(tmp_path / "files"))
+    load("ptb")
     assert (tmp_path / "elsewhere" / "ptb" / "1.0.0" / "dataset_info.json").is_file()
     assert not cache.exists()
 
 
 def test_half_prepared_data_are_not_used(tmp_path, monkeypatch, cache):
-    folder = write(tmp_path / "files", train="a\n" * 3000, test="a\n")
-    as_dataset(monkeypatch, builders.Ptb, folder)
+    as_download(monkeypatch, "ptb", write(tmp_path / "files", train="a b\n" * 3000))
     whole = builders.Ptb._generate_examples
 
     def fail_later(self, path):
@@ -278,15 +358,15 @@ def test_half_prepared_data_are_not_used(tmp_path, monkeypatch, cache):
     with monkeypatch.context() as patch:
         patch.setattr(builders.Ptb, "_generate_examples", fail_later)
         with pytest.raises(ValueError, match=r"'ptb' could not be prepared in .*: OSError: .*the disk is full"):
-            load("ptb", folder)
-    assert len(load("ptb", folder).train) == 6000
+            load("ptb")
+    assert len(load("ptb").train) == 9000
 
 
 PREPARE = """
-import json, sys, time
-from bwds.config import DataConfig
-from bwds.data import load_corpus
-from bwds.datasets import builders
+import sys, time
+import pytest
+from test_datasets import as_download, builders, load
+from pathlib import Path
 
 whole = builders.Ptb._generate_examples
 
@@ -297,48 +377,48 @@ def stop_at_the_last(self, path):
     yield from whole(self, path)
 
 builders.Ptb._generate_examples = stop_at_the_last
-builders.Ptb.CHECKSUMS = json.loads(sys.argv[1])
-load_corpus(DataConfig(dataset="ptb", directory=sys.argv[2]))
+as_download(pytest.MonkeyPatch(), "ptb", Path(sys.argv[1]))
+load("ptb")
 """
 
 
 def test_a_process_killed_while_it_prepares_data_costs_nothing(tmp_path, monkeypatch, cache):
-    folder = write(tmp_path / "files", train="a\n" * 3000, test="a\n")
-    as_dataset(monkeypatch, builders.Ptb, folder)
-    command = [sys.executable, "-c", PREPARE, json.dumps(builders.Ptb.CHECKSUMS), str(folder)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) as process:
+    folder = write(tmp_path / "files", train="a b\n" * 3000)
+    as_download(monkeypatch, "ptb", folder)
+    command = [sys.executable, "-c", PREPARE, str(folder)]
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert any(line == "half written\n" for line in process.stderr)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert any(path.is_file() for path in (cache / "tfds" / "ptb").glob("incomplete*/ptb-train*"))
-    assert len(load("ptb", folder).train) == 6000
+    assert len(load("ptb").train) == 9000
 
 
 def test_another_process_may_prepare_the_same_data_first(tmp_path, monkeypatch):
-    folder = write(tmp_path / "files", train="a b\n" * 3000)
-    as_dataset(monkeypatch, builders.Ptb, folder)
+    as_download(monkeypatch, "ptb", write(tmp_path / "files", train="a b\n" * 3000))
     whole = builders.Ptb._generate_examples
 
     def overtaken(self, path):
         with monkeypatch.context() as patch:
             patch.setattr(builders.Ptb, "_generate_examples", whole)
-            load("ptb", folder)
+            load("ptb")
         yield from whole(self, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(builders.Ptb, "_generate_examples", overtaken)
-        assert len(load("ptb", folder).train) == 9000
+        assert len(load("ptb").train) == 9000
 
 
 def test_damaged_prepared_data_are_an_error_that_names_the_folder(tmp_path, monkeypatch, cache):
-    folder = write(tmp_path / "files", train="a b c\n" * 3000)
-    as_dataset(monkeypatch, builders.Ptb, folder)
-    load("ptb", folder)
+    as_download(monkeypatch, "ptb", write(tmp_path / "files", train="a b c\n" * 3000))
+    load("ptb")
     (record,) = (cache / "tfds" / "ptb" / "1.0.0").glob("*train*")
     record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"'ptb' in {re.escape(str(record.parent))} cannot be read: .*Delete that"):
-        load("ptb", folder)
+        load("ptb")
 
 
 @pytest.mark.parametrize("name", ["ptb", "wikitext2", "wikitext103"])
@@ -385,7 +465,7 @@ def expect_download(monkeypatch, builder, folder: Path) -> None:
 def test_download_of_text_files(server, monkeypatch):
     write(server, "ptb.{}.txt", train="a b <unk>\n")
     expect_download(monkeypatch, builders.Ptb, server)
-    as_dataset(monkeypatch, builders.Ptb, server)
+    as_dataset(monkeypatch, "ptb", server)
     assert words(load("ptb"), "train") == ["a", "b", "<unk>", "<eos>"]
 
 
@@ -396,9 +476,9 @@ def test_download_of_an_archive(server, tmp_path, monkeypatch, name):
     archive = server / builder.URL.rsplit("/", 1)[1]
     shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "wiki-text")
     expect_download(monkeypatch, builder, server)
-    with pytest.raises(ValueError, match=f"wiki.train.tokens is not the train file of {builder.TITLE}: its sha"):
+    with pytest.raises(ValueError, match=f"tokens is not the train file of {known.KNOWN[name].title}: its sha"):
         load(name)
-    as_dataset(monkeypatch, builder, text_folder)
+    as_dataset(monkeypatch, name, text_folder)
     assert words(load(name), "train") == ["a", "b", "<unk>", "<eos>"]
 
 
@@ -425,7 +505,7 @@ def test_every_download_has_a_checksum(builder):
 
 def test_checksums_of_penn_treebank_agree():
     infos = builders.Ptb.url_infos
-    for split, checksum in builders.Ptb.CHECKSUMS.items():
+    for split, checksum in known.KNOWN["ptb"].checksums.items():
         (info,) = (info for url, info in infos.items() if url.endswith(f"ptb.{split}.txt"))
         assert info.checksum == checksum
 

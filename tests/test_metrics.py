@@ -135,8 +135,9 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch,
         now[0] += 3.0
     progress.close()
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["1/9", "5/9", "9/9"]
-    assert lines[0] == "step 1/9  loss 3.912  perplexity 50.0  tokens/s 1,234"
+    assert [line.split()[1] for line in lines] == ["0/9", "1/9", "5/9", "9/9"]
+    assert lines[0] == "step 0/9  compiling"
+    assert lines[1] == "step 1/9  loss 3.912  perplexity 50.0  tokens/s 1,234"
 
 
 def test_progress_that_is_not_shown_is_silent(capsys):
@@ -153,10 +154,13 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress = Progress(total=4, initial=1, shown=True)
+    assert "compiling:  25%" in sys.stderr.getvalue()
+    sys.stderr.truncate(0)
     progress.update(step=2, loss=math.log(50.0), tokens_per_second=1234.0)
     progress.note("a note")
     progress.close()
     shown = sys.stderr.getvalue()
     assert "a note\n" in shown
     assert "2/4" in shown
+    assert "compiling" not in shown
     assert "perplexity=50.0" in shown

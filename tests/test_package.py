@@ -1,8 +1,10 @@
 """The public names, which module knows which, and what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +107,26 @@ def test_presets():
 
 def test_all_names_exist():
     assert [name for name in bwds.__all__ if not hasattr(bwds, name)] == []
+
+
+def test_what_cites_bwds_cites_this_version():
+    assert f"\nversion: {bwds.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_what_a_text_says_to_install_is_there():
+    """bwds is on no package index: extras are those of a clone."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob(".ci/*")]
+    for path in [*pages, *SOURCES, *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"bwds\[|pip install bwds|URL_OF", text), path
+        named = re.findall(r"pip install [^\n]*\.\[([\w,]+)\]", text)
+        assert {extra for group in named for extra in group.split(",")} <= extras.keys(), path
+
+
+@pytest.mark.parametrize("package", ["bwds", "pallas_kernels"])
+def test_a_package_says_that_it_has_types(package):
+    assert (ROOT / package / "py.typed").is_file()
 
 
 def test_import_bwds_is_light():

@@ -50,22 +50,33 @@ def test_ci_runs_the_readme_commands(command):
 # Figures --------------------------------------------------------------------------------------------------------------
 
 
+def lines_of(file: str) -> list[dict]:
+    """Raw lines of a benchmark."""
+    return list(map(json.loads, (ROOT / "benchmarks/results" / file).read_text().splitlines()))
+
+
 def speedup(file: str, key: str, **case: object) -> str:
     """Of the one measurement of a case in a file of raw lines."""
-    lines = (ROOT / "benchmarks/results" / file).read_text().splitlines()
-    found = [line[key] for line in map(json.loads, lines) if line.items() >= case.items()]
+    found = [line[key] for line in lines_of(file) if line.items() >= case.items()]
     assert len(found) == 1
     return f"{found[0]:.2f}x"
 
 
 def test_the_figures_are_those_of_the_raw_lines():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    float32 = {"dtype": "float32"}
+    float32, text = {"dtype": "float32"}, " ".join(readme)
+    losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
+    lost = [
+        speedup("cpu_decode_one_core.jsonl", "speedup_over_dense", dtype=d, **losing) for d in ("float32", "bfloat16")
+    ]
+    assert "at {} of dense in float32, {} in bfloat16".format(*lost) in text
+    times = [line["dynamic_over_dense"] for line in lines_of("cpu_train_step.jsonl") if "dynamic_over_dense" in line]
+    assert f"a step takes {min(times):.2f} to {max(times):.2f} times as long" in text
     for words, sparsity in (("1/2", 0.5), ("3/4", 0.75), ("9/10", 0.9)):
         product, model = (
             [speedup(f"cpu_{name}_one_core.jsonl", key, hidden=h, sparsity=sparsity, **case, **float32) for h in sizes]
             for name, key, sizes, case in (
-                ("kernels_decode", "speedup_product", (1536, 4096), {"rows": 1}),
+                ("kernels_decode", "speedup_layer", (1536, 4096), {"rows": 1}),
                 ("decode", "speedup_over_dense", (4096,), {"cell": "lstm", "batch": 1}),
             )
         )

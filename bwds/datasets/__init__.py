@@ -1,6 +1,7 @@
 """Where the text comes from: one module a source, each giving three splits as streams of lines.
 
-Nothing here is imported by ``import bwds``; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only.
+Nothing here is imported by ``import bwds``; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only,
+which nothing but a download and ``tfds:NAME`` needs.
 """
 
 import os
@@ -32,12 +33,8 @@ def cache_dir() -> Path:
         raise ValueError("There is no home directory to keep prepared data in; set XDG_CACHE_HOME.") from error
 
 
-def read_lines(path: Path, *, skip_mark: bool = True) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 text file, one after another; only a newline ends a line.
-
-    Args:
-        path: the file.
-        skip_mark: a byte order mark at the start is no part of the first word.
 
     Raises:
         ValueError: the file is not UTF-8 (file, line and byte are named).
@@ -46,11 +43,10 @@ def read_lines(path: Path, *, skip_mark: bool = True) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = line.decode("utf-8")
+                yield line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path} is not UTF-8 text: byte {offset + error.start}, on line {number}, is "
                     f"0x{line[error.start]:02x}. Convert the file to UTF-8."
                 ) from error
-            yield text.removeprefix("\ufeff") if number == 1 and skip_mark else text
             offset += len(line)

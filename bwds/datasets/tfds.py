@@ -24,15 +24,14 @@ _CARVED_PERCENT = 5
 _EXAMPLES_AT_ONCE = 64
 
 
-def own_splits(name: str, directory: str | None) -> dict[str, Split]:
-    """Train, valid and test of ptb, wikitext2 or wikitext103: from the files in ``directory``, or downloaded if None.
+def own_splits(name: str) -> dict[str, Split]:
+    """Train, valid and test of ptb, wikitext2 or wikitext103, downloaded.
 
     Raises:
-        ValueError: a local file is missing or not the dataset's; the download failed.
+        ValueError: the download failed.
     """
     builder = _prepare(
-        lambda: BUILDERS[name](directory=directory, data_dir=_data_dir()),
-        needs_network=directory is None,
+        lambda: BUILDERS[name](data_dir=_data_dir()),
         way_out="Without a network, give the folder with its train, valid and test files: "
         f"--data.dataset {name} --data.directory DIR.",
     )
@@ -58,7 +57,6 @@ def splits(name: str) -> dict[str, Split]:
     feature = _text_feature(builder)  # before the work of preparing
     builder = _prepare(
         lambda: tfds.builder(name, data_dir=_data_dir()),
-        needs_network=True,
         way_out="Text files of yours are read with --data.dataset text --data.directory DIR.",
     )
     return _read(builder, _split_instructions(builder), feature)
@@ -68,9 +66,7 @@ def _data_dir() -> Path:
     return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds"))
 
 
-def _prepare(
-    make: Callable[[], tfds.core.DatasetBuilder], *, needs_network: bool, way_out: str
-) -> tfds.core.DatasetBuilder:
+def _prepare(make: Callable[[], tfds.core.DatasetBuilder], *, way_out: str) -> tfds.core.DatasetBuilder:
     """A builder whose data are on disk."""
     builder = make()
     if builder.data_path.exists():
@@ -79,14 +75,12 @@ def _prepare(
     tfds.disable_progress_bar()
     try:
         # TFDS tries for minutes to reach a server that is not there.
-        hosts = {urlsplit(url).netloc: url for url in (builder.url_infos or {})} if needs_network else {}
+        hosts = {urlsplit(url).netloc: url for url in (builder.url_infos or {})}
         if hosts and not any(map(_answers, hosts.values())):
             raise ConnectionError(f"none of {', '.join(hosts)} can be reached")
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    try_download_gcs=False, force_checksums_validation=needs_network
-                ),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True),
                 file_format="array_record",
             )
     # A builder runs code of any kind, over the network: there is no common class for what can go wrong.

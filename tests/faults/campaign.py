@@ -55,8 +55,12 @@ def main() -> int:
 
 def versions() -> dict[str, object]:
     """What the figures were found with."""
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"python": platform.python_version(), "jax": jax.__version__, "revision": revision.stdout.strip()}
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        revision = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"
+    return {"python": platform.python_version(), "jax": jax.__version__, "revision": revision}
 
 
 def campaign(scratch: Path, *, kills: int, seed: int) -> dict[str, object]:
