@@ -70,9 +70,9 @@ def init_lstm(key: Array, config: ModelConfig) -> Params:
 
 
 def init_lstm_carry(batch: int, config: ModelConfig) -> LSTMCarry:
-    """Zeros for ``batch`` streams."""
-    zeros = jnp.zeros((batch, config.hidden_size), jnp.float32)
-    return LSTMCarry(zeros, zeros)
+    """Zeros for ``batch`` streams: two arrays, so that a caller may donate them."""
+    shape = (batch, config.hidden_size)
+    return LSTMCarry(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
 def lstm(

@@ -17,6 +17,7 @@ from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
 from pallas_kernels import to_block_major
 from pallas_kernels.dense import matmul
+from pallas_kernels.sizes import one_at_least
 
 
 class Info(NamedTuple):
@@ -118,7 +119,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
             x, layer_carry, stats = apply_layer(layer, x, carry[i], config, sparsity=sparsity)
             carry_out.append(layer_carry)
             used |= {f"layer_{i}/{name}": value for name, value in stats.items()}
-        output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / max(x[:, 1:].size, 1)
+        output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / one_at_least(x[:, 1:].size)
         x = dropout(output_key, x, config.dropout, locked=config.locked_dropout)
         output_square = jnp.square(x.astype(jnp.float32)).mean()
         # XLA's product with a transposed matrix is a fast one, whatever the type.

@@ -43,9 +43,9 @@ def init_qrnn(key: Array, config: ModelConfig) -> Params:
 
 
 def init_qrnn_carry(batch: int, config: ModelConfig) -> QRNNCarry:
-    """Zeros for ``batch`` streams."""
-    zeros = jnp.zeros((batch, config.hidden_size), jnp.float32)
-    return QRNNCarry(zeros, zeros)
+    """Zeros for ``batch`` streams: two arrays, so that a caller may donate them."""
+    shape = (batch, config.hidden_size)
+    return QRNNCarry(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
 def pool(

@@ -5,25 +5,20 @@
 (arXiv 2001.04686, section 3.) A gate of exactly zero marks an omitted block.
 """
 
-import functools
 import importlib
 import math
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
+from pallas_kernels import vjp
 from pallas_kernels.mesh_axes import alike
+from pallas_kernels.vjp import Modules
 
 PLATFORMS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "cuda"}
 """Modules of this package, and the platform each is for; None: all of them."""
-
-Modules = tuple[tuple[str, ModuleType], ...]
-"""What runs where: (platform, module), the last one for every other platform under the name "default"."""
 
 
 def _module(name: str) -> ModuleType:
@@ -53,16 +48,24 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
         return (*((platform, module) for platform, module in kernels if module), ("default", _module("xla")))
     if implementation not in PLATFORMS:
         raise ValueError(f"implementation is {implementation!r}; it must be None or one of {', '.join(PLATFORMS)}.")
-    module, needed = _module(implementation), PLATFORMS[implementation]
-    if needed is not None:
-        needed, here = "gpu" if needed == "cuda" else needed, jax.default_backend()
-        if here != needed:
-            raise ValueError(
-                f"implementation {implementation!r} needs the platform {needed}, and JAX runs on {here} here; "
-                "implementation='xla' runs everywhere."
-            )
-        module.check(x, w, gates)
-    return (("default", module),)
+    platform = PLATFORMS[implementation]
+    try:
+        module = _module(implementation)
+    except ImportError as error:
+        raise ValueError(
+            f"implementation {implementation!r} needs a compiler that jax {jax.__version__} has not here ({error}); "
+            "implementation='xla' runs everywhere."
+        ) from error
+    if platform is None:
+        return (("default", module),)
+    needed, here = "gpu" if platform == "cuda" else platform, jax.default_backend()
+    if here != needed:
+        raise ValueError(
+            f"implementation {implementation!r} needs the platform {needed}, and JAX runs on {here} here; "
+            "implementation='xla' runs everywhere."
+        )
+    module.check(x, w, gates)
+    return ((platform, module),)
 
 
 def _check(x, w, gates) -> None:
@@ -101,60 +104,8 @@ def _check(x, w, gates) -> None:
         raise ValueError(f"w has shape {w.shape}; it must be [K, N], or block-major [C, R, K/R, N/C].")
 
 
-@functools.cache
-def _operation(name: str, modules: Modules) -> Callable[..., Any]:
-    """``forward``, ``input_gradients`` or ``weight_gradient`` of (x, w, gates[, dy]), by platform and with a vmap.
-
-    The platform is that of the lowering, so a program exported for another machine holds the kernel of that one.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def operation(*arrays):
-        functions = {platform: getattr(module, name) for platform, module in modules}
-        if len(functions) == 1:
-            return functions["default"](*arrays)
-        return lax.platform_dependent(*arrays, **functions)
-
-    @operation.def_vmap
-    def _(size, batched, *arrays):
-        if batched[1] or name == "weight_gradient":
-            # A weight, or its gradient, for every example: one after the other.
-            mapped = [array for array, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
-
-            def one(mapped):
-                mapped = iter(mapped)
-                return operation(*(next(mapped) if m else a for a, m in zip(arrays, batched, strict=True)))
-
-            out = lax.map(one, mapped)
-        else:
-            # Examples are rows, and share every read of the weight.
-            rows = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(arrays, batched, strict=True)]
-            flat = [array.reshape(-1, *array.shape[2:]) for array in rows]
-            flat[1] = arrays[1]
-            out = jax.tree.map(lambda array: array.reshape(size, -1, *array.shape[1:]), operation(*flat))
-        return out, jax.tree.map(lambda _: True, out)
-
-    return operation
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(modules: Modules, x, w, gates):
-    return _operation("forward", modules)(x, w, gates)
-
-
-def _product_fwd(modules, x, w, gates):
-    return _product(modules, x, w, gates), (x, w, gates)
-
-
-def _product_bwd(modules, residuals, dy):
-    dx, dgates = _operation("input_gradients", modules)(*residuals, dy)
-    dw = _operation("weight_gradient", modules)(*residuals, dy)
-    return dx, dw, dgates
-
-
-_product.defvjp(_product_fwd, _product_bwd)
 # A call outside of any jit compiles its loops once, not every time.
-_jitted_product = jax.jit(_product, static_argnums=0)
+_jitted_product = jax.jit(vjp.product, static_argnums=0)
 
 
 def _flat(array, trailing: int):
@@ -213,8 +164,8 @@ def block_sparse_input_gradients(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"]]:
     """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step."""
-    operation = _operation("input_gradients", _choose(implementation, x, w, gates))
-    dx, dgates = operation(*alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
+    modules = _choose(implementation, x, w, gates)
+    dx, dgates = vjp.input_gradients(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
 
 
@@ -230,5 +181,5 @@ def block_sparse_weight_gradient(
 
     Of ``w`` only shape, layout and dtype matter.
     """
-    operation = _operation("weight_gradient", _choose(implementation, x, w, gates))
-    return operation(*alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
+    modules = _choose(implementation, x, w, gates)
+    return vjp.weight_gradient(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))

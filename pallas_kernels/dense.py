@@ -3,12 +3,14 @@ than in float32. What leaving blocks out gains there would be lost again in a ga
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.mesh_axes import alike, zeros
+from pallas_kernels.sizes import at_most, is_known
 from pallas_kernels.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
 
 SMALL = 2**21
@@ -22,9 +24,9 @@ def matmul(x, w):
         x: [..., K], float32 or bfloat16.
         w: [K, N] in the dtype of ``x``.
     """
-    rows = x.size // max(1, x.shape[-1])
-    few = 0 < rows <= STREAMED_ROWS and w.dtype == jnp.bfloat16
-    if not few or w.nbytes <= SMALL or w.shape[0] % STREAMS:
+    rows = math.prod(x.shape[:-1])
+    few = w.dtype == jnp.bfloat16 and rows != 0 and at_most(rows, STREAMED_ROWS)
+    if not few or not is_known(*w.shape) or at_most(w.nbytes, SMALL) or w.shape[0] % STREAMS:
         return _plain(x, w)
     return lax.platform_dependent(x, w, cpu=_streamed, default=_plain)
 

@@ -4,12 +4,16 @@ On an NVIDIA GPU a product of few rows is so short that launches count: between 
 Everywhere else, and in every derivative, it is the caller's own sequence of operations.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
+
+from pallas_kernels.platforms import kernel_on
 
 Product = Callable[..., tuple[Float[Array, "b N"], Float[Array, "b R C"]]]
 
@@ -53,8 +57,9 @@ def gated_matmul(
     """
     from pallas_kernels import triton_gates
 
-    def fused(*operands):
-        return triton_gates.gated_matmul(*operands, grid=grid, scale=scale)
+    n = w.shape[1] if w.ndim == 2 else w.shape[0] * w.shape[3]
+    out = jax.ShapeDtypeStruct((x.shape[0], n), x.dtype), jax.ShapeDtypeStruct((x.shape[0], *grid), jnp.float32)
+    fused = kernel_on("cuda", functools.partial(triton_gates.gated_matmul, grid=grid, scale=scale), out)
 
     @jax.custom_batching.custom_vmap
     def by_platform(*operands):

@@ -39,6 +39,7 @@ from pallas_kernels.mosaic_tpu_tiles import (
     to_lanes,
 )
 from pallas_kernels.mosaic_tpu_weights import weight_gradient
+from pallas_kernels.sizes import is_known
 
 __all__ = ["check", "forward", "input_gradients", "weight_gradient"]
 
@@ -59,6 +60,11 @@ def check(x, w, gates) -> None:
     *_, num_r, num_c = gates.shape
     bk, bn = block_shape(w, gates)
     way_out = 'or choose implementation="xla".'
+    if not is_known(*x.shape, *w.shape):
+        raise ValueError(
+            f"x has shape {x.shape} and w {w.shape} and the TPU kernels take sizes that are known when a program is "
+            f"made; export one program for each, {way_out}"
+        )
     for name, array in (("x", x), ("w", w)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
             raise ValueError(

@@ -6,10 +6,12 @@ Only where it never comes to that, because the k-th largest has equals, bisectio
 are in. It takes a traced k, and every row its own threshold. On one core of a CPU ``lax.top_k`` takes 1.6 times as long
 for a quarter of 4,096 scores and 6 times for 64 rows of them, but only 0.6 times for one row of 576. On an accelerator
 each count would be a launch or two, and an end that data decide a wait for the host, so there the whole search is one
-kernel (``topk_kernels``); rows that are too long for it take all the steps.
+kernel (``topk_tpu``, ``topk_triton``); rows that are too long for it take all the steps.
 """
 
+import contextlib
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels.mesh_axes import like
+from pallas_kernels.platforms import kernel_on
+from pallas_kernels.sizes import is_known
+
+MAX_SCORES = 32_768
+"""Of one row in a kernel: 64 a thread on a GPU."""
+KERNELS = {"tpu": "topk_tpu", "cuda": "topk_triton"}
+"""Modules of this package by platform."""
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
@@ -43,9 +52,8 @@ def _by_platform(kernels: bool) -> Callable[..., Any]:
 
     @jax.custom_batching.custom_vmap
     def search_rows(scores, k):
-        searches: dict[str, Callable[..., Any]] = {"cpu": functools.partial(plain, early=True)}
-        if kernels and scores.size > 0:
-            searches |= _kernels(scores.shape[-1])
+        searches = _kernels(scores) if kernels else {}
+        searches["cpu"] = functools.partial(plain, early=True)
         return lax.platform_dependent(scores, k, **searches, default=functools.partial(plain, early=False))
 
     @search_rows.def_vmap
@@ -58,15 +66,17 @@ def _by_platform(kernels: bool) -> Callable[..., Any]:
     return search_rows
 
 
-def _kernels(n: int) -> dict[str, Callable[..., Any]]:
-    """The kernels for rows of ``n`` scores, by platform; none where they are too long or this jax has no Pallas."""
-    try:
-        from pallas_kernels import topk_kernels
-    except ImportError:
+def _kernels(scores) -> dict[str, Callable[..., Any]]:
+    """The kernels for scores [b, n] by platform: those that this jax compiles, and none for rows that are too long."""
+    rows, n = scores.shape
+    if not is_known(rows) or rows == 0 or n > MAX_SCORES:
         return {}
-    if n > topk_kernels.MAX_SCORES:
-        return {}
-    return {"tpu": topk_kernels.largest_tpu, "cuda": topk_kernels.largest_cuda}
+    kernels = {}
+    for platform, name in KERNELS.items():
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(f"pallas_kernels.{name}")
+            kernels[platform] = kernel_on(platform, module.largest, jax.ShapeDtypeStruct(scores.shape, bool))
+    return kernels
 
 
 def sortable(scores):
@@ -85,6 +95,20 @@ def plain(scores, k, *, early):
         return mask.sum(1, keepdims=True, dtype=jnp.int32)
 
     return search(keys, lax.broadcasted_iota(jnp.int32, keys.shape, 1), zero, count, k, keys.shape[1], early=early)
+
+
+def search_in_kernel(scores, k, n: int):
+    """What a kernel does: an int32 mask of the ``k`` largest among the first ``n`` of every row."""
+    index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    # What fills the row up comes after everything, also after equals.
+    keys = jnp.where(index < n, sortable(scores), LOWEST)
+
+    def count(mask):
+        # In float32, which adds whole numbers this small exactly and which every reduction takes.
+        return jnp.sum(jnp.where(mask, 1.0, 0.0), axis=1, keepdims=True)
+
+    zero = jnp.zeros((scores.shape[0], 1), jnp.int32)
+    return search(keys, index, zero, count, k.astype(jnp.float32), n, early=True).astype(jnp.int32)
 
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1

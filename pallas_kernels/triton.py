@@ -26,23 +26,18 @@ Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``ow
 """
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
 from pallas_kernels import triton_kernels
 from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
+from pallas_kernels.pallas_triton import pl, pltriton
+from pallas_kernels.sizes import is_known
 from pallas_kernels.triton_kernels import Plan
-
-# jax 0.11 announced the end of this backend, and says so at every lowering: in the caller's jit, out of reach of a
-# context manager here. Nobody who only uses these kernels can act on it.
-warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 PROGRAMS = 132
 """Programs that occupy the chip: the multiprocessors of an H100 or H200."""
@@ -59,6 +54,11 @@ Shaped = Array | jax.ShapeDtypeStruct
 
 def check(x: Shaped, w: Shaped, gates: Shaped) -> None:
     """Raises a ValueError that says why, where these kernels do not take arguments that fit together."""
+    if not is_known(*x.shape, *w.shape):
+        raise ValueError(
+            f"x has shape {x.shape} and w {w.shape}; the Triton kernels take sizes that are known when a program is "
+            'made. Export one program for each, or use implementation="xla".'
+        )
     for name, array in (("x", x), ("w", w)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
             raise ValueError(

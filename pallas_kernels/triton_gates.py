@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import triton
 from pallas_kernels.mesh_axes import result
+from pallas_kernels.pallas_triton import pl, pltriton
 from pallas_kernels.topk import LOWEST, search, sortable
 
 MAX_SCORES = 16_384

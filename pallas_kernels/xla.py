@@ -18,6 +18,7 @@ from jax import lax
 from pallas_kernels import xla_decode
 from pallas_kernels.layout import from_block_major, to_block_major
 from pallas_kernels.mesh_axes import zeros
+from pallas_kernels.sizes import at_most, is_known
 from pallas_kernels.xla_decode import columns
 
 DECODE_ROWS = 16
@@ -27,7 +28,7 @@ TILE_ROWS = 256
 
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
-    if x.shape[0] <= DECODE_ROWS:
+    if at_most(x.shape[0], DECODE_ROWS):
         return xla_decode.forward(x, w, gates)
     w = from_block_major(w) if w.ndim == 4 else w
     return _over_tiles(_batched_forward, w, x, gates)
@@ -35,7 +36,7 @@ def forward(x, w, gates):
 
 def input_gradients(x, w, gates, dy):
     """dx [b, K] and dgates [b, R, C]; see ``reference.input_gradients``."""
-    if x.shape[0] <= DECODE_ROWS:
+    if at_most(x.shape[0], DECODE_ROWS):
         dx, dgates = xla_decode.input_gradients(x, w, gates, dy)
     else:
         dx, dgates = _over_tiles(_batched_input_gradients, w, x, gates, dy)
@@ -70,7 +71,7 @@ def _dot_transposed(a, b):
 def _over_tiles(function, w, *arrays):
     """Applies ``function(w, *arrays)`` to some rows of the arrays at a time."""
     rows = arrays[0].shape[0]
-    tiles = max(1, round(rows / TILE_ROWS))
+    tiles = max(1, round(rows / TILE_ROWS)) if is_known(rows) else 1
     if tiles == 1:
         return function(w, *arrays)
     tile = -(-rows // tiles)

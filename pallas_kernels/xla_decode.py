@@ -19,6 +19,7 @@ from jax import lax
 
 from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import zeros
+from pallas_kernels.sizes import at_most
 
 STREAMS = 8
 STREAMED_ROWS = 4
@@ -28,7 +29,7 @@ STREAMED_ROWS = 4
 
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
-    product = _streamed_blocks if x.shape[0] <= STREAMED_ROWS else _dots
+    product = _streamed_blocks if at_most(x.shape[0], STREAMED_ROWS) else _dots
     return product(x.astype(jnp.float32), w, gates.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels import largest, topk, topk_kernels
+from pallas_kernels import largest, topk, topk_tpu, topk_triton
 
 SEARCHES = {
     "here": largest,
     "all steps": functools.partial(topk.plain, early=False),
-    "tpu": functools.partial(topk_kernels.largest_tpu, interpret=True),
-    "cuda": functools.partial(topk_kernels.largest_cuda, interpret=True),
+    "tpu": functools.partial(topk_tpu.largest, interpret=True),
+    "cuda": functools.partial(topk_triton.largest, interpret=True),
 }
 each_search = pytest.mark.parametrize("search", SEARCHES)
 
@@ -53,9 +53,9 @@ def test_sizes_of_models(search, rows, n):
 
 
 def test_rows_of_more_than_one_tile(monkeypatch):
-    monkeypatch.setattr(topk_kernels, "TILE_BYTES", 8 * 128 * 4)
+    monkeypatch.setattr(topk_tpu, "TILE_BYTES", 8 * 128 * 4)
     scores = np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
-    actual = topk_kernels.largest_tpu(scores, jnp.int32(7), interpret=True)
+    actual = topk_tpu.largest(scores, jnp.int32(7), interpret=True)
     np.testing.assert_array_equal(actual, expected(scores, 7))
 
 
@@ -83,7 +83,7 @@ def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 5, 200])
-@pytest.mark.parametrize("n", [1, 33, 576, 4096, topk_kernels.MAX_SCORES, topk_kernels.MAX_SCORES + 1])
+@pytest.mark.parametrize("n", [1, 33, 576, 4096, topk.MAX_SCORES, topk.MAX_SCORES + 1])
 def test_on_a_gpu(rows, n):
     scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(3)
     for k in {1, (n + 1) // 2, n}:

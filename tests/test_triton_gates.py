@@ -197,13 +197,14 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     """LSTM 2 x 4096, bfloat16, rank 128, sparsity 0.75, as counted in the compiled program.
 
     A gated product takes five: three for scores of low rank, one for gates and masks, the product. Sums of splits are
-    no kernels of their own.
+    no kernels of their own. All else of a word takes nine, with eight streams ten, as in the dense model.
     """
     kernels = {
         (case["method"], case["streams"]): case["kernels"] for case in compiled_ahead_of_time if "method" in case
     }
-    assert kernels["dynamic", 1] <= kernels["dense", 1] + 4 * 4
-    assert kernels["dynamic", 8] <= kernels["dense", 1] + 4 * 4 + 1
+    assert kernels["dense", 1] <= 9 + 4
+    assert kernels["dynamic", 1] <= 9 + 4 * 5
+    assert kernels["dynamic", 8] <= 10 + 4 * 5
 
 
 def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):

@@ -1,0 +1,28 @@
+"""Choices that hang on sizes, also where a size is a symbol: ``jax.export`` for any batch or length.
+
+Of a symbol only its constraints are known. What they do not decide gets the answer that is right for every size.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import InconclusiveDimensionOperation
+
+
+def at_most(size: Any, limit: int) -> bool:
+    """Whether a size is known to be ``limit`` or less."""
+    try:
+        return bool(size <= limit)
+    except InconclusiveDimensionOperation:
+        return False
+
+
+def is_known(*sizes: Any) -> bool:
+    """Whether they are numbers: what a kernel's grid is made of."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def one_at_least(size: Any) -> float | jax.Array:
+    """A number to divide by: the size, or 1 for none."""
+    return max(size, 1) if is_known(size) else jnp.maximum(jnp.asarray(size), 1)
