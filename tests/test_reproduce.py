@@ -63,6 +63,7 @@ def finished(corpus, tmp_path_factory):
 
 
 def test_a_finished_cell_has_a_line_with_its_course(finished):
+    from report_results import COLUMNS
     from reproduce import state
 
     folder, result = finished
@@ -79,7 +80,8 @@ def test_a_finished_cell_has_a_line_with_its_course(finished):
     assert 1 < line["test_perplexity"] < 100
     assert line["wall_seconds"] > 0
     assert line["decode"]["model_us"] > 0 < line["decode"]["dense_us"]
-    assert {"command", "revision", "device", "jax", "parameters", "parameters_sha256", "steps"} <= line.keys()
+    nested = {f"{name}.{key}" for name in ("multiply_adds", "decode") for key in line[name]}
+    assert set(COLUMNS) - {"failed"} <= line.keys() | nested
     assert [step for step, _ in line["validation_curve"]] == [3, 6]
     assert min(value for _, value in line["validation_curve"]) == pytest.approx(line["validation_perplexity"], abs=1e-3)
     assert sorted(line["gradient_norm_quantiles"]) == line["gradient_norm_quantiles"]
