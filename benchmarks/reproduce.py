@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,17 +96,18 @@ def main(arguments: Sequence[str]) -> None:
 def side_by_side(chosen: list[Cell], jobs: int, directory: str | None) -> None:
     """Runs cells in processes of their own, ``jobs`` at a time, each on one core where the system can pin it.
 
-    Raises ``SystemExit`` with exit code 1 if the training of a cell failed, after all have had their turn.
+    Raises ``SystemExit``: exit code 1 if a cell ended with an error, after all have had their turn; 0 after SIGTERM.
     """
     own = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
     free = [own[i % len(own)] if own else None for i in range(jobs)]
     running: dict[subprocess.Popen[bytes], tuple[str, int | None]] = {}
     failed, waiting = [], list(chosen)
     text = [] if directory is None else ["--data-directory", directory]
+    stopped = threading.Event()
     # A scheduler's SIGTERM is passed on, as the terminal does with Ctrl-C: each cell saves its state.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
-        while waiting or running:
+        while (waiting or running) and not stopped.is_set():
             while waiting and free:
                 name, core = waiting.pop(0).name, free.pop()
                 pin = [] if core is None else ["taskset", "-c", str(core)]
@@ -114,15 +116,16 @@ def side_by_side(chosen: list[Cell], jobs: int, directory: str | None) -> None:
             for process in [p for p in running if p.poll() is not None]:
                 name, core = running.pop(process)
                 free.append(core)
-                failed += [name] * (process.returncode != 0)
+                failed += [f"{name} (exit code {process.returncode})"] * (process.returncode != 0)
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
     if failed:
-        print(f"error: training failed in {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
+        print(f"error: what ended with an error: {', '.join(failed)}", file=sys.stderr)
+    if failed or stopped.is_set():
+        sys.exit(0 if stopped.is_set() else 1)
 
 
 def state(cell: Cell, runs: Path, results: Path) -> str:
