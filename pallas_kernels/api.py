@@ -8,12 +8,14 @@
 import importlib
 import math
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import vjp
+from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
 from pallas_kernels.vjp import Modules
 
@@ -114,6 +116,12 @@ def _flat(array, trailing: int):
     return array.reshape(math.prod(leading), *array.shape[len(leading) :])
 
 
+def _columns(w) -> Any:
+    """The mesh axes that block columns are spread along."""
+    return tuple(spec_of(w))[0 if w.ndim == 4 else -1] if w.ndim else None
+
+
+@takes_explicit_axes(lambda x, w, gates, **_: rows_as(x, _columns(w)))
 def block_sparse_matmul(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],
@@ -155,6 +163,7 @@ def block_sparse_matmul(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+@takes_explicit_axes(lambda x, w, gates, dy, **_: (spec_of(x), spec_of(gates)))
 def block_sparse_input_gradients(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],
@@ -169,6 +178,7 @@ def block_sparse_input_gradients(
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
 
 
+@takes_explicit_axes(lambda x, w, gates, dy, **_: spec_of(w))
 def block_sparse_weight_gradient(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],
