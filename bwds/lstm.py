@@ -32,10 +32,12 @@ from bwds.linear import (
     parameter_cotangents,
     usage,
 )
+from bwds.serialization import serializable
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike, like
 
 
+@serializable
 class LSTMCarry(NamedTuple):
     """State between windows, both float32 [B, H]."""
 

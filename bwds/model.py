@@ -15,6 +15,7 @@ from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params, cast_matrices
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
+from bwds.serialization import serializable
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
 from pallas_kernels import to_block_major
 from pallas_kernels.dense import matmul
@@ -22,6 +23,7 @@ from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.sizes import one_at_least
 
 
+@serializable
 class Info(NamedTuple):
     """What a call of the model used.
 

@@ -17,10 +17,12 @@ from bwds.array_types import Array, Float
 from bwds.axes import all_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
+from bwds.serialization import serializable
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
 
 
+@serializable
 class QRNNCarry(NamedTuple):
     """State between windows, both float32 [B, H]: the last input and the pooled cell."""
 
