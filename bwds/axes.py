@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Float, Int, Int32
+from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import axes_of
 
 DATA, MODEL = "data", "model"
@@ -102,6 +103,7 @@ def look_up(table: Float[Array, "V H"], tokens: Int[Array, "*b"]) -> Float[Array
     return rows if here is None else summed(jnp.where(here[..., None], rows, 0.0))
 
 
+@takes_explicit_axes(lambda logits, targets: spec_of(targets))
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """-log softmax(logits)[target] in nats, float32; the words may be spread along ``model``, and are not gathered."""
     logits = logits.astype(jnp.float32)

@@ -16,6 +16,7 @@ from bwds.config import Activation, GateSource, Normalization, Scope
 from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
+from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 
 # What share of sum(|kept scores|) the sum of a linear gate is at least taken for. Below the first it has lost its
 # leading digits in float32; below the second its gradient grows beyond what training bears.
@@ -72,6 +73,7 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
     return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
 
 
+@takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 def select_blocks(
     scores: Float[Array, "*b R C"],
     *,
@@ -123,6 +125,7 @@ def select_blocks(
     return largest(scores.swapaxes(-1, -2), k, implementation=implementation).swapaxes(-1, -2)
 
 
+@takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 def gate_values(
     scores: Float[Array, "*b R C"],
     kept: Bool[Array, "*b R C"],
@@ -191,6 +194,7 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, 
     return values * (num_blocks / safe)
 
 
+@takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 def topk_gates(
     scores: Float[Array, "*b R C"],
     *,
@@ -252,6 +256,7 @@ def init_gate(
     }
 
 
+@takes_explicit_axes(lambda params, x, *_, **__: rows_as(x, None, None))
 def gate_scores(
     params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
 ) -> Float[Array, "*b R C"]:

@@ -33,6 +33,7 @@ from bwds.gating import (
 )
 from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
 from pallas_kernels.dense import matmul
+from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
 
@@ -102,6 +103,7 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
     }
 
 
+@takes_explicit_axes(lambda params, x, *_, **__: (rows_as(x, None), rows_as(x, None, None)))
 def linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, sparsity: Any = 0.0
 ) -> tuple[Float[Array, "*b N"], Gating | None]:

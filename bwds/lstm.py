@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
 from bwds.axes import all_columns, own_columns
@@ -31,9 +32,12 @@ from bwds.linear import (
     parameter_cotangents,
     usage,
 )
+from bwds.serialization import serializable
+from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike, like
 
 
+@serializable
 class LSTMCarry(NamedTuple):
     """State between windows, both float32 [B, H]."""
 
@@ -75,6 +79,9 @@ def init_lstm_carry(batch: int, config: ModelConfig) -> LSTMCarry:
     return LSTMCarry(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
+@takes_explicit_axes(
+    lambda params, x, carry, *_, **__: (rows_as(x, None), jax.tree.map(spec_of, carry), PartitionSpec())
+)
 def lstm(
     params: Params, x: Float[Array, "B T H"], carry: LSTMCarry, config: ModelConfig, *, sparsity: Any = None
 ) -> tuple[Float[Array, "B T H"], LSTMCarry, dict[str, Array]]:

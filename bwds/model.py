@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Bool, Float, Int
 from bwds.axes import MODEL, averaged, look_up
@@ -14,12 +15,15 @@ from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params, cast_matrices
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
+from bwds.serialization import serializable
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
 from pallas_kernels import to_block_major
 from pallas_kernels.dense import matmul
+from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.sizes import one_at_least
 
 
+@serializable
 class Info(NamedTuple):
     """What a call of the model used.
 
@@ -97,6 +101,13 @@ def language_model(config: ModelConfig) -> LanguageModel:
             params = map_kernels(lambda _, kernel: _block_diagonal(kernel, config), params)
         return params
 
+    @takes_explicit_axes(
+        lambda params, tokens, carry, **_: (
+            PartitionSpec(*spec_of(tokens), None),
+            jax.tree.map(spec_of, carry),
+            PartitionSpec(),
+        )
+    )
     def apply(
         params: Params,
         tokens: Int[Array, "B T"],

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
 from bwds.axes import all_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
+from bwds.serialization import serializable
+from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
 
 
+@serializable
 class QRNNCarry(NamedTuple):
     """State between windows, both float32 [B, H]: the last input and the pooled cell."""
 
@@ -61,6 +65,9 @@ def pool(
     return lax.scan(step, c, (forget, candidate))[1]
 
 
+@takes_explicit_axes(
+    lambda params, x, carry, *_, **__: (rows_as(x, None), jax.tree.map(spec_of, carry), PartitionSpec())
+)
 def qrnn(
     params: Params, x: Float[Array, "B T H"], carry: QRNNCarry, config: ModelConfig, *, sparsity: Any = None
 ) -> tuple[Float[Array, "B T H"], QRNNCarry, dict[str, Array]]:

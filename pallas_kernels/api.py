@@ -8,12 +8,14 @@
 import importlib
 import math
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import vjp
+from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
 from pallas_kernels.vjp import Modules
 
@@ -114,6 +116,12 @@ def _flat(array, trailing: int):
     return array.reshape(math.prod(leading), *array.shape[len(leading) :])
 
 
+def _columns(w) -> Any:
+    """The mesh axes that block columns are spread along."""
+    return tuple(spec_of(w))[0 if w.ndim == 4 else -1] if w.ndim else None
+
+
+@takes_explicit_axes(lambda x, w, gates, **_: rows_as(x, _columns(w)))
 def block_sparse_matmul(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],
@@ -126,14 +134,18 @@ def block_sparse_matmul(
     Sums are accumulated in float32 and cast once to the dtype of ``x``. Products of float32 are as exact as those of
     a dense product on the same platform: ``jax_default_matmul_precision`` says how exact.
 
-    Differentiable in ``x``, ``w`` and ``gates``; the support of the gates is a constant of differentiation, so the
-    gradient of an omitted gate is zero. Up to 16 rows (the product of the leading dimensions and, under ``vmap`` with
-    one weight for all, the number of examples) a block that no row keeps is never read.
+    Differentiable in ``x``, ``w`` and ``gates``, in reverse mode and at every order; the support of the gates is a
+    constant of differentiation, so the gradient of an omitted gate is zero. There is no forward mode: of a Hessian take
+    ``jax.jacrev`` twice. Up to 16 rows (the product of the leading dimensions and, under ``vmap`` with one weight for
+    all, the number of examples) a block that no row keeps is never read.
 
-    The platform is the one that a program is lowered for. JAX lowers no Pallas kernel for several platforms at once:
-    take one platform for each ``jax.export``, or "xla", which is the same for all. For "cuda" ``jax.export`` asks for
+    The platform is the one that a program is lowered for; ``jax.export`` takes one or several. For "cuda" it asks for
     ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, as nobody promises that
-    a later XLA still reads such a kernel.
+    a later XLA still reads such a kernel. Leading dimensions may be symbols of ``jax.export``: kernels want numbers, so
+    such a program goes through "xla", and reads every block unless a constraint says that there are at most 16 rows.
+
+    The arrays may lie on a mesh, of axes of type Auto or Explicit: y is spread as the rows of ``x`` and the columns of
+    ``w``.
 
     Args:
         x: input [..., K], float32 or bfloat16.
@@ -155,6 +167,7 @@ def block_sparse_matmul(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+@takes_explicit_axes(lambda x, w, gates, dy, **_: (spec_of(x), spec_of(gates)))
 def block_sparse_input_gradients(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],
@@ -169,6 +182,7 @@ def block_sparse_input_gradients(
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
 
 
+@takes_explicit_axes(lambda x, w, gates, dy, **_: spec_of(w))
 def block_sparse_weight_gradient(
     x: Float[Array, "*b K"],
     w: Float[Array, "..."],

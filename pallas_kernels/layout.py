@@ -1,6 +1,9 @@
 """Two layouts of a weight: row-major [K, N], and block-major, where each block is one contiguous piece of memory."""
 
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
+
+from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 
 
 def block_shape(w, gates) -> tuple[int, int]:
@@ -9,6 +12,7 @@ def block_shape(w, gates) -> tuple[int, int]:
     return w.shape[2:] if w.ndim == 4 else (w.shape[0] // num_r, w.shape[1] // num_c)
 
 
+@takes_explicit_axes(lambda w, block_shape: PartitionSpec(*tuple(spec_of(w))[::-1], None, None))
 def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Shaped[Array, "C R bk bn"]:
     """Lays a weight [K, N] out block by block, [C, R, K/R, N/C], column blocks outermost.
 
@@ -27,6 +31,7 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
     return w.reshape(k // bk, bk, n // bn, bn).transpose(2, 0, 1, 3)
 
 
+@takes_explicit_axes(lambda w: PartitionSpec(*tuple(spec_of(w))[1::-1]))
 def from_block_major(w: Shaped[Array, "C R bk bn"]) -> Shaped[Array, "K N"]:
     """The weight [K, N] of a block-major ``w``: the inverse of ``to_block_major``.
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import like
 from pallas_kernels.platforms import kernel_on
 from pallas_kernels.sizes import is_known
@@ -30,6 +31,7 @@ KERNELS = {"tpu": "topk_tpu", "cuda": "topk_triton"}
 """Modules of this package by platform."""
 
 
+@takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 @functools.partial(jax.jit, static_argnames="implementation")
 def largest(
     scores: Float[Array, "*b n"], k: int | Int32[Array, ""], *, implementation: str | None = None

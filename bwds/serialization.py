@@ -1,0 +1,16 @@
+"""What ``jax.export`` must be told, so that it writes programs which take or return this package's types."""
+
+import contextlib
+from typing import TypeVar
+
+import jax.export
+
+Type = TypeVar("Type", bound=type)
+
+
+def serializable(nodetype: Type) -> Type:
+    """Registers a NamedTuple under its name, "bwds.NAME"."""
+    # A module that is loaded again finds its name taken.
+    with contextlib.suppress(ValueError):
+        jax.export.register_namedtuple_serialization(nodetype, serialized_name=f"bwds.{nodetype.__name__}")
+    return nodetype
