@@ -8,6 +8,12 @@
 ``*b`` stands for any number of leading dimensions.
 """
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key"]
+Whole = int | np.integer | Int[Array, ""]
+"""One whole number, of Python, NumPy or JAX."""
+Real = float | np.number | Float[Array, ""] | Int[Array, ""]
+"""One number, of Python, NumPy or JAX."""
+
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key", "Real", "Whole"]

@@ -2,11 +2,18 @@
 
 import dataclasses
 import json
-import numbers
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bwds.checks import require, require_at_least, require_choice, require_rates, require_seed, require_types
+from bwds.checks import (
+    check_sparsity,
+    require,
+    require_at_least,
+    require_choice,
+    require_rates,
+    require_seed,
+    require_types,
+)
 from bwds.sparsity import diagonal_groups, schedule_steps
 
 Cell = Literal["lstm", "qrnn"]
@@ -20,14 +27,6 @@ Dtype = Literal["float32", "bfloat16"]
 Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
 Optimizer = Literal["sgd", "adamw"]
 SparsitySchedule = Literal["constant", "cubic"]
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
-    require(
-        isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0.0 <= sparsity < 1.0,
-        f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
-    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate; softplus: positive, safe at any sparsity."""
+    """linear: the paper's gate, whose divisor can pass zero; softplus: positive; finite at any sparsity."""
     gate_normalization: Normalization = "mean"
     """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
     gate_scope: Scope = "matrix"

@@ -22,7 +22,7 @@ def test_linear_is_scores_gates_product_and_bias():
     layer.bias[...] = normal(32)
     x = normal(3, 5, 24)
     scores = x @ layer.gate["kernel"][...] + layer.gate["bias"][...][None, None, :]
-    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6)
+    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6, activation="softplus")
     expected = (
         block_sparse_matmul(x, layer.kernel[...], gates, implementation="reference") + layer.bias[...][None, None]
     )
@@ -40,14 +40,15 @@ def test_linear_options_matter():
     plain = make()
     assert make(use_bias=False).bias is None
     assert make(gate_rank=3).gate["down"].shape == (24, 3)
-    for options in ({"sparsity": 0.9}, {"gate_activation": "softplus"}, {"gate_scope": "column"}):
+    others = ({"sparsity": 0.9}, {"gate_activation": "linear"}, {"gate_normalization": "none"}, {"gate_scope": "column"})
+    for options in others:
         assert np.abs(make(**options)(x) - plain(x)).max() > 1e-3
 
 
 @pytest.mark.parametrize(("module", "function", "cell"), [(nn.LSTM, lstm, "lstm"), (nn.QRNN, qrnn, "qrnn")])
 def test_recurrent_layers_are_the_functions(module, function, cell):
     layer = module(16, block_size=8, sparsity=0.5, gate_rank=4, rngs=nnx.Rngs(1))
-    config = ModelConfig(cell=cell, hidden_size=16, block_size=8, gate_rank=4)
+    config = ModelConfig(cell=cell, hidden_size=16, block_size=8, gate_rank=4, gate_activation="softplus")
     params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))["params"]
     x = normal(2, 6, 16)
     y, carry = layer(x)
