@@ -68,7 +68,7 @@ def check_sparsity(sparsity: Any) -> None:
     number = python_number(sparsity)
     is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
     require(
-        is_number and 0.0 <= number < 1.0,
+        is_number and 0.0 <= number < 1.0,  # pyrefly: ignore[unsupported-operation]
         f"sparsity is {shown(number)}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
     )
 

@@ -10,7 +10,7 @@ else is known to hold it. Neither makes the layer at sparsity 0 a dense one.
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +145,18 @@ class BlockSparseLinear(nnx.Module):
         return copy
 
 
+class Outputs(NamedTuple):
+    """What a recurrent layer returns: y, carry = layer(x). By name, since ``nnx.tabulate`` shows no carry in a tuple.
+
+    Attributes:
+        y: outputs [B, T, H] in the compute dtype.
+        carry: the state after the window, ``LSTMCarry`` or ``QRNNCarry``.
+    """
+
+    y: Float[Array, "B T H"]
+    carry: Any
+
+
 class _Recurrent(nnx.Module):
     """What LSTM and QRNN share; one layer of width ``hidden_size`` over a window [B, T, H]."""
 
@@ -193,8 +205,10 @@ class _Recurrent(nnx.Module):
         """
         return self._init_carry(batch_size(batch, minimum=0), self.config)
 
-    def __call__(self, x: Float[Array, "B T H"], carry: Any = None) -> tuple[Float[Array, "B T H"], Any]:
+    def __call__(self, x: Float[Array, "B T H"], carry: Any = None) -> Outputs:
         """Outputs [B, T, H] in the compute dtype and the state after the window; ``carry`` None: zeros.
+
+        For ``nnx.tabulate`` give a carry by its name, ``carry=``: Flax cannot show one among positional arguments.
 
         Raises:
             ValueError: ``x`` is not [B, T, H] with at least one time step, ``carry`` is of another batch, width or
@@ -210,7 +224,7 @@ class _Recurrent(nnx.Module):
         carry = zeros if carry is None else fitting_state("carry", carry, zeros)
         params = fitting(self.params, _layer_shapes(self._init, config), config)
         y, carry, _ = self._apply(params, x.astype(config.dtype), carry, config)
-        return y, carry
+        return Outputs(y, carry)
 
     def for_decoding(self) -> Any:
         """A copy laid out for decoding: gated kernels block-major, matrices in the compute dtype.
