@@ -8,12 +8,14 @@
 ``*b`` stands for any number of leading dimensions.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
 
-Whole = int | np.integer | Int[Array, ""]
+Whole = int | np.integer | Int[Any, ""]
 """One whole number, of Python, NumPy or JAX."""
-Real = float | np.number | Float[Array, ""] | Int[Array, ""]
+Real = float | np.number | Float[Any, ""] | Int[Any, ""]
 """One number, of Python, NumPy or JAX."""
 
 __all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key", "Real", "Whole"]

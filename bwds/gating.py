@@ -27,7 +27,7 @@ SCALE_RANGE = (1e-37, 1e37)
 
 
 def select_blocks(
-    scores: Float[Array, "*b R C"],
+    scores: Float[Any, "*b R C"],
     *,
     sparsity: Any = None,
     num_kept: Whole | None = None,
@@ -146,7 +146,7 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, 
 
 
 def topk_gates(
-    scores: Float[Array, "*b R C"],
+    scores: Float[Any, "*b R C"],
     *,
     sparsity: Any = None,
     num_kept: Whole | None = None,
@@ -232,7 +232,7 @@ def init_gate(
 
 
 def gate_scores(
-    params: Tree, x: Float[Array, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
+    params: Tree, x: Float[Any, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
 ) -> Float[Array, "*b R C"]:
     """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. And three controls.
 
