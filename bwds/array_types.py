@@ -11,11 +11,11 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
 
-Whole = int | np.integer | Int[Any, ""]
+Whole = int | np.integer | Integer[Any, ""]
 """One whole number, of Python, NumPy or JAX."""
-Real = float | np.number | Float[Any, ""] | Int[Any, ""]
+Real = float | np.number | Float[Any, ""] | Integer[Any, ""]
 """One number, of Python, NumPy or JAX."""
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key", "Real", "Whole"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Integer", "Key", "Real", "Whole"]

@@ -166,7 +166,7 @@ def topk_gates(
         num_kept: k itself, static or traced, instead of ``sparsity``.
         activation: "linear", the paper's: scores have both signs, so the sum that gates are divided by can pass zero,
             near which they are large (up to 1e4 * R * C): an amplifier of rounding, gradients and loss.
-            "softplus": positive; the layers of ``bwds.nn`` have it by default.
+            "softplus": positive; finite at any sparsity; the layers of ``bwds.nn`` have it by default.
         normalization: "mean": gates have mean one (the paper's). "bounded": linear ones have, unless the sum is less
             than a tenth of the sum of magnitudes, and are at most 10 * R * C; softplus gates are those of "mean".
             "none": a(scores) of the kept blocks, not divided.

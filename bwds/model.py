@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
-from bwds.array_types import Array, Bool, Float, Int
+from bwds.array_types import Array, Bool, Float, Integer
 from bwds.axes import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
@@ -98,7 +98,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
 
     def apply(
         params: Tree,
-        tokens: Int[Any, "B T"],
+        tokens: Integer[Any, "B T"],
         carry: tuple[Any, ...],
         *,
         dropout_key: Array | None = None,
