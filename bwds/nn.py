@@ -5,8 +5,8 @@ A module's ``nnx.state(module, nnx.Param)``, as a pure dict, is the tree of para
 Their gates are softplus by default, ``ModelConfig``'s are linear. Linear is the paper's: scores have both signs, so the
 sum that gates are divided by can pass zero, near which a layer amplifies whatever comes in; a recipe tuned to it, with
 clipped gradients, bears that. Softplus is positive; finite at any sparsity: a gate for networks in which nothing else
-is known to hold it. Neither makes the layer at sparsity 0 a dense one, nor does finite mean that it learns: one language
-model with softplus gates and all blocks did not.
+is known to hold it. Neither makes the layer at sparsity 0 a dense one, nor does finite mean that it learns: one
+language model with softplus gates and all blocks did not.
 """
 
 import functools
@@ -20,16 +20,7 @@ from flax import nnx
 from bwds.arguments import as_array, batch_size, fitting, fitting_state, plain
 from bwds.array_types import Array, Float, Real, Whole
 from bwds.checks import check_sparsity, count, known_number, pair, require, require_choice
-from bwds.config import (
-    Activation,
-    Cell,
-    Dtype,
-    Implementation,
-    Method,
-    ModelConfig,
-    Normalization,
-    Scope,
-)
+from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Normalization, Scope
 from bwds.linear import GateOptions, Params, block_major, cast_matrices, init_linear, linear
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
