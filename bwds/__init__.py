@@ -3,7 +3,8 @@
 from bwds import nn
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import Cost, cost, equal_cost_dense
-from bwds.gating import num_kept_blocks, topk_gates
+from bwds.counts import num_kept_blocks
+from bwds.gating import gate_scores, init_gate, topk_gates
 from bwds.model import Info, LanguageModel, decode_params, language_model
 from bwds.presets import PRESETS
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
@@ -25,6 +26,8 @@ __all__ = [
     "decode_params",
     "equal_cost_dense",
     "from_block_major",
+    "gate_scores",
+    "init_gate",
     "language_model",
     "nn",
     "num_kept_blocks",

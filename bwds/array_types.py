@@ -8,6 +8,14 @@
 ``*b`` stands for any number of leading dimensions.
 """
 
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key
+from typing import Any
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Key"]
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
+
+Whole = int | np.integer | Integer[Any, ""]
+"""One whole number, of Python, NumPy or JAX."""
+Real = float | np.number | Float[Any, ""] | Integer[Any, ""]
+"""One number, of Python, NumPy or JAX."""
+
+__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "Integer", "Key", "Real", "Whole"]

@@ -4,6 +4,11 @@ import math
 import numbers
 from typing import Any, get_args, get_type_hints
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ARRAYS = np.generic | np.ndarray | jax.Array
 _NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
 _OTHERS = {str: "a string", bool: "true or false"}
 
@@ -13,10 +18,66 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def python_number(value: Any) -> Any:
+    """A scalar of NumPy or JAX as the number of Python; anything else, and what is traced, as it is."""
+    if not isinstance(value, _ARRAYS) or isinstance(value, jax.core.Tracer) or value.shape != ():
+        return value
+    # A key of JAX is an array too.
+    return value if jnp.issubdtype(value.dtype, jax.dtypes.extended) else value.item()
+
+
+def shown(value: Any) -> str:
+    """A value in one line."""
+    value = python_number(value)
+    return f"an array of shape {value.shape} and type {value.dtype}" if isinstance(value, _ARRAYS) else repr(value)
+
+
+def require_number(name: str, value: Any, *, whole: bool = False) -> None:
+    """Raises ``ValueError`` unless it is one real or whole number, of Python, NumPy or JAX, traced or not."""
+    value = python_number(value)
+    if isinstance(value, jax.core.Tracer):
+        kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
+        right = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    else:
+        right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    require(right, f"{name} is {shown(value)}; it must be one {'whole ' * whole}number.")
+
+
+def known_number(name: str, value: Any, *, whole: bool = False) -> Any:
+    """The same as a number of Python; ``ValueError`` also if it is traced, where it decides about shapes."""
+    require_number(name, value, whole=whole)
+    require(not isinstance(value, jax.core.Tracer), f"{name} is traced; it must be known when the program is compiled.")
+    return python_number(value)
+
+
+def count(name: str, value: Any) -> int:
+    """A known whole number, at least 1, as Python's."""
+    number = int(known_number(name, value, whole=True))
+    require_at_least(1, **{name: number})
+    return number
+
+
+def pair(name: str, value: Any) -> tuple[int, int]:
+    """Two of them."""
+    require(isinstance(value, tuple | list) and len(value) == 2, f"{name} is {shown(value)}; it must be two numbers.")
+    return count(f"{name}[0]", value[0]), count(f"{name}[1]", value[1])
+
+
+def check_sparsity(sparsity: Any) -> None:
+    """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
+    number = python_number(sparsity)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    require(
+        is_number and 0.0 <= number < 1.0,  # pyrefly: ignore[unsupported-operation]
+        f"sparsity is {shown(number)}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
+    )
+
+
 def require_types(config: Any) -> None:
     """Checks the fields of a frozen dataclass by their annotations, and makes their numbers Python's own.
 
-    A whole number may stand for a float, and NumPy's numbers for Python's. Choices are left to ``require_choice``.
+    A whole number may stand for a float, and NumPy's and JAX's numbers for Python's. Choices are left to
+    ``require_choice``.
     """
     for name, annotation in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -25,20 +86,22 @@ def require_types(config: Any) -> None:
             continue
         for kind, (accepted, words) in _NUMBERS.items():
             if kind in kinds:
+                value = python_number(value)
                 is_number = isinstance(value, accepted) and not isinstance(value, bool)
-                require(is_number, f"{name} is {value!r}; it must be {words}.")
+                require(is_number, f"{name} is {shown(value)}; it must be {words}.")
                 try:
                     object.__setattr__(config, name, kind(value))
                 except OverflowError:
                     raise ValueError(f"{name} is {value}; that is more than a float can hold.") from None
         for kind, words in _OTHERS.items():
             if kind in kinds:
-                require(isinstance(value, kind), f"{name} is {value!r}; it must be {words}.")
+                require(isinstance(value, kind), f"{name} is {shown(value)}; it must be {words}.")
 
 
 def require_choice(name: str, value: Any, choices: Any) -> None:
     allowed = get_args(choices)
-    require(value in allowed, f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}.")
+    right = isinstance(value, str) and value in allowed
+    require(right, f"{name} is {shown(value)}; it must be one of {', '.join(map(str, allowed))}.")
 
 
 def require_at_least(minimum: float, **values: float) -> None:
@@ -56,11 +119,3 @@ def require_seed(seed: int) -> None:
 def require_rates(**values: float | None) -> None:
     for name, value in values.items():
         require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Raises ``ValueError`` unless ``sparsity``, the fraction of blocks omitted, lies in [0, 1)."""
-    require(
-        isinstance(sparsity, numbers.Real) and not isinstance(sparsity, bool) and 0.0 <= sparsity < 1.0,
-        f"sparsity is {sparsity}; it is the fraction of blocks omitted and must be at least 0 and less than 1.",
-    )

@@ -5,8 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
+from bwds.arguments import require_config
 from bwds.config import Config, ModelConfig
-from bwds.gating import kept_count, num_kept_blocks
+from bwds.counts import kept_count, num_kept_blocks
 from bwds.sparsity import diagonal_groups
 
 Configuration = TypeVar("Configuration", ModelConfig, Config)
@@ -53,8 +54,13 @@ class Cost:
 
 
 def cost(config: ModelConfig | Config) -> Cost:
-    """Multiply-adds and bytes per token of a model, from its configuration alone."""
+    """Multiply-adds and bytes per token of a model, from its configuration alone.
+
+    Raises:
+        ValueError: ``config`` is neither a ``Config`` nor a ``ModelConfig``.
+    """
     model = config.model if isinstance(config, Config) else config
+    require_config(model)
     h = model.hidden_size
     shapes = [(h, 4 * h)] * 2 if model.cell == "lstm" else [(2 * h, 3 * h)]
     gates = blocks = dense = 0
@@ -109,6 +115,7 @@ def equal_cost_dense(config: Configuration) -> Configuration:
     """
     if isinstance(config, Config):
         return dataclasses.replace(config, model=equal_cost_dense(config.model))
+    require_config(config)
     target = cost(config).total
     # One layer has w * H^2 weights: layers * w * H^2 + V * H = target.
     per_layer = 8 if config.cell == "lstm" else 6

@@ -1,18 +1,18 @@
 """From scores to gates: choose the k best blocks for every input, normalise what they scored (arXiv 2001.04686)."""
 
 import functools
-import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from bwds.array_types import Array, Bool, Float, Int32
-from bwds.checks import check_sparsity
+from bwds.arguments import Tree, as_array, plain, require_key
+from bwds.array_types import Array, Bool, Float, Whole
+from bwds.checks import count, pair, require, require_choice, require_number
 from bwds.config import Activation, GateSource, Normalization, Scope
+from bwds.counts import kept_count
+from bwds.counts import num_kept_blocks as num_kept_blocks
 from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
@@ -26,59 +26,13 @@ SOFTPLUS_FLOOR = -40.0
 # Scales are kept in the range whose reciprocals are normal float32 numbers.
 SCALE_RANGE = (1e-37, 1e37)
 
-Count = int | Int32[Array, ""]
-
-
-def num_kept_blocks(num_blocks: int, sparsity: float) -> int:
-    """Blocks kept out of ``num_blocks``: ceil((1 - sparsity) * num_blocks), at least 1.
-
-    Rounding of the product is forgiven: 0.7 of 10 blocks omitted keeps 3, although (1 - 0.7) * 10 > 3 in floating
-    point.
-
-    Raises:
-        ValueError: ``sparsity`` is outside [0, 1), or ``num_blocks`` is no whole number from 1 to 2**53.
-    """
-    check_sparsity(sparsity)
-    if not isinstance(num_blocks, numbers.Integral) or not 1 <= num_blocks <= 2**53:
-        raise ValueError(f"num_blocks is {num_blocks}; it must be a whole number, at least 1 and at most 2**53.")
-    # The error of the product is at most 2.3e-16 of num_blocks, that of a sparsity that was computed a few times that.
-    return max(1, math.ceil((1.0 - float(sparsity)) * num_blocks - 1e-15 * num_blocks))
-
-
-def check_number(name: str, value: Any, *, whole: bool = False) -> None:
-    """Raises ``ValueError`` unless it is one real or whole number, of Python, NumPy or JAX, traced or not."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
-        right = value.shape == () and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-        shown = f"an array of shape {value.shape} and type {value.dtype}"
-    else:
-        shown = repr(value)
-        right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-    if not right:
-        raise ValueError(f"{name} is {shown}; it must be one {'whole ' * whole}number.")
-
-
-def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
-    """Blocks kept of a (R, C) grid, or of each of its columns, for a static or a traced float32 ``sparsity``.
-
-    The traced count is an int32 and agrees with ``num_kept_blocks``.
-    """
-    num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
-    check_number("sparsity", sparsity)
-    if not isinstance(sparsity, np.generic | np.ndarray | jax.Array) or isinstance(sparsity, float):
-        return num_kept_blocks(num_blocks, sparsity)
-    if not isinstance(sparsity, jax.core.Tracer):
-        check_sparsity(float(sparsity))
-    kept = jnp.ceil((1.0 - jnp.asarray(sparsity, jnp.float32)) * num_blocks - 1e-6 * num_blocks)
-    return jnp.clip(kept, 1, num_blocks).astype(jnp.int32)
-
 
 @takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 def select_blocks(
-    scores: Float[Array, "*b R C"],
+    scores: Float[Any, "*b R C"],
     *,
     sparsity: Any = None,
-    num_kept: Count | None = None,
+    num_kept: Whole | None = None,
     scope: Scope = "matrix",
     implementation: str | None = None,
 ) -> Bool[Array, "*b R C"]:
@@ -98,12 +52,12 @@ def select_blocks(
         ValueError: not exactly one of ``sparsity`` and ``num_kept`` is given, a static one is out of range, ``scope``
             is unknown, or ``scores`` have fewer than two dimensions.
     """
+    scores = as_array("scores", scores)
     if scores.ndim < 2:
         raise ValueError(f"scores have shape {scores.shape}; they must be [..., R, C].")
     if scores.dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):
         raise ValueError(f"scores have dtype {scores.dtype}; gates need the range of float32 or bfloat16.")
-    if scope not in ("matrix", "column"):
-        raise ValueError(f"scope is {scope!r}; it must be 'matrix' or 'column'.")
+    require_choice("scope", scope, Scope)
     if (sparsity is None) == (num_kept is None):
         raise ValueError("Give either sparsity or num_kept, not both and not neither.")
     scores = lax.stop_gradient(scores)
@@ -112,7 +66,7 @@ def select_blocks(
         raise ValueError(f"scores have shape {scores.shape}; there must be at least one block.")
     n = r * c if scope == "matrix" else r
     k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
-    check_number("num_kept", k, whole=True)
+    require_number("num_kept", k, whole=True)
     if not isinstance(k, jax.core.Tracer):
         # A number, also where other things are traced: comparing an array there would be traced as well.
         k = int(k)
@@ -151,8 +105,10 @@ def gate_values(
         normalization: "mean" or "bounded" as above; "none": gates = a(scores), for comparison.
 
     Raises:
-        ValueError: ``activation`` is unknown.
+        ValueError: ``activation`` or ``normalization`` is unknown.
     """
+    require_choice("activation", activation, Activation)
+    require_choice("normalization", normalization, Normalization)
     num_blocks = scores.shape[-1] * scores.shape[-2]
     over_matrix = {"axis": (-2, -1), "keepdims": True}
     values = scaled_scores(
@@ -179,8 +135,6 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, 
         # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
         values /= lax.stop_gradient(largest(values)).clip(*SCALE_RANGE)
         return values * (num_blocks / total(values))
-    if activation != "linear":
-        raise ValueError(f"activation is {activation!r}; it must be 'linear' or 'softplus'.")
     values = jnp.where(kept, scores, 0.0)
     if normalization == "none":
         return values
@@ -196,11 +150,12 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, largest, activation, 
 
 @takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
 def topk_gates(
-    scores: Float[Array, "*b R C"],
+    scores: Float[Any, "*b R C"],
     *,
     sparsity: Any = None,
-    num_kept: Count | None = None,
+    num_kept: Whole | None = None,
     activation: Activation = "linear",
+    normalization: Normalization = "mean",
     scope: Scope = "matrix",
 ) -> Float[Array, "*b R C"]:
     """Gates from scores: the largest k are kept and normalised to mean one over the matrix, the others are zero.
@@ -210,10 +165,15 @@ def topk_gates(
     finite scores at every sparsity in [0, 1) (``gate_values`` says how).
 
     Args:
-        scores: one score a block, [..., R, C].
-        sparsity: fraction of blocks omitted, in [0, 1), static or traced; k = ceil((1 - sparsity) * R * C).
+        scores: one score a block, [..., R, C], as ``gate_scores`` gives them.
+        sparsity: fraction of blocks omitted, in [0, 1), static or traced; k is ``num_kept_blocks`` of R * C.
         num_kept: k itself, static or traced, instead of ``sparsity``.
-        activation: "linear" (the paper's) or "softplus" (positive, smooth at any sparsity).
+        activation: "linear", the paper's: scores have both signs, so the sum that gates are divided by can pass zero,
+            near which they are large (up to 1e4 * R * C): an amplifier of rounding, gradients and loss.
+            "softplus": positive; finite at any sparsity; the layers of ``bwds.nn`` have it by default.
+        normalization: "mean": gates have mean one (the paper's). "bounded": linear ones have, unless the sum is less
+            than a tenth of the sum of magnitudes, and are at most 10 * R * C; softplus gates are those of "mean".
+            "none": a(scores) of the kept blocks, not divided.
         scope: "matrix": top-k over all blocks; "column": inside each block column, k of its R blocks.
 
     Returns:
@@ -223,18 +183,37 @@ def topk_gates(
         ValueError: an argument is out of range or unknown.
     """
     kept = select_blocks(scores, sparsity=sparsity, num_kept=num_kept, scope=scope)
-    return gate_values(scores, kept, activation=activation)
+    return gate_values(as_array("scores", scores), kept, activation=activation, normalization=normalization)
 
 
 def init_gate(
-    key: Array, num_features: int, num_blocks: int, rank: int | None = None, source: GateSource = "learned"
+    key: Array, num_features: Whole, num_blocks: Whole, rank: Whole | None = None, source: GateSource = "learned"
 ) -> dict[str, Array]:
     """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
 
+        gate = bwds.init_gate(key, 256, 4 * 8)                    # of a weight w [256, 512] in 4 x 8 blocks of 64 x 64
+        scores = bwds.gate_scores(gate, x, (4, 8))                # x [..., 256], scores [..., 4, 8]
+        gates = bwds.topk_gates(scores, sparsity=0.75)            # of 32 blocks every row keeps 8
+        y = bwds.block_sparse_matmul(x, w, gates)                 # [..., 512], differentiable in gate, x and w
+
+    Args:
+        key: one key, as ``jax.random.key`` makes it.
+        num_features: K, the inputs of the matrix.
+        num_blocks: R * C.
+        rank: width between the two factors of a low-rank gate, which costs less; None: a full matrix.
+        source: as in ``gate_scores``.
+
     Returns:
         {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. The
-        source "bias" has {"bias"} alone, "random" nothing.
+        source "bias" has {"bias"} alone, "random" nothing. All float32.
+
+    Raises:
+        ValueError: ``key`` is not one key, a number is not whole and positive, or ``source`` is unknown.
     """
+    require_key("key", key)
+    num_features, num_blocks = count("num_features", num_features), count("num_blocks", num_blocks)
+    rank = None if rank is None else count("rank", rank)
+    require_choice("source", source, GateSource)
     if source == "random":
         return {}
     keys = jax.random.split(key, 3)
@@ -258,25 +237,50 @@ def init_gate(
 
 @takes_explicit_axes(lambda params, x, *_, **__: rows_as(x, None, None))
 def gate_scores(
-    params: dict[str, Array], x: Float[Array, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
+    params: Tree, x: Float[Any, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
 ) -> Float[Array, "*b R C"]:
     """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. And three controls.
 
-    The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores.
+    The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores. ``init_gate`` shows
+    what they are for.
 
     Args:
         params: as ``init_gate`` makes them.
-        x: input [..., K].
+        x: input [..., K], float32 or bfloat16.
         grid: (R, C).
         source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
             the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
+
+    Raises:
+        ValueError: ``source`` is unknown, or names, shapes or types do not fit together.
     """
+    require_choice("source", source, GateSource)
+    x = as_array("x", x)
+    floating = x.ndim >= 1 and jnp.issubdtype(x.dtype, jnp.floating)
+    require(floating, f"x has shape {x.shape} and dtype {x.dtype}; it must be [..., K], of floating-point numbers.")
+    grid = pair("grid", grid)
     num_blocks = grid[0] * grid[1]
     if source == "random":
         return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
-    scores, bias = score_terms(params, x, num_blocks, source)
+    scores, bias = score_terms(_gate(params, x.shape[-1], grid, source), x, num_blocks, source)
     scores += jnp.expand_dims(bias, tuple(range(scores.ndim - 1)))
     return scores.reshape(*x.shape[:-1], *grid)
+
+
+def _gate(params: Any, num_features: int, grid: tuple[int, int], source: GateSource) -> dict[str, Array]:
+    """The parameters of a gate as a dict; ``ValueError`` unless they are of this input and grid."""
+    gate, num_blocks = plain("params", params), grid[0] * grid[1]
+    shapes = {name: value.shape for name, value in gate.items() if not isinstance(value, dict)}
+    rank = shapes.get("up", (0,))[0]
+    bias, full = {"bias": (num_blocks,)}, {"kernel": (num_features, num_blocks)}
+    factors = {"down": (num_features, rank), "up": (rank, num_blocks)}
+    wanted = bias if source == "bias" else bias | (factors if "down" in gate else full)
+    require(
+        len(gate) == len(shapes) and shapes == wanted,
+        f"params have shapes {shapes}; for x of {num_features} features and {grid[0]} x {grid[1]} blocks the gate "
+        f"{source!r} has {wanted}: make them with init_gate.",
+    )
+    return gate
 
 
 def score_terms(

@@ -9,9 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from bwds.array_types import Array, Float, Int, Int32, Key
+from bwds.arguments import Tree, fitting_tokens, plain
+from bwds.array_types import Array, Float, Int, Int32, Key, Real, Whole
+from bwds.checks import known_number
 from bwds.config import ModelConfig
 from bwds.model import LanguageModel, decode_params, language_model
 
@@ -75,13 +78,13 @@ def _decode(
 
 def generate(
     lm: LanguageModel,
-    params: Params,
-    prompt_ids: Int[Any, " P"],
+    params: Tree,
+    prompt_ids: Any,
     *,
     key: Key[Array, ""],
-    length: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    length: Whole,
+    temperature: Real = 1.0,
+    top_p: Real = 1.0,
 ) -> Int32[Array, " length"]:
     """Words that follow a prompt, drawn one after the other.
 
@@ -91,7 +94,7 @@ def generate(
     Args:
         lm: the model.
         params: its parameters, best as ``decode_params`` lays them out.
-        prompt_ids: at least one token, [P]; ``<eos>`` alone starts a new line.
+        prompt_ids: at least one token, [P], of Python, NumPy or JAX; ``<eos>`` alone starts a new line.
         key: the same key gives the same words.
         length: number of words, at least 1.
         temperature: divides the logits; 0, and what is below 1.2e-38, always takes the most probable word.
@@ -104,11 +107,16 @@ def generate(
     Raises:
         ValueError: an argument is out of range.
     """
-    prompt = jnp.asarray(prompt_ids, jnp.int32)
+    params = plain("params", params)
+    prompt = np.asarray(prompt_ids)
     if prompt.ndim != 1 or not prompt.size:
         raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
-    if length < 1:
-        raise ValueError(f"The number of words is {length}; it must be at least 1.")
+    # Where there is no embedding, the model says so.
+    prompt = fitting_tokens("prompt_ids", prompt, len(params.get("embedding", range(2**31))))
+    length = known_number("length", length, whole=True)
+    temperature, top_p = known_number("temperature", temperature), known_number("top_p", top_p)
+    if not 1 <= length < 2**31:
+        raise ValueError(f"The number of words is {length}; it must be at least 1 and less than 2**31.")
     if not 0.0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite.")
     if not 0.0 < top_p <= 1.0:

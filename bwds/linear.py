@@ -21,17 +21,14 @@ import jax.numpy as jnp
 from bwds.array_types import Array, Bool, Float
 from bwds.axes import MODEL, all_columns, own_columns, summed
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
-from bwds.gating import (
-    Count,
-    gate_scores,
-    gate_values,
-    init_gate,
-    kept_count,
-    scaled_scores,
-    score_terms,
-    select_blocks,
+from bwds.counts import Count, kept_count
+from bwds.gating import gate_scores, gate_values, init_gate, scaled_scores, score_terms, select_blocks
+from pallas_kernels import (
+    block_sparse_input_gradients,
+    block_sparse_matmul,
+    block_sparse_weight_gradient,
+    to_block_major,
 )
-from pallas_kernels import block_sparse_input_gradients, block_sparse_matmul, block_sparse_weight_gradient
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated import fuses, gated_matmul
@@ -101,6 +98,19 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
         else (value if name == "bias" else value.astype(dtype))
         for name, value in params.items()
     }
+
+
+def block_major(params: Params, block_shape: tuple[int, int]) -> Params:
+    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are."""
+
+    def lay_out(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return block_major(value, block_shape)
+        return (
+            to_block_major(value, block_shape) if name == "kernel" and "gate" in params and value.ndim == 2 else value
+        )
+
+    return {name: lay_out(name, value) for name, value in params.items()}
 
 
 @takes_explicit_axes(lambda params, x, *_, **__: (rows_as(x, None), rows_as(x, None, None)))

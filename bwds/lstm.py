@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from bwds.array_types import Array, Float
 from bwds.axes import all_columns, own_columns
 from bwds.config import ModelConfig
-from bwds.gating import Count, kept_count
+from bwds.counts import Count, kept_count
 from bwds.linear import (
     GateOptions,
     Gating,

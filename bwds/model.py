@@ -1,5 +1,6 @@
 """The language model: embedding, recurrent layers, softmax, as three pure functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from bwds.array_types import Array, Bool, Float, Int
+from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
+from bwds.array_types import Array, Bool, Float, Integer
 from bwds.axes import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
-from bwds.linear import Params, cast_matrices
+from bwds.linear import Params, block_major, cast_matrices
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.serialization import serializable
 from bwds.sparsity import block_diagonal_mask, diagonal_groups, where_kept
-from pallas_kernels import to_block_major
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.sizes import one_at_least
@@ -52,7 +53,9 @@ class LanguageModel(NamedTuple):
             tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
             ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation;
             only the method dynamic has a use for it.
-            ``params`` may also come from ``decode_params``.
+            ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
+            ``ValueError`` names what does not fit the configuration. Token ids outside of the vocabulary are refused
+            in NumPy's arrays, and taken as the nearest word in JAX's.
         init_carry: ``init_carry(batch) -> carry``, zeros.
     """
 
@@ -75,6 +78,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
     Pruned and static-block models compute as dense ones, with zeros among the weights: those of static-block are there
     from the start, and ``bwds.pruning`` keeps them in training.
     """
+    require_config(config)
     init_layer, apply_layer, init_layer_carry, weight_dropped = _CELLS[config.cell]
     dtype = jnp.dtype(config.dtype)
     first_rate, hidden_rate = (
@@ -109,14 +113,16 @@ def language_model(config: ModelConfig) -> LanguageModel:
         )
     )
     def apply(
-        params: Params,
-        tokens: Int[Array, "B T"],
+        params: Tree,
+        tokens: Integer[Any, "B T"],
         carry: tuple[Any, ...],
         *,
         dropout_key: Array | None = None,
         sparsity: Any = None,
     ) -> tuple[Float[Array, "B T V"], tuple[Any, ...], Info]:
-        _check_tokens(tokens, carry, config)
+        params = fitting(params, parameter_shapes(config), config)
+        tokens = fitting_tokens("tokens", tokens, config.vocab_size)
+        carry = _fitting_carry(carry, tokens, init_layer_carry, config)
         count = config.num_layers
         keys = [None] * (2 * count + 2) if dropout_key is None else list(jax.random.split(dropout_key, 2 * count + 2))
         *layer_keys, output_key = keys[: count + 1]
@@ -146,9 +152,8 @@ def language_model(config: ModelConfig) -> LanguageModel:
             density = averaged(jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean(), MODEL)
         return logits, tuple(carry_out), Info(density, used, output_square, output_change)
 
-    def init_carry(batch: int) -> tuple[Any, ...]:
-        if batch < 1:
-            raise ValueError(f"batch is {batch}; it must be at least 1.")
+    def init_carry(batch: Any) -> tuple[Any, ...]:
+        batch = batch_size(batch)
         return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
 
     return LanguageModel(init, apply, init_carry)
@@ -195,38 +200,39 @@ def _block_diagonal(kernel: Float[Array, "K N"], config: ModelConfig) -> Float[A
     return where_kept(mask, kernel if config.init_bound else kernel * mask.mean() ** -0.5)
 
 
-def decode_params(params: Params, config: ModelConfig) -> Params:
+@functools.lru_cache(maxsize=64)
+def parameter_shapes(config: ModelConfig) -> Params:
+    """What ``init`` gives for a configuration, in shapes."""
+    return jax.eval_shape(lambda seed: language_model(config).init(jax.random.key(seed)), 0)
+
+
+def decode_params(params: Tree, config: ModelConfig) -> Params:
     """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
 
     A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
     stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
-    whole of it on a CPU.
+    whole of it on a CPU. Parameters that are laid out already stay so.
+
+    Raises:
+        ValueError: ``params`` are not those of a model of this configuration.
     """
 
-    def lay_out(tree: Params) -> Params:
-        laid_out: Params = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                laid_out[name] = lay_out(value)
-            elif name == "kernel" and "gate" in tree:
-                laid_out[name] = to_block_major(value, config.block_shape)
-            else:
-                laid_out[name] = value
-        return laid_out
-
+    require_config(config)
+    params = fitting(params, parameter_shapes(config), config)
     cast = cast_matrices(params, jnp.dtype(config.dtype))
-    return lay_out(cast if config.tied_softmax else {**cast, "embedding": params["embedding"]})
+    return block_major(cast if config.tied_softmax else {**cast, "embedding": params["embedding"]}, config.block_shape)
 
 
-def _check_tokens(tokens: Array, carry: tuple[Any, ...], config: ModelConfig) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; they must be integers [B, T].")
+def _fitting_carry(
+    carry: Any, tokens: Array, init_layer_carry: Callable[..., Any], config: ModelConfig
+) -> tuple[Any, ...]:
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens have shape {tokens.shape}; they must be integers [B, T].")
     if tokens.shape[1] < 1:
         raise ValueError(f"tokens have shape {tokens.shape}; there must be at least one time step.")
+    if not isinstance(carry, tuple | list) or hasattr(carry, "_fields"):
+        raise ValueError(f"carry is a {type(carry).__name__}; it must be a tuple of the states of all layers.")
     if len(carry) != config.num_layers:
         raise ValueError(f"carry holds {len(carry)} layers and the model has {config.num_layers}.")
-    if carry[0].c.shape != (tokens.shape[0], config.hidden_size):
-        raise ValueError(
-            f"carry is for arrays of shape {carry[0].c.shape}; tokens of shape {tokens.shape} need "
-            f"{(tokens.shape[0], config.hidden_size)}: make it with init_carry({tokens.shape[0]})."
-        )
+    wanted = jax.eval_shape(lambda: init_layer_carry(tokens.shape[0], config))
+    return tuple(fitting_state(f"carry[{i}]", state, wanted) for i, state in enumerate(carry))

@@ -19,7 +19,8 @@ from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
 from bwds.config import Config
-from bwds.gating import num_kept_blocks, select_blocks
+from bwds.counts import num_kept_blocks
+from bwds.gating import select_blocks
 from bwds.linear import Params
 from bwds.model import map_kernels, recurrent_kernels, static_mask
 from bwds.optim import Optimizer, sparsity_at

@@ -71,6 +71,9 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
 
 
 def _check(x, w, gates) -> None:
+    for name, array in (("x", x), ("w", w), ("gates", gates)):
+        if not hasattr(array, "dtype"):
+            raise ValueError(f"{name} is a {type(array).__name__}; it must be an array.")
     for name, array in (("x", x), ("w", w)):
         if array.dtype not in (jnp.float32, jnp.bfloat16):
             raise ValueError(f"{name} has dtype {array.dtype}; it must be float32 or bfloat16: cast it.")

@@ -42,7 +42,8 @@ def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Fun
             )
             return jax.sharding.auto_axes(automatic, out_sharding=shardings)(arrays)
 
-        return wrapped
+        typed: Any = wrapped
+        return typed
 
     return decorate
 

@@ -59,9 +59,10 @@ def _operation(name: str, modules: Modules) -> Callable[..., Any]:
         else:
             # Examples are rows, and share every read of the weight.
             rows = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(arrays, batched, strict=True)]
-            flat = [array.reshape(-1, *array.shape[2:]) for array in rows]
+            flat = [array.reshape(size * array.shape[1], *array.shape[2:]) for array in rows]
             flat[1] = arrays[1]
-            out = jax.tree.map(lambda array: array.reshape(size, -1, *array.shape[1:]), operation(*flat))
+            shape = size, rows[0].shape[1]
+            out = jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), operation(*flat))
         return out, jax.tree.map(lambda _: True, out)
 
     return operation

@@ -49,7 +49,9 @@ def test_kept_blocks_are_the_share_that_is_not_omitted(num_blocks, sparsity):
         assert type(kept) is int
         assert 1 <= kept <= num_blocks
         exact = (1 - Fraction(float(sparsity))) * int(num_blocks)
-        assert kept == 1 or -exact / 10**8 <= kept - exact < 1
+        # Float32 tells no sparsities apart that are closer than half of this.
+        forgiven = Fraction(int(num_blocks), 2**23) if num_blocks <= 2**20 else exact / 10**8
+        assert kept == 1 or -forgiven <= kept - exact < 1
 
 
 # --- gates

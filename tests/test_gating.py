@@ -13,8 +13,9 @@ import numpy as np
 import oracle
 import pytest
 
-from bwds import ModelConfig, num_kept_blocks, topk_gates
-from bwds.gating import gate_scores, init_gate, kept_count, select_blocks
+from bwds import ModelConfig, gate_scores, init_gate, num_kept_blocks, topk_gates
+from bwds.counts import kept_count
+from bwds.gating import select_blocks
 from bwds.linear import gate_options
 
 R, C = 5, 3
@@ -87,6 +88,46 @@ def test_a_traced_sparsity_keeps_as_many_as_a_static_one(grid, scope):
     sparsities = [i / 200 for i in range(200)] + [i / blocks for i in range(min(blocks, 600))]
     traced = jax.jit(jax.vmap(lambda s: kept_count(grid, s, scope)))(jnp.asarray(sparsities, jnp.float32))
     assert traced.tolist() == [num_kept_blocks(blocks, s) for s in sparsities]
+
+
+_COUNTS = st.integers(1, 100_000) | st.sampled_from([2**k for k in range(21)] + [2**20 - 1])
+
+
+@hypothesis.given(blocks=_COUNTS, data=st.data())
+@hypothesis.example(blocks=10, data=0.7)
+@hypothesis.example(blocks=3, data=1 / 3)
+@hypothesis.example(blocks=100_000, data=0.999999)
+@hypothesis.example(blocks=2**20, data=math.nextafter(1.0, 0.0))
+def test_one_rule_for_all_counts_and_sparsities(blocks, data):
+    fractions = st.integers(0, blocks - 1).map(lambda omitted: omitted / blocks)
+    near = st.tuples(fractions, st.integers(-3, 3)).map(lambda p: min(max(p[0] + p[1] * 2.0**-26, 0.0), 1 - 2.0**-30))
+    drawn = st.lists(fractions | near | st.floats(0, 1, exclude_max=True), min_size=8, max_size=8)
+    sparsities = [data] * 8 if isinstance(data, float) else data.draw(drawn)
+    # As a scalar of JAX; under jit these are the same operations on integers.
+    traced = jax.vmap(lambda s: kept_count((blocks, 1), s))(jnp.asarray(sparsities, jnp.float32))
+    assert traced.tolist() == [num_kept_blocks(blocks, s) for s in sparsities]
+    for s, kept in zip(sparsities, traced.tolist(), strict=True):
+        assert np.float32(s) == 1.0 or num_kept_blocks(blocks, np.float32(s)) == kept
+    for omitted in {0, blocks // 3, blocks // 2, blocks - 1}:
+        assert num_kept_blocks(blocks, omitted / blocks) == blocks - omitted
+        # What a difference in float32 leaves of it, too.
+        assert num_kept_blocks(blocks, np.float32(1) - np.float32((blocks - omitted) / blocks)) == blocks - omitted
+
+
+def test_numbers_of_numpy_and_jax_count():
+    for number in (np.float32, np.float64, jnp.float32, np.asarray, jnp.bfloat16):
+        assert num_kept_blocks(np.int64(10), number(0.5)) == 5
+        assert num_kept_blocks(jnp.int32(10), number(0.5)) == 5
+        assert (topk_gates(jnp.ones((R, C)), sparsity=number(0.5)) != 0).sum() == 8
+    assert (topk_gates(np.ones((R, C)), num_kept=jnp.uint8(3)) != 0).sum() == 3
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_traced_decides_no_shape():
+    with pytest.raises(ValueError, match=r"num_blocks is traced; .*\."):
+        jax.jit(lambda n: num_kept_blocks(n, 0.5))(3)
+    with pytest.raises(ValueError, match=r"for 1048577 blocks.*\."):
+        jax.eval_shape(lambda s: kept_count((2**20 + 1, 1), s), jnp.float32(0.5))
 
 
 # Values and gradients -------------------------------------------------------------------------------------------------
@@ -380,6 +421,20 @@ def test_gradients_of_vmap_and_scan():
         np.testing.assert_allclose(gradient, wanted, rtol=1e-3, atol=1e-5)
 
 
+def test_no_examples_have_no_gates():
+    assert jax.vmap(lambda s: topk_gates(s, sparsity=0.5))(jnp.ones((0, R, C))).shape == (0, R, C)
+    assert jax.vmap(lambda s, k: topk_gates(s, num_kept=k))(jnp.ones((0, R, C)), jnp.ones(0, int)).shape == (0, R, C)
+
+
+@pytest.mark.parametrize("normalization", ["mean", "bounded", "none"])
+@each_activation
+def test_gates_are_normalised_as_models_have_it(activation, normalization):
+    scores = np.tile([1.0, -0.9], 8).reshape(4, 4).astype(np.float32)
+    gates = topk_gates(scores, sparsity=0.0, activation=activation, normalization=normalization)
+    wanted = oracle.gates(scores, 16, activation, normalization=normalization)
+    np.testing.assert_allclose(gates, wanted, rtol=1e-5)
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +448,14 @@ def test_scores_are_float32(rank, dtype):
     assert scores.dtype == jnp.float32
     wanted = np.stack([oracle.gate_scores(oracle.f64(gate), oracle.f64(row)) for row in x])
     np.testing.assert_allclose(scores, wanted.reshape(2, 3, R, C), atol=1e-5 if dtype == "float32" else 0.02)
+
+
+@pytest.mark.parametrize("source", ["learned", "frozen", "bias", "random"])
+def test_a_gate_is_made_and_asked_by_its_source(source):
+    gate = init_gate(jax.random.key(0), 6, np.int64(R * C), source=source)
+    scores = gate_scores(gate, normal(2, 6), (R, C), source)
+    assert scores.shape == (2, R, C)
+    assert (scores[0] == scores[1]).all() == (source == "bias")
 
 
 # Mistakes -------------------------------------------------------------------------------------------------------------
@@ -410,6 +473,9 @@ def test_scores_are_float32(rank, dtype):
         ({"num_kept": R + 1, "scope": "column"}, f"num_kept is {R + 1}"),
         ({"sparsity": 0.5, "activation": "relu"}, "relu.*linear.*softplus"),
         ({"sparsity": 0.5, "scope": "row"}, "row.*matrix.*column"),
+        ({"sparsity": 0.5, "normalization": "l2"}, "normalization is 'l2'; .*mean, bounded, none"),
+        ({"sparsity": 0.5, "normalization": None}, "normalization is None"),
+        ({"sparsity": [0.5]}, r"sparsity is \[0.5\]"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, named):
@@ -422,3 +488,38 @@ def test_arguments_that_make_no_sense_are_refused(arguments, named):
 def test_scores_without_two_dimensions_are_refused(shape):
     with pytest.raises(ValueError, match=r"scores.*shape.*\."):
         topk_gates(jnp.ones(shape), sparsity=0.5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_scores_that_are_no_array_are_refused():
+    with pytest.raises(ValueError, match=r"scores is a list; it must be an array\."):
+        topk_gates([[1.0, 2.0]], sparsity=0.5)
+
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda: init_gate(0, 6, 15), "key is 0"),
+        (lambda: init_gate(jax.random.split(KEY), 6, 15), r"key is an array of shape \(2,\)"),
+        (lambda: init_gate(KEY, 0, 15), "num_features is 0"),
+        (lambda: init_gate(KEY, 6, 1.5), "num_blocks is 1.5"),
+        (lambda: init_gate(KEY, 6, 15, 0), "rank is 0"),
+        (lambda: init_gate(KEY, 6, 15, source="norm"), "source is 'norm'"),
+        (lambda: gate_scores(init_gate(KEY, 7, 15), jnp.ones((2, 6)), (R, C)), "kernel.*7.*x of 6 features"),
+        (lambda: gate_scores(init_gate(KEY, 6, 14), jnp.ones((2, 6)), (R, C)), "14.*5 x 3 blocks"),
+        (lambda: gate_scores(init_gate(KEY, 6, 15), jnp.ones((2, 6)), (R, C), "bias"), "the gate 'bias' has"),
+        (lambda: gate_scores({"up": jnp.ones((2, 15))}, jnp.ones((2, 6)), (R, C)), "make them with init_gate"),
+        (lambda: gate_scores([1.0], jnp.ones((2, 6)), (R, C)), "params is a list"),
+        (lambda: gate_scores({"bias": [1.0]}, jnp.ones((2, 6)), (R, C)), r"params\['bias'\] is a list"),
+        (lambda: gate_scores(init_gate(KEY, 6, 15), jnp.ones((2, 6), int), (R, C)), "x has shape.*int32"),
+        (lambda: gate_scores(init_gate(KEY, 6, 15), jnp.ones((2, 6)), 15), "grid is 15"),
+        (lambda: gate_scores(init_gate(KEY, 6, 15), jnp.ones((2, 6)), (15, 0)), r"grid\[1\] is 0"),
+    ],
+)
+def test_gates_that_do_not_fit_are_refused(function, named):
+    with pytest.raises(ValueError, match=f"{named}.*\\."):
+        function()

@@ -1,12 +1,15 @@
 """NNX modules compute what the functions compute, with parameters of their own."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from bwds import ModelConfig, block_sparse_matmul, nn, topk_gates
+from bwds import ModelConfig, block_sparse_matmul, gate_scores, init_gate, nn, topk_gates
 from bwds.lstm import lstm
 from bwds.qrnn import qrnn
 
@@ -22,7 +25,7 @@ def test_linear_is_scores_gates_product_and_bias():
     layer.bias[...] = normal(32)
     x = normal(3, 5, 24)
     scores = x @ layer.gate["kernel"][...] + layer.gate["bias"][...][None, None, :]
-    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6)
+    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6, activation="softplus")
     expected = (
         block_sparse_matmul(x, layer.kernel[...], gates, implementation="reference") + layer.bias[...][None, None]
     )
@@ -40,14 +43,15 @@ def test_linear_options_matter():
     plain = make()
     assert make(use_bias=False).bias is None
     assert make(gate_rank=3).gate["down"].shape == (24, 3)
-    for options in ({"sparsity": 0.9}, {"gate_activation": "softplus"}, {"gate_scope": "column"}):
+    others = {"sparsity": 0.9, "gate_activation": "linear", "gate_normalization": "none", "gate_scope": "column"}
+    for options in ({name: value} for name, value in others.items()):
         assert np.abs(make(**options)(x) - plain(x)).max() > 1e-3
 
 
 @pytest.mark.parametrize(("module", "function", "cell"), [(nn.LSTM, lstm, "lstm"), (nn.QRNN, qrnn, "qrnn")])
 def test_recurrent_layers_are_the_functions(module, function, cell):
     layer = module(16, block_size=8, sparsity=0.5, gate_rank=4, rngs=nnx.Rngs(1))
-    config = ModelConfig(cell=cell, hidden_size=16, block_size=8, gate_rank=4)
+    config = ModelConfig(cell=cell, hidden_size=16, block_size=8, gate_rank=4, gate_activation="softplus")
     params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))["params"]
     x = normal(2, 6, 16)
     y, carry = layer(x)
@@ -77,6 +81,94 @@ def test_gradients_reach_every_parameter_through_split_and_merge():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
+MODULES = {
+    "linear": (lambda rngs: nn.BlockSparseLinear(24, 32, block_shape=(8, 4), rngs=rngs), (3, 24)),
+    "gates": (lambda rngs: nn.BlockSparseLinear(24, 32, block_shape=(8, 4), return_gates=True, rngs=rngs), (3, 24)),
+    "lstm": (lambda rngs: nn.LSTM(16, block_size=8, gate_rank=2, rngs=rngs), (2, 3, 16)),
+    "qrnn": (lambda rngs: nn.QRNN(16, block_size=8, rngs=rngs), (2, 3, 16)),
+    "dense": (lambda rngs: nn.LSTM(16, method="dense", rngs=rngs), (2, 3, 16)),
+}
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def assert_equal(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("decoding", [False, True], ids=["built", "for_decoding"])
+@each_module
+def test_a_module_can_be_shown_and_goes_through_all_that_modules_do(name, decoding):
+    make, shape = MODULES[name]
+    layer, other, x = make(nnx.Rngs(0)), make(nnx.Rngs(1)), normal(*shape)
+    if decoding:
+        layer, other = layer.for_decoding(), other.for_decoding()
+    y = layer(x)
+    state = {} if isinstance(layer, nn.BlockSparseLinear) else {"carry": y.carry}
+    assert len(nnx.tabulate(layer, x, **state)) > 100
+    assert len(nnx.tabulate(layer, x)) > 100
+    assert_equal(layer(x), y)
+    definition, state = nnx.split(layer)
+    assert_equal(nnx.merge(definition, state)(x), y)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), nnx.clone(layer)):
+        assert_equal(copied(x), y)
+    nnx.update(other, nnx.restore_int_paths(nnx.to_pure_dict(nnx.state(layer))))
+    assert_equal(other(x), y)
+    gradients = nnx.jit(nnx.grad(lambda layer: (jax.tree.leaves(layer(x))[0] ** 2).sum()))(layer)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@each_module
+def test_a_copy_for_decoding_gives_the_same(name):
+    make, shape = MODULES[name]
+    layer, x = make(nnx.Rngs(0)), normal(*shape)
+    laid_out = layer.for_decoding()
+    assert_equal(laid_out(x), layer(x))
+    again = laid_out.for_decoding()
+    assert_equal(nnx.to_pure_dict(nnx.state(again)), nnx.to_pure_dict(nnx.state(laid_out)))
+    dimensions = {leaf.ndim for leaf in jax.tree.leaves(nnx.state(laid_out))}
+    assert (4 in dimensions) == (name != "dense")
+    assert 4 not in {leaf.ndim for leaf in jax.tree.leaves(nnx.state(layer))}
+
+
+def test_a_copy_for_decoding_has_matrices_in_the_compute_type():
+    layer = nn.LSTM(16, block_size=8, dtype="bfloat16", rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(layer.for_decoding()))["params"]
+    assert (params["input"]["kernel"].dtype, params["bias"].dtype) == (jnp.bfloat16, jnp.float32)
+    assert_equal(layer.for_decoding()(normal(2, 3, 16)), layer(normal(2, 3, 16)))
+
+
+def test_gates_are_returned():
+    layer = nn.BlockSparseLinear(24, 32, sparsity=0.75, block_shape=(8, 4), return_gates=True, rngs=nnx.Rngs(0))
+    x = normal(2, 5, 24)
+    y, gates = layer(x)
+    assert gates.shape == (2, 5, 3, 8)
+    assert ((gates != 0).sum((-1, -2)) == 6).all()
+    np.testing.assert_allclose(y, block_sparse_matmul(x, layer.kernel[...], gates), rtol=1e-5, atol=1e-6)
+
+
+def test_a_container_of_a_gate_is_taken_inside_a_module():
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.gate = nnx.Dict({k: nnx.Param(v) for k, v in init_gate(jax.random.key(0), 4, 6).items()})
+
+        def __call__(self, x):
+            return gate_scores(self.gate, x, (2, 3))
+
+    layer, x = Layer(), normal(5, 4)
+    assert len(nnx.tabulate(layer, x)) > 100
+    assert_equal(layer(x), gate_scores(init_gate(jax.random.key(0), 4, 6), x, (2, 3)))
+
+
+def test_numbers_of_numpy_and_jax_make_a_layer():
+    layer = nn.BlockSparseLinear(
+        np.int64(24), jnp.int32(32), sparsity=jnp.float32(0.75), block_shape=(np.int32(8), 4), rngs=nnx.Rngs(0)
+    )
+    again = nn.BlockSparseLinear(24, 32, sparsity=0.75, block_shape=(8, 4), rngs=nnx.Rngs(0))
+    assert nnx.graphdef(layer) == nnx.graphdef(again)
+    recurrent = nn.QRNN(np.int64(16), block_size=jnp.int32(8), gate_rank=np.int8(2), rngs=nnx.Rngs(0))
+    assert recurrent.config == nn.QRNN(16, block_size=8, gate_rank=2, rngs=nnx.Rngs(0)).config
+
+
 def test_dense_and_bfloat16_layers():
     layer = nn.QRNN(16, method="dense", dtype="bfloat16", rngs=nnx.Rngs(3))
     y, carry = layer(normal(2, 3, 16))
@@ -84,9 +176,14 @@ def test_dense_and_bfloat16_layers():
     assert carry.c.dtype == jnp.float32
 
 
-def on_carry(layer, batch):
-    layer = layer(16, block_size=8, rngs=nnx.Rngs(0))
-    return layer(jnp.ones((2, 3, 16)), layer.init_carry(batch))
+def on_carry(layer, batch, of=None):
+    carry = (of or layer)(16, block_size=8, rngs=nnx.Rngs(0)).init_carry(batch)
+    return layer(16, block_size=8, rngs=nnx.Rngs(0))(jnp.ones((2, 3, 16)), carry)
+
+
+def with_state_of(layer, *, block_size):
+    state = nnx.state(layer(16, block_size=block_size, rngs=nnx.Rngs(0)))
+    return nnx.merge(nnx.graphdef(layer(16, block_size=8, rngs=nnx.Rngs(0))), state)(jnp.ones((2, 3, 16)))
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -105,6 +202,17 @@ def on_carry(layer, batch):
         (lambda: nn.QRNN(16, block_size=8, rngs=nnx.Rngs(0))(jnp.ones((2, 0, 16))), "at least one time step"),
         (lambda: on_carry(nn.LSTM, batch=4), "make it with init_carry\\(2\\)"),
         (lambda: on_carry(nn.QRNN, batch=4), "make it with init_carry\\(2\\)"),
+        (lambda: on_carry(nn.QRNN, batch=2, of=nn.LSTM), "carry is a LSTMCarry; this layer needs a QRNNCarry"),
+        (lambda: on_carry(nn.LSTM, batch=-1), "batch is -1"),
+        (lambda: on_carry(nn.LSTM, batch=2.0), "batch is 2.0"),
+        (lambda: with_state_of(nn.LSTM, block_size=4), "block_size 8.*need \\(16,\\)"),
+        (
+            lambda: nn.BlockSparseLinear(128, 128, gate_normalization="l2", rngs=nnx.Rngs(0)),
+            "gate_normalization is 'l2'",
+        ),
+        (lambda: nn.BlockSparseLinear(128, 128, block_shape=128, rngs=nnx.Rngs(0)), "block_shape is 128"),
+        (lambda: nn.BlockSparseLinear(128, 128, rngs=nnx.Rngs(0))(jnp.ones((2, 64))), "must be \\[..., 128\\]"),
+        (lambda: nn.BlockSparseLinear(128, 128, rngs=nnx.Rngs(0))(np.ones((2, 128), int)), "dtype int"),
     ],
 )
 def test_bad_input_is_refused(make, message):

@@ -70,6 +70,8 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize(
     "name",
     [
+        "gate_scores",
+        "init_gate",
         "num_kept_blocks",
         "topk_gates",
         "block_sparse_matmul",
