@@ -47,7 +47,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._local_files = None
         if directory is not None:
             self._local_files = find_files(directory)
-            self._check_files(self._local_files)
+            self.check_files(self._local_files)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -63,15 +63,17 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Downloads and gives the text file of each split."""
         raise NotImplementedError
 
-    def _check_files(self, files: Mapping[str, Path]) -> None:
+    @classmethod
+    def check_files(cls, files: Mapping[str, Path]) -> None:
+        """Raises ``ValueError`` where the text file of a split is not the dataset's."""
         for split, path in files.items():
-            expected = self.CHECKSUMS[split]
+            expected = cls.CHECKSUMS[split]
             algorithm = "sha256" if len(expected) == 64 else "sha1"
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, algorithm).hexdigest()
             if actual != expected:
                 raise ValueError(
-                    f"{path} is not the {split} file of {self.TITLE}: its {algorithm} is {actual}, not {expected}. "
+                    f"{path} is not the {split} file of {cls.TITLE}: its {algorithm} is {actual}, not {expected}. "
                     "For other text files use --data.dataset text."
                 )
 
@@ -79,7 +81,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         files = self._local_files
         if files is None:
             files = self._download(dl_manager)
-            self._check_files(files)
+            self.check_files(files)
         return {TFDS_SPLITS[split]: self._generate_examples(files[split]) for split in SPLITS}
 
     def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, str]]]:

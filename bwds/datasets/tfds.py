@@ -7,8 +7,7 @@ name and renames it at the end, so that a half-written dataset is never taken fo
 import contextlib
 import io
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,20 +15,27 @@ from urllib.parse import urlsplit
 import requests
 import tensorflow_datasets as tfds
 
-from bwds.datasets import Split, cache_dir
+from bwds.datasets import SPLITS, Split, cache_dir, text
 from bwds.datasets.builders import BUILDERS, TFDS_SPLITS
+from bwds.files import place
+from bwds.output import tell
 
 _VALIDATION_NAMES = ("validation", "valid", "dev")
 _CARVED_PERCENT = 5
 _EXAMPLES_AT_ONCE = 64
 
 
-def own_splits(name: str, directory: str | None) -> dict[str, Split]:
+def own_splits(name: str, directory: str | None, needed: Sequence[str] = SPLITS) -> dict[str, Split]:
     """Train, valid and test of ptb, wikitext2 or wikitext103: from the files in ``directory``, or downloaded if None.
+
+    Where not all are needed, only the files of those that are have to be in the directory.
 
     Raises:
         ValueError: a local file is missing or not the dataset's; the download failed.
     """
+    if directory is not None and set(needed) < set(SPLITS):
+        BUILDERS[name].check_files(text.find_files(directory, needed))
+        return text.splits(directory, needed)
     builder = _prepare(
         lambda: BUILDERS[name](directory=directory, data_dir=_data_dir()),
         needs_network=directory is None,
@@ -65,7 +71,7 @@ def splits(name: str) -> dict[str, Split]:
 
 
 def _data_dir() -> Path:
-    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds"))
+    return place(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds", "TFDS_DATA_DIR")
 
 
 def _prepare(
@@ -75,7 +81,7 @@ def _prepare(
     builder = make()
     if builder.data_path.exists():
         return builder
-    print(f"Preparing the dataset {builder.name} in {builder.data_path} ...", file=sys.stderr)
+    tell(f"Preparing the dataset {builder.name} in {builder.data_path} ...")
     tfds.disable_progress_bar()
     try:
         # TFDS tries for minutes to reach a server that is not there.
