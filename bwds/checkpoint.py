@@ -291,15 +291,15 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
         )
 
 
-def keep_config(workdir: Path, config: Config) -> None:
-    """Writes into a run's folder what it goes on with, where that has changed. The text must be known to be the run's.
+def keep_config(workdir: Path, config: Config, *, finished: bool = False) -> None:
+    """Tells which free options are others than in a run's folder, and writes them there if the run goes on with them.
 
-    A line on stderr tells of every such option.
+    The text must be known to be the run's.
     """
     changed = config_differences(read_config(workdir), config, free=True)
     for difference in changed:
-        tell(f"The run goes on with another {difference}.")
-    if changed:
+        tell(f"The run {'was made' if finished else 'goes on'} with another {difference}.")
+    if changed and not finished:
         write_text(workdir / CONFIG_FILE, config.to_json())
 
 

@@ -312,6 +312,7 @@ def train(
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
         if (finished := from_first(read_summary(workdir))) is not None:
             check_text(finished, text_sha256(corpus), workdir)
+            first_alone(partial(keep_config, workdir, config, finished=True))
             return finished
         with StopSignals(together=jax.process_count() > 1) as stop:
             run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
