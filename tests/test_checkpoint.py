@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 
 from bwds import checkpoint
-from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config
+from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, keep_config, read_config
 from bwds.data import Vocabulary
 from bwds.summary import read_summary
 
@@ -291,6 +291,24 @@ def test_every_option_is_compared(tmp_path):
         other = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **change)})
         (difference,) = config_differences(config, other)
         assert difference.startswith(f"{section}.{next(iter(change))}: ")
+
+
+def test_what_depends_on_the_machine_is_no_part_of_what_a_run_is(tmp_path, capsys):
+    """And is kept as it is now when the run goes on, not when it is finished."""
+    config, folder = tiny_run.config(tmp_path), tmp_path / "run"
+    claim_workdir(folder, config, VOCABULARY)
+    free = {"directory": "elsewhere", "eval_batch_size": 9, "implementation": "xla", "log_every": 7}
+    other = tiny_run.config(tmp_path, **free, checkpoint_every=5)
+    claim_workdir(folder, other, VOCABULARY)
+    keep_config(folder, other, finished=True)
+    assert read_config(folder) == config
+    assert capsys.readouterr().err.count("The run was made with another ") == 5
+    keep_config(folder, other)
+    assert read_config(folder) == other
+    assert "The run goes on with another train.log_every: 1 there, 7 now." in capsys.readouterr().err
+    for change in ({"eval_every": 4}, {"vocab_limit": 9}, {"dataset": "ptb"}):
+        with pytest.raises(ValueError, match="another configuration"):
+            claim_workdir(folder, tiny_run.config(tmp_path, **change), VOCABULARY)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "vocabulary.txt", "summary.json"])

@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
-from bwds.data import load_corpus
+from bwds.data import load_corpus, load_split
 from bwds.datasets import SPLITS, builders, cache_dir, pydoc, text
 from bwds.datasets import tfds as tfds_source
 
@@ -255,6 +255,12 @@ def test_a_builder_refuses_other_files_even_when_prepared(tmp_path, monkeypatch)
         ValueError, match=r"ptb.test.txt is not the test file of Penn Treebank: its sha256 is .*--data.dataset text"
     ):
         load("ptb", wrong)
+    # A split that is evaluated needs its own file alone.
+    (wrong / "ptb.train.txt").unlink()
+    config, vocabulary = DataConfig(dataset="ptb", directory=str(wrong)), load("ptb", right).vocabulary
+    np.testing.assert_array_equal(load_split(config, "valid", vocabulary)[0], load("ptb", right).valid)
+    with pytest.raises(ValueError, match=r"ptb.test.txt is not the test file of Penn Treebank"):
+        load_split(config, "test", vocabulary)
 
 
 def test_tfds_data_dir_is_respected(tmp_path, monkeypatch, cache):
@@ -285,7 +291,7 @@ def test_half_prepared_data_are_not_used(tmp_path, monkeypatch, cache):
 PREPARE = """
 import json, sys, time
 from bwds.config import DataConfig
-from bwds.data import load_corpus
+from bwds.data import load_corpus, load_split
 from bwds.datasets import builders
 
 whole = builders.Ptb._generate_examples
