@@ -35,10 +35,11 @@ from bwds.cli import run
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
 from bwds.evaluation import evaluate
+from bwds.files import temporary_name, write_text
 from bwds.generate import greedy_rollout
 from bwds.interrupt import InterruptedRunError
 from bwds.linear import Params
-from bwds.metrics import METRICS_FILE, perplexity, write_text
+from bwds.metrics import METRICS_FILE, perplexity
 from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
 
@@ -256,7 +257,7 @@ class Stopwatch:
 def keep(path: Path, result: dict[str, Any], metrics: Path) -> None:
     """Writes the log and then the line, whole or not at all. Raises ``FileExistsError`` if there is a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     write_text(temporary, json.dumps(result) + "\n")
     try:
         if path.exists():
