@@ -130,7 +130,7 @@ def load_split(config: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[
     """
     source = _open_splits(config, (split,))[split]
     table = _Table({word: i for i, word in enumerate(vocabulary.words)})
-    table.origin = source.origin
+    table.origin, table.way_out = source.origin, "The run cannot be evaluated on this text."
     _ = vocabulary.eos_id
     return _encode(source, table), table.unknown
 
@@ -165,13 +165,13 @@ class _Table(dict[str, int]):
     """Word to id; a word that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
 
     origin, unknown = "", 0
+    way_out = f"Put {UNK} for rare words into the training text, or set --data.vocab-limit, which turns rare words into {UNK}."
 
     def __missing__(self, word: str) -> int:
         if UNK not in self:
             raise ValueError(
                 f"The word {word!r} of {self.origin} does not occur in the training split, and the corpus has no {UNK} "
-                f"to stand for it. Put {UNK} for rare words into the training text, or set --data.vocab-limit, which "
-                f"turns rare words into {UNK}."
+                f"to stand for it. {self.way_out}"
             )
         self.unknown += 1
         return self[UNK]

@@ -256,6 +256,8 @@ def test_another_configuration_is_refused_with_its_differences(finished, config,
         (["--train.steps", "5", "ptb-lstm"], ["ptb-lstm", "first"]),
         (["--data.dataset", "text", "--data.directory", "nowhere"], ["nowhere"]),
         (["--workdir", "train.py"], ["'train.py' is a file"]),
+        (["--workdir", "gs://bucket/run"], ["--workdir is 'gs://bucket/run', an address"]),
+        (["--data.dataset", "text", "--data.directory", "s3:/text"], ["--data.directory is 's3:/text', an address"]),
         (["--workdir", "caf\udce9"], ["'caf\\udce9' is not UTF-8"]),
     ],
 )
@@ -414,6 +416,8 @@ def test_generate_writes_text(finished, capsys):
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
         (["--data.directory", "/nowhere"], "/nowhere"),
+        (["--data.directory", "~nobody-of-that-name"], "~nobody-of-that-name"),
+        (["--workdir", "gs://bucket/run"], "'gs://bucket/run', an address"),
     ],
 )
 def test_mistakes_in_an_evaluation_are_one_sentence(finished, capsys, arguments, part):
