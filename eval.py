@@ -3,8 +3,10 @@
     python eval.py --workdir DIR [--split test] [--checkpoint best]
     python eval.py --workdir DIR --generate "some words" [--words 50]
 
-An evaluation ends with the perplexity and writes eval_<split>.json into the folder. No token is dropped: each counts
-once, and state runs on through the split. With --generate, text is printed and nothing is evaluated.
+An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
+checkpoint, eval_<split>_<digest>.json for another text than the run's. Only the file of the split is read, in the words
+of the run. No token is dropped: each counts once, and state runs on through the split. With --generate, text is printed
+and nothing is evaluated.
 """
 
 import dataclasses
@@ -19,6 +21,9 @@ import tyro
 
 from bwds.checks import require_seed
 from bwds.cli import parsed, run
+from bwds.config import Implementation
+from bwds.files import place
+from bwds.output import say, tell
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Model:
+    """The model."""
+
+    implementation: Implementation | None = None
+    """Kernel of the block-sparse product, where that of the training does not run; None: as in training."""
+
+
+@dataclass(frozen=True)
 class Options:
     workdir: str
     """Folder of the run, as given to train.py."""
@@ -38,6 +51,7 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     """best: the lowest validation loss; last: the latest state."""
     data: Data = Data()
+    model: Model = Model()
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     generate: str | None = None
@@ -54,54 +68,96 @@ class Options:
 
 def main(arguments: Sequence[str]) -> None:
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__))
-    workdir = Path(options.workdir)
+    workdir = place(options.workdir, "--workdir")
     require_seed(options.seed)
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.checkpoint import read_config
     from bwds.data import Vocabulary
-    from bwds.files import write_text
+    from bwds.identity import settled
     from bwds.model import language_model
-    from bwds.trained import load_params
+    from bwds.trained import load_checkpoint
 
     config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
-    data = config.data
+    data, model = config.data, config.model
     if options.data.directory is not None:
         data = dataclasses.replace(data, directory=options.data.directory)
     if options.batch_size is not None:
         data = dataclasses.replace(data, eval_batch_size=options.batch_size)
-    config = dataclasses.replace(config, data=data)
-    lm = language_model(config.model)
-    params, step = load_params(config, workdir, options.checkpoint)
+    if options.model.implementation is not None:
+        model = dataclasses.replace(model, implementation=options.model.implementation)
+    config = settled(dataclasses.replace(config, data=data, model=model))
+    lm = language_model(model)
+    params, info = load_checkpoint(config, workdir, options.checkpoint)
 
     if options.generate is not None:
-        print(write(options, config, lm, params, vocabulary))
+        if not say(write(options, config, lm, params, vocabulary)):
+            sys.exit(1)
         return
 
-    result = measure(options, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": step}
-    split = result["split"]
-    write_text(workdir / f"eval_{split}.json", json.dumps(result, indent=2) + "\n")
-    print(
-        f"{options.checkpoint} checkpoint, step {step:,}: loss {result['loss']:.4f} nats a token over "
-        f"{result['tokens']:,} tokens, realised density {result['density']:.4f}"
+    split = "valid" if options.split == "validation" else options.split
+    result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
+    shown = say(
+        f"{options.checkpoint} checkpoint, step {info['step']:,}: loss {result['loss']:.4f} nats a token over "
+        f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
+        f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
     )
-    print(f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}")
+    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
+    keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
 
 
-def measure(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> dict[str, Any]:
-    """Loss, perplexity and density of a split of the run's text, in the run's vocabulary."""
-    from bwds.data import load_corpus
+def measure(split: str, config: Any, lm: Any, params: Any, vocabulary: Any) -> dict[str, Any]:
+    """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was."""
+    from bwds.data import load_split
     from bwds.evaluation import evaluate
+    from bwds.identity import ids_sha256
     from bwds.metrics import perplexity
 
-    split = "valid" if options.split == "validation" else options.split
-    corpus = load_corpus(config.data)
-    ids = getattr(corpus, split)
-    if corpus.vocabulary != vocabulary:
-        ids = vocabulary.encode(corpus.vocabulary.words)[ids]
+    ids, unknown = load_split(config.data, split, vocabulary)
     loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id)
-    return {"split": split, "perplexity": perplexity(loss), "loss": loss, "density": density, "tokens": tokens}
+    return {
+        "split": split,
+        "perplexity": perplexity(loss),
+        "loss": loss,
+        "density": density,
+        "tokens": tokens,
+        "unknown_words": unknown,
+        "dataset": config.data.dataset,
+        "directory": config.data.directory,
+        "text_sha256": ids_sha256(ids),
+    }
+
+
+def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -> bool:
+    """Whether the text is that of the run; if not, stderr says so. ``info`` is what the checkpoint tells.
+
+    Checkpoints of earlier versions do not tell: then it is taken for another one if it was ``moved``.
+    """
+    split, text = result["split"], result["text_sha256"]
+    known = info.get("splits_sha256", {}).get(split)
+    same = not moved if known is None else known == text
+    unknown, tokens = result["unknown_words"], result["tokens"]
+    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown words and count as <unk>"
+    if known is not None and not same:
+        tell(f"warning: this {split} text is not the run's (SHA-256 {text[:12]}, the run's {known[:12]}); {lacking}.")
+    elif not same and unknown:
+        tell(f"warning: it is not known whether this {split} text is the run's; {lacking}.")
+    return same
+
+
+def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
+    """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
+    from bwds.files import write_text
+
+    parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
+    name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])
+    try:
+        write_text(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        if needed:
+            raise
+        tell(f"warning: {error}")
 
 
 def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:

@@ -5,15 +5,17 @@
 Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
 of --help start from the preset's values; it comes first if it is given.
 
-The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C or SIGTERM,
-and ends with the same parameters as a run that was not stopped. Any other option there is another run, a larger
---train.steps too, and is refused: nothing is overwritten. Only --train.profile and the options of
---mesh and --distributed may change.
+The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
+SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
+parameters as a run that was not stopped. Any other option there is another run, a larger --train.steps too, and is
+refused: nothing is overwritten. Only what depends on the machine may change: --data.directory, if the text there is the
+same, --data.eval-batch-size, --model.implementation, --train.log-every, --train.checkpoint-every, --train.profile and
+the options of --mesh and --distributed.
 
-Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the system refused (a full disk, no permission, not
-enough memory), or the loss is not finite; 2 a mistake on the command line or in the data, or the folder is another
-run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT) of one of several processes: another died, and
-JAX ended this one; the same commands resume.
+Exit codes: 0 done, or stopped by one of these signals, other than Ctrl-C, with the state saved; 1 the system refused (a
+full disk, no permission, not enough memory), or the loss is not finite; 2 a mistake on the command line or in the data,
+or the folder is another run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT) of one of several
+processes: another died, and JAX ended this one; the same commands resume.
 """
 
 import dataclasses
@@ -25,9 +27,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from bwds.checks import require
 from bwds.cli import parsed, run, shell_command
 from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
 from bwds.devices import DistributedConfig, MeshConfig
+from bwds.files import place
+from bwds.output import say, tell
 from bwds.presets import PRESETS
 
 SCRIPT = Path(__file__)
@@ -73,15 +78,15 @@ def main(arguments: Sequence[str]) -> None:
     command = shell_command(SCRIPT, arguments)
     connect(distributed)
     if is_first():
-        print(f"Training in {workdir}.", flush=True)
+        say(f"Training in {workdir}.")
     try:
         with failing_at_once():
             summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
     except InterruptedRunError as stopped:
-        print(f"{stopped}\nResume with: {command}", flush=True)
+        say(f"{stopped}\nResume with: {command}")
         sys.exit(stopped.exit_code)
     except NonFiniteError as failure:
-        print(f"error: {failure}", file=sys.stderr)
+        tell(f"error: {failure}")
         sys.exit(1)
     if is_first():
         show(summary, workdir, config.model.method)
@@ -92,8 +97,10 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, Distribut
 
     Raises ``ValueError``.
     """
-    if any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments):
-        raise ValueError("--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.")
+    require(
+        not any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments),
+        "--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.",
+    )
     first = arguments[0] if arguments else "-"
     preset = PRESETS.get(first, PRESETS["quick"])
     start = Options(
@@ -107,18 +114,22 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, Distribut
             Options, args=arguments, default=start, prog="train.py", description=f"{__doc__}\n{list_presets()}"
         )
     )
-    if options.preset not in PRESETS:
-        raise ValueError(f"Unknown preset {options.preset!r}; the presets are {', '.join(PRESETS)}.")
-    if options.preset != first and options.preset != "quick":
-        raise ValueError(f"The preset {options.preset!r} must be the first argument: train.py {options.preset} ...")
+    preset_name = options.preset
+    require(preset_name in PRESETS, f"Unknown preset {preset_name!r}; the presets are {', '.join(PRESETS)}.")
+    require(
+        preset_name in (first, "quick"),
+        f"The preset {preset_name!r} must be the first argument: train.py {preset_name} ...",
+    )
     model = ModelConfig(**dataclasses.asdict(options.model))
     # A trace changes nothing: with it or without it, a run is the same.
     training: dict[str, Any] = dataclasses.asdict(options.train)
     profile = training.pop("profile")
-    if profile < 0:
-        raise ValueError(f"--train.profile is {profile}; it must be at least 0.")
+    require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
     config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
-    return config, Path(options.workdir or f"runs/{options.preset}"), options.mesh, options.distributed, profile
+    workdir = place(f"runs/{preset_name}" if options.workdir is None else options.workdir, "--workdir")
+    if config.data.directory is not None:
+        place(config.data.directory, "--data.directory")
+    return config, workdir, options.mesh, options.distributed, profile
 
 
 def list_presets() -> str:
@@ -141,7 +152,7 @@ def show(summary: dict[str, Any], workdir: Path, method: Method) -> None:
     counted = "gate and softmax included"
     if method in ("magnitude", "static-block"):
         counted += ", on paper: products with masked weights are dense"
-    print(f"""
+    say(f"""
 The run is finished: {s["steps"]:,} steps, {s["parameters"]:,} parameters.
   validation perplexity   {s["validation_perplexity"]:.2f}, at step {s["best_step"]:,}
   realised density        {s["realised_density"]:.4f}

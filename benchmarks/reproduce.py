@@ -41,7 +41,7 @@ from bwds.cli import run
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
 from bwds.evaluation import evaluate
-from bwds.files import write_text
+from bwds.files import temporary_name, write_text
 from bwds.generate import greedy_rollout
 from bwds.interrupt import InterruptedRunError
 from bwds.linear import Params
@@ -291,7 +291,7 @@ class Stopwatch:
 def keep(path: Path, result: dict[str, Any]) -> None:
     """Writes the line, whole or not at all. Raises ``FileExistsError`` if there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     write_text(temporary, json.dumps(result) + "\n")
     try:
         # Unlike a rename, a link never replaces what another process wrote in the meantime.

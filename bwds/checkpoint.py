@@ -1,14 +1,14 @@
 """Checkpoints of a training run, and the rule that one folder holds one run.
 
 ``checkpoints/last`` keeps the newest two states, from which training resumes; ``checkpoints/best`` the parameters with
-the lowest validation loss, and those with the lowest before them. A checkpoint is whole or counts for nothing.
+the lowest validation loss, and those with the lowest before them. A checkpoint is whole or counts for nothing; what
+counts for nothing is renamed, and removed only where this program knows that it has not written it to the end.
 """
 
 import dataclasses
 import hashlib
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,16 @@ from bwds.config import Config
 from bwds.data import Vocabulary
 from bwds.distributed import first_alone, from_first
 from bwds.files import write_text, writing
+from bwds.identity import FREE
+from bwds.manifest import MANIFEST_FILE, manifest, set_aside, unchanged
 from bwds.metrics import METRICS_FILE
+from bwds.output import tell
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.txt"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
-DIGEST_FILE = "sha256.txt"
+DIGEST_FILE = MANIFEST_FILE
 
 
 def digest(tree: Any) -> str:
@@ -43,31 +46,17 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _files_digest(directory: Path) -> str:
-    """SHA-256 of all files of a checkpoint, by name, apart from the one that holds it."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / DIGEST_FILE)
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(directory).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
-
-
-def _unchanged(directory: Path) -> bool:
-    return (directory / DIGEST_FILE).read_text(encoding="utf-8", errors="replace") == _files_digest(directory)
-
-
 class Checkpoints:
-    """The newest ``keep`` checkpoints in a folder, each with a digest of its files, checked when it is read.
+    """The newest ``keep`` checkpoints in a folder, each with digests of its files, checked when it is read.
 
-    The digest is written last: what has none is what a killed process left, and counts for nothing. Of several
-    processes each writes its part of the arrays, into one folder that all see, and the first one the rest.
+    The digests are written last: what has none counts for nothing. A file beside it, ``12.writing``, tells that a
+    process was at it and has ended, so that it can be removed. Of several processes each writes its part of the arrays,
+    into one folder that all see, and the first one the rest.
 
     Args:
         directory: made if it is not there.
         keep: how many stay; older ones are removed.
-        read_only: nothing is written or removed, so that a run that is still going on is not disturbed.
+        read_only: nothing is written, renamed or removed, so that a run that is still going on is not disturbed.
     """
 
     def __init__(self, directory: Path, *, keep: int, read_only: bool = False) -> None:
@@ -81,20 +70,31 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise ValueError(f"There is no checkpoint in {self.directory}.")
         if not read_only:
-            first_alone(self._remove_unfinished)
+            first_alone(self._tidy)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=not read_only,
             read_only=read_only,
+            # Writes that were cut short: orbax gives a folder its step for a name when all is in it.
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def _remove_unfinished(self) -> None:
+    def _tidy(self) -> None:
         for path in self.directory.glob("[0-9]*"):
             if path.name.isdigit() and not (path / DIGEST_FILE).is_file():
-                shutil.rmtree(path)
+                if self._writing(path.name).is_file() and path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    # It may be whole: a copy that was made without this file.
+                    aside = set_aside(path, "incomplete")
+                    tell(f"warning: {path} has no {DIGEST_FILE}, so it counts for nothing; it is {aside.name} now.")
+        for path in self.directory.glob("[0-9]*.writing"):
+            path.unlink()
+
+    def _writing(self, step: int | str) -> Path:
+        return self.directory / f"{step}.writing"
 
     @property
     def steps(self) -> list[int]:
@@ -115,7 +115,7 @@ class Checkpoints:
             jax.errors.JaxRuntimeError: another process has ended meanwhile.
         """
         # Checked first: in the middle of a write orbax answers a full disk with pages of tracebacks.
-        first_alone(partial(self._check_room, step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
+        first_alone(partial(self._begin, step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
         try:
             self._write(step, tree, info)
         except Exception as error:  # Also of this the libraries below make errors of many kinds.
@@ -125,26 +125,33 @@ class Checkpoints:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"The checkpoint of step {step} cannot be written in {self.directory}: {reason}.") from error
 
-    def _check_room(self, step: int, needed: int) -> None:
+    def _begin(self, step: int, needed: int) -> None:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise OSError(
                 f"The checkpoint of step {step} needs {needed / 2**20:,.1f} MiB and {self.directory} has "
                 f"{free / 2**20:,.1f} MiB left."
             )
+        with writing(self._writing(step)):
+            self._writing(step).touch()
 
     def _write(self, step: int, tree: Any, info: dict[str, Any]) -> None:
         args = self._ocp.args
         items = args.Composite(state=args.StandardSave(tree), info=args.JsonSave({"step": step, **info}))
         self._manager.save(step, args=items, force=True)
         path = self.directory / str(step)
-        first_alone(lambda: write_text(path / DIGEST_FILE, _files_digest(path)))
+
+        def finish() -> None:
+            write_text(path / DIGEST_FILE, manifest(path))
+            self._writing(step).unlink(missing_ok=True)
+
+        first_alone(finish)
 
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that is what was saved, and its info.
 
-        One that is not is passed over with a warning on stderr if there is an older good one, and removed unless
-        ``read_only``. An error in reading is no damage: the next try may succeed, so nothing is removed.
+        One that is not is passed over with a warning on stderr if there is an older good one, and renamed unless
+        ``read_only``. An error in reading is no damage: the next try may succeed, so nothing is renamed.
 
         Args:
             template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. Arrays are placed as
@@ -161,7 +168,7 @@ class Checkpoints:
         reason = ""
         for step in steps:
             # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
-            if not from_first(first_alone(partial(self._told, step, partial(_unchanged, self.directory / str(step))))):
+            if not from_first(first_alone(partial(self._told, step, partial(unchanged, self.directory / str(step))))):
                 damaged, reason = [*damaged, step], "its files have changed"
                 continue
             tree, info = self._told(step, partial(self._read, step, template))
@@ -194,19 +201,22 @@ class Checkpoints:
 
     def _give_up(self, damaged: list[int], good: int, reason: str) -> None:
         for unusable in damaged:
-            print(
+            path = self.directory / str(unusable)
+            now = "" if self._read_only else f" It is {set_aside(path, 'damaged').name} now."
+            tell(
                 f"warning: the checkpoint of step {unusable} in {self.directory} cannot be used ({reason}); "
-                f"the one of step {good} is.",
-                file=sys.stderr,
+                f"the one of step {good} is.{now}"
             )
-            if not self._read_only:
-                shutil.rmtree(self.directory / str(unusable))
 
     def forget_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps."""
-        for later in self._manager.all_steps():
-            if later > step:
-                self._manager.delete(later)
+        """Renames the checkpoints of later steps, which will be written again, to ``12.later``.
+
+        They are whole. Where the state that they came from is damaged they are all that is left of these steps.
+        """
+        later = [self.directory / str(other) for other in self._manager.all_steps() if other > step]
+        first_alone(lambda: [set_aside(path, "later") for path in later] and None)
+        if later:
+            self._manager.reload()
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
         args = self._ocp.args
@@ -238,21 +248,21 @@ def best_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
     return Checkpoints(workdir / CHECKPOINTS / "best", keep=3, read_only=read_only)
 
 
-def config_differences(there: Config, now: Config) -> list[str]:
-    """One line for every option in which two configurations differ."""
+def config_differences(there: Config, now: Config, *, free: bool = False) -> list[str]:
+    """One line for every option in which two configurations are two runs; with ``free``, for every other one."""
     sections = [(name, dataclasses.asdict(there)[name], values) for name, values in dataclasses.asdict(now).items()]
     return [
         f"{section}.{name}: {old[name]!r} there, {value!r} now"
         for section, old, new in sections
         for name, value in new.items()
-        if old[name] != value
+        if old[name] != value and (name in FREE.get(section, ())) == free
     ]
 
 
 def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None:
     """Makes the folder that of one run, or checks that it is: nothing in it is overwritten.
 
-    A run is its configuration, all of it, and its vocabulary: a longer one is another run.
+    A run is its configuration, apart from the options in ``FREE``, and its text: a longer one is another run.
 
     Raises:
         ValueError: the folder holds another run (the differences are named), or something that is no run.
@@ -273,15 +283,24 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
             "Give the same options to resume it, or another --workdir for a new run."
         )
     if not (workdir / VOCABULARY_FILE).exists():
-        temporary = workdir / (VOCABULARY_FILE + ".tmp")
-        with writing(temporary):
-            vocabulary.save(temporary)
-        temporary.replace(workdir / VOCABULARY_FILE)
+        vocabulary.save(workdir / VOCABULARY_FILE)
     elif Vocabulary.load(workdir / VOCABULARY_FILE) != vocabulary:
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: its vocabulary is another one. "
             "Put back the old text to resume it, or give another --workdir for a new run."
         )
+
+
+def keep_config(workdir: Path, config: Config, *, finished: bool = False) -> None:
+    """Tells which free options are others than in a run's folder, and writes them there if the run goes on with them.
+
+    The text must be known to be the run's.
+    """
+    changed = config_differences(read_config(workdir), config, free=True)
+    for difference in changed:
+        tell(f"The run {'was made' if finished else 'goes on'} with another {difference}.")
+    if changed and not finished:
+        write_text(workdir / CONFIG_FILE, config.to_json())
 
 
 def read_config(workdir: Path) -> Config:

@@ -1,8 +1,8 @@
 """What the entry scripts share: mistakes of the user become one sentence and an exit code, never a traceback."""
 
 import contextlib
+import dis
 import io
-import os
 import re
 import shlex
 import shutil
@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from bwds.output import let_go, open_streams, tell
+
 T = TypeVar("T")
 
 
@@ -20,12 +22,14 @@ def parsed(parse: Callable[[], T]) -> T:
 
     Raises:
         ValueError: the parser printed an error and would have ended the process; the message is what it printed,
-            without the box around it.
+            without the box around it. Or it raised one.
     """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             return parse()
+    except ValueError as error:
+        raise ValueError(str(error)) from error
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -41,9 +45,14 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
     """Calls ``main(arguments)`` and turns what it raises into an exit code.
 
     Returns:
-        0; 2 with ``error: ...`` on stderr for a mistake of the user (``ValueError``); 1 for an error of the system
-        (``OSError``, or not enough memory); 130 after Ctrl-C; 141 where what reads the output has ended, as head does.
+        0; 2 with ``error: ...`` on stderr for a mistake of the user (a ``ValueError`` that ``is_refusal``); 1 for an
+        error of the system (``OSError``, or not enough memory); 130 after Ctrl-C; 141 where what reads the output of a
+        command that only tells something has ended, as head does.
+
+    Raises:
+        Exception: any other error, which is a mistake of ours.
     """
+    open_streams()
     try:
         for argument in arguments:
             _check_text(argument)
@@ -54,30 +63,47 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
             raise
         _flush()
     except BrokenPipeError:
-        # As the documentation of Python has it: else it tries to write the rest when it ends, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
-    except ValueError as error:
-        print(f"error: {error}\nSee python {script} --help.", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except Exception as error:
+        if is_refusal(error, main):
+            tell(f"error: {error}\nSee python {script} --help.")
+            return 2
         message = too_little_memory(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        tell(f"error: {message}")
         return 1
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        tell("Stopped.")
         return 128 + signal.SIGINT
+    finally:
+        let_go()
     return 0
 
 
 def _flush() -> None:
     """Writes what is left of the output, while an error of it can still be answered."""
     print(end="", flush=True)
+
+
+def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
+    """Whether an error is a ``ValueError`` that a ``raise`` of this project, or of the script of ``main``, has raised.
+
+    Those of libraries, and of Python itself in the middle of our own code, are no sentences for the user.
+    """
+    at = error.__traceback__
+    if not isinstance(error, ValueError) or at is None:
+        return False
+    while at.tb_next is not None:
+        at = at.tb_next
+    raised = at.tb_frame.f_code
+    package = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    beside = main is not None and Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
+    ours = package in ("bwds", "pallas_kernels") or beside
+    return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
 
 
 def too_little_memory(error: Exception) -> str | None:

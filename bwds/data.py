@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from bwds.array_types import Float32, Int32
 from bwds.config import DataConfig
 from bwds.datasets import SPLITS, Split, read_lines
+from bwds.files import write_text
 
 UNK = "<unk>"
 EOS = "<eos>"
@@ -69,8 +70,8 @@ class Vocabulary:
         return [self.words[i] for i in ids]
 
     def save(self, path: str | Path) -> None:
-        """Writes one word a line: line number, counted from 0, = id."""
-        Path(path).write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
+        """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""
+        write_text(Path(path), "".join(f"{word}\n" for word in self.words))
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
@@ -122,7 +123,20 @@ def load_corpus(config: DataConfig) -> Corpus:
     return build_corpus(config.dataset, _open_splits(config), vocab_limit=config.vocab_limit)
 
 
-def _open_splits(config: DataConfig) -> dict[str, Split]:
+def load_split(config: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Int32[np.ndarray, " n"], int]:
+    """Ids of one split in the vocabulary of a run, and how many of its words that lacks. No other file is needed.
+
+    Raises:
+        ValueError: as ``load_corpus``, for that split; or a word that is unknown, and no ``<unk>``.
+    """
+    source = _open_splits(config, (split,))[split]
+    table = _Table({word: i for i, word in enumerate(vocabulary.words)})
+    table.origin, table.way_out = source.origin, "The run cannot be evaluated on this text."
+    _ = vocabulary.eos_id
+    return _encode(source, table), table.unknown
+
+
+def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str, Split]:
     name, directory = config.dataset, config.directory
     if name not in DATASETS and not name.startswith("tfds:"):
         raise ValueError(f"Unknown dataset {name!r}; known are {', '.join(DATASETS)} and tfds:NAME.")
@@ -140,11 +154,11 @@ def _open_splits(config: DataConfig) -> dict[str, Split]:
 
         if directory is None:
             raise ValueError("Dataset 'text' needs --data.directory, the folder with the train, valid and test files.")
-        return text.splits(directory)
+        return text.splits(directory, needed)
     if name in DATASETS and directory is not None:
         from bwds.datasets import known
 
-        return known.splits(name, directory)
+        return known.splits(name, directory, needed)
     try:
         from bwds.datasets import tfds
     except ModuleNotFoundError as error:
@@ -158,15 +172,16 @@ def _open_splits(config: DataConfig) -> dict[str, Split]:
 class _Table(dict[str, int]):
     """Word to id; a word that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
 
-    origin = ""
+    origin, unknown = "", 0
+    way_out = f"Put {UNK} for rare words into the training text, or set --data.vocab-limit, which turns rare words into {UNK}."
 
     def __missing__(self, word: str) -> int:
         if UNK not in self:
             raise ValueError(
                 f"The word {word!r} of {self.origin} does not occur in the training split, and the corpus has no {UNK} "
-                f"to stand for it. Put {UNK} for rare words into the training text, or set --data.vocab-limit, which "
-                f"turns rare words into {UNK}."
+                f"to stand for it. {self.way_out}"
             )
+        self.unknown += 1
         return self[UNK]
 
 

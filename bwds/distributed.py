@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bwds.cli import too_little_memory
+from bwds.cli import is_refusal, too_little_memory
 from bwds.devices import DistributedConfig
+from bwds.output import tell
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def failing_at_once() -> Iterator[None]:
         message = memory or str(error).splitlines()[0]
         if memory is None and not isinstance(error, OSError):
             message += ". Most likely another process has ended; start all again to go on from the last checkpoint"
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        tell(f"error: {message}")
         os._exit(1)
 
 
@@ -122,7 +122,7 @@ def first_then_all(function: Callable[[], T]) -> T:
     """``function()`` in the first process, and then, when it is done there, in the others.
 
     Raises:
-        ValueError, OSError: as ``first_alone``, whichever process it was that raised.
+        ValueError, OSError, RuntimeError: as ``first_alone``, whichever process it was that raised.
     """
     result: Any = first_alone(function)
     return _error_of_one_is_of_all(lambda: result if is_first() else function())
@@ -133,7 +133,8 @@ def first_alone(function: Callable[[], T]) -> T:
 
     Raises:
         OSError: in the others, where it raised one in the first process, with the same message.
-        ValueError: in the others, where it raised anything else there, with the same message.
+        ValueError: in the others, where it refused something there, with the same message.
+        RuntimeError: in the others, where it raised anything else there, with the same message.
     """
     nothing: Any = None
     return _error_of_one_is_of_all(lambda: function() if is_first() else nothing)
@@ -152,11 +153,12 @@ def _error_of_one_is_of_all(function: Callable[[], T]) -> T:
     failed = np.asarray(multihost_utils.process_allgather(np.bool_(error is not None))).ravel()
     if failed.any():
         process = int(failed.argmax())
-        of_system, message = _from(process, [isinstance(error, OSError), str(error)])
+        kind = "system" if isinstance(error, OSError) else "refusal" if error and is_refusal(error) else "mistake"
+        kind, message = _from(process, [kind, str(error)])
         if error is not None:
             raise error
         message = f"Process {process}: {message}" if process else message
-        raise OSError(message) if of_system else ValueError(message)
+        raise {"system": OSError, "refusal": ValueError, "mistake": RuntimeError}[kind](message)
     return result
 
 

@@ -26,7 +26,8 @@ class Events:
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
-        self._path = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        # Absolute: of a name that begins with "s3:" or "gs:" tensorboardX makes a bucket.
+        self._path = folder.absolute() / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._file = RecordWriter(str(self._path))
         self._flush_at = 0.0
         self._write(Event(file_version="brain.Event:2"))

@@ -1,10 +1,31 @@
-"""Files that are written whole, and errors of the system that say of which file they are."""
+"""Files that are written whole, errors of the system that say of which file they are, and names of places."""
 
 import contextlib
 import errno
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def place(name: str | Path, option: str) -> Path:
+    """The folder that a user names; ``~`` is the home folder.
+
+    Raises:
+        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system.
+    """
+    text = os.fspath(name)
+    if not text:
+        raise ValueError(f"{option} is empty; give the name of a folder.")
+    # A Path has lost one of the slashes.
+    if "://" in text or re.match(r"[A-Za-z][\w+.-]+:(/|$)", text):
+        raise ValueError(
+            f"{option} is {text!r}, an address; only folders of a file system are read and written. Give one, and copy "
+            "it from or to that place, or mount that place as a folder."
+        )
+    # Not Path.expanduser, which has an error of its own for a user that does not exist.
+    return Path(os.path.expanduser(text))
 
 
 @contextlib.contextmanager
@@ -16,7 +37,17 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a file that no other process takes: of two that write the same file the later one's counts."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; see ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, whatever happens in between, a loss of power included.
 
     When it returns the file is on the disk, and so is its name where the file system can say so of a folder.
@@ -24,14 +55,19 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there before is as it was.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     with writing(path):
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            # Before it takes the name: else the disk may know the new name, and nothing of what is in it.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                # Before it takes the name: else the disk may know the new name, and nothing of what is in it.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -2,16 +2,29 @@
 
 import dataclasses
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bwds.config import ModelConfig
+from bwds.array_types import Int32
+from bwds.config import Config, ModelConfig
 from bwds.data import Corpus, Vocabulary
+from bwds.datasets import SPLITS
+from bwds.files import place
 
-# Which kernel computes the products changes no number that matters, and depends on the machine.
-_FREE = {"implementation"}
+FREE = {
+    "model": {"implementation"},
+    "data": {"directory", "eval_batch_size"},
+    "train": {"log_every", "checkpoint_every"},
+}
+"""Options, by section, that a run may go on with others of. They depend on the machine, and no step depends on them.
+
+Where the text lies: its digest tells whether it is the same one. Which kernel computes, and how many streams an
+evaluation reads, change a number in its last digits, as another mesh does. Not how often there is an evaluation: that
+decides which parameters are the best, and when sgd lowers its rate.
+"""
 
 
 def identity(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -29,9 +42,37 @@ def text_sha256(corpus: Corpus) -> str:
     return digest.hexdigest()
 
 
+def ids_sha256(ids: Int32[np.ndarray, " n"]) -> str:
+    """Digest of one split, token by token, in the ids of a run's vocabulary."""
+    return hashlib.sha256(np.ascontiguousarray(ids, np.int32).data).hexdigest()
+
+
+def text_identity(corpus: Corpus) -> dict[str, Any]:
+    """JSON values to keep beside the parameters: ``text_sha256``, and ``ids_sha256`` of every split."""
+    splits = {split: ids_sha256(getattr(corpus, split)) for split in SPLITS}
+    return {"text_sha256": text_sha256(corpus), "splits_sha256": splits}
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the folder of the text as an absolute path, which names the same one wherever it is read.
+
+    Raises:
+        ValueError: it is no folder's name; see ``place``.
+    """
+    if config.data.directory is None:
+        return config
+    directory = str(place(config.data.directory, "--data.directory").absolute())
+    return replace(config, data=replace(config.data, directory=directory))
+
+
+def without_place(config: Config) -> Config:
+    """The configuration without the folder of the text, which may be another one on each machine."""
+    return replace(config, data=replace(config.data, directory=None))
+
+
 def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
-    """Raises ``ValueError`` where a checkpoint tells of another text than ``text``, its digest now."""
-    if info.get("text_sha256", text) != text:
+    """Raises ``ValueError`` where a checkpoint or summary tells of another text than ``text``, its digest now."""
+    if info.get("text_sha256") not in (None, text):
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: the vocabulary is the same, the "
             "training or validation split is not. Put back the old text to resume it, or give another --workdir "
@@ -54,7 +95,7 @@ def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabul
         ValueError: one of them has changed.
     """
     there, now = info.get("model", {}), dataclasses.asdict(model)
-    changed = [name for name in now.keys() & there.keys() - _FREE if now[name] != there[name]]
+    changed = [name for name in now.keys() & there.keys() - FREE["model"] if now[name] != there[name]]
     if changed:
         differences = "; ".join(f"{name} was {there[name]!r} and is {now[name]!r}" for name in sorted(changed))
         raise ValueError(

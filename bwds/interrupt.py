@@ -1,9 +1,15 @@
-"""Ctrl-C and SIGTERM as a request that a loop answers when its state is whole."""
+"""Ctrl-C, SIGTERM and their like as a request that a loop answers when its state is whole."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from typing import Any
+
+ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C; what ends a job; a terminal that goes away; and what batch systems announce an end with (SLURM as it is told
+to, Grid Engine with -notify, LSF)."""
 
 
 class InterruptedRunError(Exception):
@@ -19,12 +25,14 @@ class InterruptedRunError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """0 for SIGTERM, which a scheduler sends and a saved run answers well; 130 for Ctrl-C, as shells have it."""
-        return 0 if self.signum == signal.SIGTERM else 128 + signal.SIGINT
+        """130 for Ctrl-C, as shells have it; 0 for the others: a scheduler sends them, and a saved run answers well."""
+        return 128 + signal.SIGINT if self.signum == signal.SIGINT else 0
 
 
 class StopSignals:
-    """While it is entered, the first SIGINT or SIGTERM is noted; a second Ctrl-C ends the process at once.
+    """While it is entered, the first of the signals ``ANSWERED`` is noted; a second Ctrl-C ends the process at once.
+
+    SIGHUP that is ignored, as under nohup, stays so.
 
     Outside the main thread, where Python cannot handle signals, it does nothing.
 
@@ -40,7 +48,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+            self._previous = {s: signal.signal(s, self._note) for s in ANSWERED if s not in ignored}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,7 +62,9 @@ class StopSignals:
         self._signum = self._signum or signum
         # Not print: the signal may have come in the middle of one.
         hint = "; Ctrl-C again ends it at once, without" if signum == signal.SIGINT else ""
-        os.write(2, f"\nStopping after this step and saving a checkpoint{hint}.\n".encode())
+        text = f"\nStopping after this step and saving a checkpoint{hint}.\n"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.write(sys.stderr.fileno(), text.encode())
 
     @property
     def noted(self) -> int:

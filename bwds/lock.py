@@ -5,11 +5,11 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from bwds.files import writing
+from bwds.output import tell
 
 LOCK_FILE = "lock"
 
@@ -40,10 +40,9 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            print(
+            tell(
                 f"warning: {workdir} is in a file system without locks ({error.strerror}); see to it that no other run "
-                "uses it.",
-                file=sys.stderr,
+                "uses it."
             )
         with writing(workdir / LOCK_FILE):
             file.truncate(0)

@@ -5,10 +5,12 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bwds.files import write_text, writing
+from bwds.output import tell
 
 METRICS_FILE = "metrics.jsonl"
 LINE_EVERY_S = 10.0
@@ -127,19 +129,34 @@ class Speed:
 class Progress:
     """On stderr: a bar where it is a terminal, else a line every ten seconds; nothing if not ``shown``.
 
-    Until a step is done it says that the program is compiled: that takes most of this time.
+    Until a step is done it says that the program is compiled: that takes most of this time. Where stderr can no longer
+    be written to, nothing more is shown.
     """
 
     def __init__(self, *, total: int, initial: int, shown: bool) -> None:
         self._total, self._shown, self._bar = total, shown, None
         self._next_line = 0.0
-        if shown and sys.stderr.isatty():
-            from tqdm import tqdm
 
+        def start() -> None:
             desc = "compiling" if initial < total else None
-            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr, desc=desc)
-        elif initial < total:
-            self.note(f"step {initial}/{total}  compiling")
+            if shown and sys.stderr is not None and sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    total=total, initial=initial, unit="step", dynamic_ncols=True, file=sys.stderr, desc=desc
+                )
+            elif desc:
+                self.note(f"step {initial}/{total}  {desc}")
+
+        self._try(start)
+
+    def _try(self, show: Callable[[], object]) -> None:
+        try:
+            show()
+        except (OSError, ValueError):
+            if self._bar is not None:
+                self._bar.disable = True  # Else it tries again when it is collected.
+            self._shown, self._bar = False, None
 
     def update(self, *, step: int, loss: float, tokens_per_second: float | None) -> None:
         """One more step is done."""
@@ -148,22 +165,22 @@ class Progress:
         shown = {"loss": f"{loss:.3f}", "perplexity": f"{perplexity(loss):.1f}"}
         if tokens_per_second is not None:
             shown["tokens/s"] = f"{tokens_per_second:,.0f}"
-        if self._bar is not None:
-            self._bar.set_description(refresh=False)
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update()
+        if (bar := self._bar) is not None:
+            bar.set_description(refresh=False)
+            bar.set_postfix(shown, refresh=False)
+            self._try(bar.update)
         else:
             self._next_line = time.monotonic() + LINE_EVERY_S
             self.note(f"step {step}/{self._total}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+        if (bar := self._bar) is not None:
+            self._try(lambda: bar.write(text, file=sys.stderr))
         elif self._shown:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         if self._bar is not None:
-            self._bar.close()
+            self._try(self._bar.close)

@@ -1,10 +1,11 @@
 """A trace of some training steps: what host and devices did when, to be looked at with xprof or TensorBoard."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from bwds.output import tell
 
 # The first step of a process compiles, and the next ones still fill the queue.
 WARM_UP = 3
@@ -39,7 +40,7 @@ class StepTrace:
     def close(self) -> None:
         """Ends a trace that is running, as when the loop ends before it; a warning where none has begun."""
         if self._to_come:
-            print(f"warning: nothing was traced: the first {WARM_UP} steps of a process are left out.", file=sys.stderr)
+            tell(f"warning: nothing was traced: the first {WARM_UP} steps of a process are left out.")
             self._to_come = False
         if self._running:
             jax.profiler.stop_trace()

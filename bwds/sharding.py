@@ -8,7 +8,6 @@ parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is part
 another mesh.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from bwds.axes import DATA, MODEL
 from bwds.config import ModelConfig
 from bwds.devices import MeshConfig
 from bwds.distributed import is_first
+from bwds.output import tell
 
 
 class Placement(NamedTuple):
@@ -164,7 +164,7 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
         columns //= model.block_size
     _check_divides(f"--mesh.model is {mesh.model}", mesh.model, columns, "columns of blocks", "--model.hidden-size")
     if mesh.shard_optimizer and data == 1 and is_first():
-        print("warning: --mesh.shard-optimizer changes nothing with one device along --mesh.data.", file=sys.stderr)
+        tell("warning: --mesh.shard-optimizer changes nothing with one device along --mesh.data.")
     devices = jax.devices()[: data * mesh.model]
     made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
     return Placement(made, mesh.shard_optimizer)

@@ -81,7 +81,7 @@ def summarise(
         steps, validation_perplexity, realised_density, relative_cost (multiply-adds, gate and softmax included,
         against the dense model of the same size), tokens_per_second (median over the run; None if none of its
         processes did more than one step), the figures of ``compare_decode_speed``, parameters, parameters_sha256,
-        best_step, device, versions and command.
+        text_sha256, best_step, device, versions and command.
     """
     best_params, info = best
     decoding = compare_decode_speed(config.model, best_params)
@@ -98,6 +98,7 @@ def summarise(
         **decoding,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameters_sha256": digest(params),
+        "text_sha256": info.get("text_sha256"),
         "best_step": info["step"],
         "device": f"{device.device_kind} ({device.platform}, {jax.device_count()} of them)",
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},

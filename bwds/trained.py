@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -18,7 +18,13 @@ from bwds.state import evaluated_params, init_state
 
 
 def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:
-    """Parameters of a run, as it evaluates them, and the step they are from; nothing in the folder is changed.
+    """Parameters of a run and the step they are from; see ``load_checkpoint``."""
+    params, info = load_checkpoint(config, workdir, which)
+    return params, info["step"]
+
+
+def load_checkpoint(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, dict[str, Any]]:
+    """Parameters of a run, as it evaluates them, and what is kept beside them; nothing in the folder is changed.
 
     Args:
         config: the run's.
@@ -40,4 +46,4 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
     else:
         params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
     check_identity(info, config.model, vocabulary, workdir)
-    return params, info["step"]
+    return params, info

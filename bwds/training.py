@@ -15,14 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, last_checkpoints
+from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, keep_config, last_checkpoints
 from bwds.config import Config
 from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate
-from bwds.files import write_text
-from bwds.identity import check_text, identity, text_sha256
+from bwds.files import place, write_text
+from bwds.identity import check_text, identity, settled, text_identity, text_sha256, without_place
 from bwds.interrupt import InterruptedRunError, StopSignals
 from bwds.lock import LOCK_FILE, locked
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
@@ -52,8 +52,7 @@ class _Run:
         self.config, self.corpus, self.workdir, self.stop = config, corpus, workdir, stop
         self.placement = placement
         self.lm = language_model(config.model)
-        text = text_sha256(corpus)
-        self.identity = {**identity(config.model, corpus.vocabulary), "text_sha256": text}
+        self.identity = identity(config.model, corpus.vocabulary) | text_identity(corpus)
         self.optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
         self.last, self.best = last_checkpoints(workdir), best_checkpoints(workdir)
         self.saved: int | None = None
@@ -62,12 +61,13 @@ class _Run:
         key = jax.random.key(config.train.seed)
         if self.last.steps:
             state, info = self.last.restore(placement.template(fresh, key))
-            check_text(info, text, workdir)
+            check_text(info, self.identity["text_sha256"], workdir)
             self.saved = info["step"]
         else:
             state = fresh(key)
         self.state: TrainState = jax.device_put(state, placement.shardings(state))
         self.step = self.saved or 0
+        first_alone(partial(keep_config, workdir, config))
         # What came after is done again, and not to be taken for the best before it is.
         self.best.forget_after(int(self.state.plateau.best_step))
         valid = int(self.state.plateau.evaluated_step)
@@ -131,7 +131,11 @@ class _Run:
             self.close()
             return self.summary(command)
         except OSError as error:
-            raise OSError(f"{error} {self.way_out}") from error
+            start = "it starts anew" if self.saved is None else f"it goes on from the checkpoint of step {self.saved}"
+            raise OSError(
+                f"{error} Training stopped after step {self.step}. Make room, or see to the folder, and give the same "
+                f"command again: {start}."
+            ) from error
 
     def summary(self, command: str) -> dict[str, Any]:
         """Writes and returns the summary. The state is given up."""
@@ -250,15 +254,6 @@ class _Run:
             "--optim.clip-norm, or --model.gate-activation softplus if gates are linear, in another --workdir."
         )
 
-    @property
-    def way_out(self) -> str:
-        """What to do when the folder cannot be written to."""
-        start = "it starts anew" if self.saved is None else f"it goes on from the checkpoint of step {self.saved}"
-        return (
-            f"Training stopped after step {self.step}. Make room, or see to the folder, and give the same command "
-            f"again: {start}."
-        )
-
     def write(self, **values: Any) -> None:
         """A line in the metrics, from the first process."""
         if self.metrics is not None:
@@ -285,8 +280,8 @@ def train(
 
     Args:
         config: what to train; the size of the vocabulary is taken from the data.
-        workdir: folder of this run alone. It gets config.json, vocabulary.txt, metrics.jsonl, TensorBoard events,
-            checkpoints and, at the end, summary.json.
+        workdir: folder of this run alone, ``~`` is the home folder. It gets config.json, vocabulary.txt, metrics.jsonl,
+            TensorBoard events, checkpoints and, at the end, summary.json.
         mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
         profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
@@ -299,13 +294,15 @@ def train(
         ValueError: the data are not usable, the folder holds another run, or the mesh does not fit.
         OSError: the folder cannot be written to, as on a full disk; the same call goes on from the last checkpoint.
         NonFiniteError: loss, gradient or parameters are not finite.
-        InterruptedRunError: SIGTERM or Ctrl-C; the state is saved, and the same call resumes.
+        InterruptedRunError: Ctrl-C, SIGTERM or their like; the state is saved, and the same call resumes.
     """
+    workdir = place(workdir, "--workdir")
+    config = settled(config)
     corpus = first_then_all(partial(load_corpus, config.data))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
     # Processes that differ here would wait for each other for ever, or train on a mixture.
-    check_same("The configuration", config.to_json().encode())
+    check_same("The configuration", without_place(config).to_json().encode())
     check_same("The text", corpus.train, corpus.valid)
     check_same("The mesh", repr(mesh).encode())
     placement = make_placement(mesh, config.model, batch_size=config.data.batch_size)
@@ -314,6 +311,8 @@ def train(
         check_shared(workdir / LOCK_FILE)
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
         if (finished := from_first(read_summary(workdir))) is not None:
+            check_text(finished, text_sha256(corpus), workdir)
+            first_alone(partial(keep_config, workdir, config, finished=True))
             return finished
         with StopSignals(together=jax.process_count() > 1) as stop:
             run = _Run(config, corpus, workdir, stop, placement, profile=profile, progress=progress)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import shutil
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import pytest
 import tiny_run
 
 from bwds import checkpoint
-from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, read_config
+from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, keep_config, read_config
 from bwds.data import Vocabulary
 from bwds.summary import read_summary
 
@@ -38,6 +39,13 @@ def state(seed: int) -> dict:
 def assert_same(left, right):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     assert digest(left) == digest(right)
+
+
+def digest_of_all(directory):
+    """What versions before the manifest kept."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "sha256.txt")
+    digests = {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
 
 
 def damage(directory):
@@ -83,16 +91,28 @@ def test_what_a_killed_write_leaves_is_not_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_checkpoint_killed_before_its_digest_counts_for_nothing(tmp_path, capsys, read_only):
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_checkpoint_without_its_digests_counts_for_nothing(tmp_path, monkeypatch, capsys, read_only, killed):
+    """What a killed process has not finished goes; what a copy may have lost the file of is set aside."""
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (1, 2):
-        checkpoints.save(step, state(step))
-    (tmp_path / "2" / "sha256.txt").unlink()
+    checkpoints.save(1, state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "manifest", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(2, state(2))
+    if not killed:
+        (tmp_path / "2.writing").unlink()
+    before = sorted(path.name for path in tmp_path.iterdir())
     checkpoints = Checkpoints(tmp_path, keep=2, read_only=read_only)
     assert checkpoints.steps == [1]
     assert_same(checkpoints.restore(state(0))[0], state(1))
-    assert (tmp_path / "2").exists() == read_only
-    assert capsys.readouterr().err == ""
+    aside = [] if killed else ["2.incomplete"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == (before if read_only else ["1", *aside])
+    assert ("it is 2.incomplete now" in capsys.readouterr().err) == bool(aside and not read_only)
+    if aside and not read_only:
+        (tmp_path / "2.incomplete" / "sha256.txt").write_text(checkpoint.manifest(tmp_path / "2.incomplete"))
+        (tmp_path / "2.incomplete").rename(tmp_path / "2")
+        assert_same(Checkpoints(tmp_path, keep=2).restore(state(0))[0], state(2))
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -107,9 +127,54 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, read
     assert info["step"] == 1
     assert "warning: the checkpoint of step 2" in capsys.readouterr().err
     assert (tmp_path / "2").exists() == read_only
+    assert (tmp_path / "2.damaged").exists() != read_only
     if not read_only:
         checkpoints.save(2, state(2))
         assert_same(checkpoints.restore(state(0))[0], state(2))
+        damage(tmp_path / "2")
+        Checkpoints(tmp_path, keep=2).restore(state(0))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "2.damaged2"]
+
+
+def test_what_others_put_into_a_checkpoint_is_no_damage(tmp_path, monkeypatch, capsys):
+    """At any time: also while it is saved, and then taken away. And what an earlier version has written stays whole."""
+    write = checkpoint.write_text
+
+    def drop_first(path, text):
+        for name in (".nfs0001", "state/._d", ".DS_Store"):
+            (path.parent / name).write_bytes(b"before")
+        write(path, checkpoint.manifest(path.parent))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_text", drop_first)
+        Checkpoints(tmp_path, keep=2).save(1, state(1))
+    (tmp_path / "1" / ".nfs0001").unlink()
+
+    def read():
+        for read_only in (True, False):
+            assert_same(Checkpoints(tmp_path, keep=2, read_only=read_only).restore(state(0))[0], state(1))
+        assert capsys.readouterr().err == ""
+        assert (tmp_path / "1").is_dir()
+
+    # As versions before the manifest did: of all files in one digest.
+    (tmp_path / "1" / "sha256.txt").write_text(digest_of_all(tmp_path / "1"))
+    read()
+    write(tmp_path / "1" / "sha256.txt", checkpoint.manifest(tmp_path / "1"))
+    for folder in (tmp_path, *[path for path in tmp_path.rglob("*") if path.is_dir()]):
+        for name in ("desktop.ini", "._x", ".sha256.txt.swp", "notes.txt~", "12"):
+            (folder / name).write_bytes(b"")
+        (folder / "@eaDir").mkdir()
+    (tmp_path / "12").unlink()
+    read()
+
+
+def test_later_checkpoints_are_set_aside_whole(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (3, 7):
+        checkpoints.save(step, state(step))
+    checkpoints.forget_after(3)
+    (tmp_path / "7.later").rename(tmp_path / "7")
+    assert_same(Checkpoints(tmp_path, keep=2).restore(state(0))[0], state(7))
 
 
 @pytest.mark.parametrize("change", [lambda old: old[:-1], lambda old: bytes([old[0] ^ 1]) + old[1:], None])
@@ -166,7 +231,7 @@ def test_an_error_in_reading_is_no_damage(tmp_path, monkeypatch, moment, error, 
         assert arguments[0] in (2, tmp_path / "2")
         raise error
 
-    place = {"digest": (checkpoint, "_files_digest"), "arrays": (checkpoints, "_read")}[moment]
+    place = {"digest": (checkpoint, "unchanged"), "arrays": (checkpoints, "_read")}[moment]
     with monkeypatch.context() as patch:
         patch.setattr(*place, fail)
         with pytest.raises(raised, match=message):
@@ -226,6 +291,24 @@ def test_every_option_is_compared(tmp_path):
         other = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **change)})
         (difference,) = config_differences(config, other)
         assert difference.startswith(f"{section}.{next(iter(change))}: ")
+
+
+def test_what_depends_on_the_machine_is_no_part_of_what_a_run_is(tmp_path, capsys):
+    """And is kept as it is now when the run goes on, not when it is finished."""
+    config, folder = tiny_run.config(tmp_path), tmp_path / "run"
+    claim_workdir(folder, config, VOCABULARY)
+    free = {"directory": "elsewhere", "eval_batch_size": 9, "implementation": "xla", "log_every": 7}
+    other = tiny_run.config(tmp_path, **free, checkpoint_every=5)
+    claim_workdir(folder, other, VOCABULARY)
+    keep_config(folder, other, finished=True)
+    assert read_config(folder) == config
+    assert capsys.readouterr().err.count("The run was made with another ") == 5
+    keep_config(folder, other)
+    assert read_config(folder) == other
+    assert "The run goes on with another train.log_every: 1 there, 7 now." in capsys.readouterr().err
+    for change in ({"eval_every": 4}, {"vocab_limit": 9}, {"dataset": "ptb"}):
+        with pytest.raises(ValueError, match="another configuration"):
+            claim_workdir(folder, tiny_run.config(tmp_path, **change), VOCABULARY)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "vocabulary.txt", "summary.json"])

@@ -16,10 +16,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 
+import bwds
 from bwds import cli, generate, model
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
@@ -256,6 +258,8 @@ def test_another_configuration_is_refused_with_its_differences(finished, config,
         (["--train.steps", "5", "ptb-lstm"], ["ptb-lstm", "first"]),
         (["--data.dataset", "text", "--data.directory", "nowhere"], ["nowhere"]),
         (["--workdir", "train.py"], ["'train.py' is a file"]),
+        (["--workdir", "gs://bucket/run"], ["--workdir is 'gs://bucket/run', an address"]),
+        (["--data.dataset", "text", "--data.directory", "s3:/text"], ["--data.directory is 's3:/text', an address"]),
         (["--workdir", "caf\udce9"], ["'caf\\udce9' is not UTF-8"]),
     ],
 )
@@ -322,7 +326,7 @@ def test_any_split_is_evaluated(finished, capsys):
         code, out, _ = call(capsys, "eval", "--workdir", str(workdir), *arguments)
         assert code == 0
         lines[split] = out.splitlines()[-1]
-        name = "valid" if split == "validation" else split
+        name = "valid_last" if split == "validation" else split
         written = json.loads((workdir / f"eval_{name}.json").read_text())
         assert lines[split] == f"{split} perplexity: {written['perplexity']:.2f}"
         assert written["checkpoint"] == ("last" if split == "validation" else "best")
@@ -335,14 +339,60 @@ def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finishe
     with (moved / "train.txt").open("a") as file:
         file.write("w7 " * 500)
     arguments = ["--workdir", str(workdir)]
-    there, here = (
-        call(capsys, "eval", *arguments, *options)[1].splitlines()[-1]
-        for options in ([], ["--data.directory", str(moved)])
-    )
+    there, here = (call(capsys, "eval", *arguments, *options) for options in ([], ["--data.directory", str(moved)]))
     assert there == here
-    _, changed, _ = call(capsys, "eval", *arguments, "--split", "train", "--data.directory", str(moved))
-    _, before, _ = call(capsys, "eval", *arguments, "--split", "train")
+    _, changed, told = call(capsys, "eval", *arguments, "--split", "train", "--data.directory", str(moved))
+    _, before, nothing = call(capsys, "eval", *arguments, "--split", "train")
     assert changed != before
+    # Said, and kept apart: the file of the run's own text is that of its own text, whatever came first.
+    assert "warning: this train text is not the run's" in told
+    assert "0 of its" in told
+    assert nothing == ""
+    own = json.loads((workdir / "eval_train.json").read_text())
+    assert own["directory"] != str(moved)
+    (other,) = [json.loads(path.read_text()) for path in workdir.glob("eval_train_*.json")]
+    assert other["directory"] == str(moved)
+    assert own["text_sha256"] != other["text_sha256"]
+
+
+def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
+    """In a folder that may not be written; where it cannot be shown either, that is an error."""
+
+    def refuse(path, _):
+        raise OSError(f"{path} cannot be written: Read-only file system.")
+
+    monkeypatch.setattr("bwds.files.write_text", refuse)
+    code, out, err = call(capsys, "eval", "--workdir", str(finished[0]))
+    assert code == 0
+    assert "test perplexity: " in out
+    assert err.startswith("warning: ")
+    assert "eval_test.json cannot be written: Read-only" in err
+    gone = io.StringIO()
+    gone.close()
+    monkeypatch.setattr(sys, "stdout", gone)
+    code, _, err = call(capsys, "eval", "--workdir", str(finished[0]))
+    assert code == 1
+    assert "error: " in err
+
+
+def test_another_kernel_evaluates_only_where_it_is_named(finished, capsys, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["implementation"] = "triton"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    arguments = ["--workdir", str(tmp_path / "run")]
+    assert_refused(call(capsys, "eval", *arguments), "'triton' needs the platform gpu", "--model.implementation xla")
+    assert call(capsys, "eval", *arguments, "--model.implementation", "xla")[0] == 0
+
+
+def test_a_reader_that_ends_does_not_end_the_run(finished, start, tmp_path):
+    """Nor does a standard stream that is closed: no file of the run takes its place."""
+    process = start()
+    process.stderr.readline()
+    process.stderr.close()
+    process.stdout.close()
+    assert process.wait() == 0
+    assert summary(tmp_path / "run")["parameters_sha256"] == summary(finished[0])["parameters_sha256"]
 
 
 def test_generate_writes_text(finished, capsys):
@@ -382,6 +432,8 @@ def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
         (["--data.directory", "/nowhere"], "/nowhere"),
+        (["--data.directory", "~nobody-of-that-name"], "~nobody-of-that-name"),
+        (["--workdir", "gs://bucket/run"], "'gs://bucket/run', an address"),
     ],
 )
 def test_mistakes_in_an_evaluation_are_one_sentence(finished, capsys, arguments, part):
@@ -449,12 +501,30 @@ def test_an_output_that_is_read_no_further_is_no_error(lines):
     assert process.returncode == 141
 
 
-def test_an_error_that_is_not_known_is_not_hidden():
-    def main(_):
-        raise RuntimeError("a mistake of ours")
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: (_ for _ in ()).throw(RuntimeError("a mistake of ours")),
+        lambda: int("x"),
+        lambda: tuple.index((), 1),
+        lambda: "\u00fc".encode("ascii"),
+        lambda: np.zeros(3).reshape(2),
+        lambda: json.loads("{"),
+        lambda: jax.make_mesh((3, 5), ("a", "b")),
+    ],
+)
+def test_an_error_that_is_not_known_is_not_hidden(mistake):
+    """Also a ``ValueError`` that no sentence was written for."""
+    with pytest.raises((RuntimeError, ValueError)):
+        cli.run(lambda _: mistake(), "x.py", [])
 
-    with pytest.raises(RuntimeError, match="ours"):
-        cli.run(main, "x.py", [])
+
+def test_a_refusal_in_the_middle_of_a_computation_is_a_sentence(unchecked, capsys):
+    def main(_):
+        jax.jit(lambda x: bwds.block_sparse_matmul(x, x, x, implementation="no such"))(jnp.zeros((2, 2)))
+
+    assert cli.run(main, "x.py", []) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):

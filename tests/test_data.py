@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bwds.config import DataConfig
-from bwds.data import Vocabulary, eval_batches, load_corpus, steps_per_epoch, train_batch
+from bwds.data import Vocabulary, eval_batches, load_corpus, load_split, steps_per_epoch, train_batch
 
 SIZES = {"batch_size": st.integers(1, 9), "sequence_length": st.integers(1, 8)}
 
@@ -71,6 +71,21 @@ def test_corpus_ids_words_and_order(tmp_path):
     assert corpus.vocabulary.decode(corpus.test) == ["c", "<eos>"]
     assert all(ids.dtype == np.int32 for ids in corpus[2:])
     assert corpus.name == "text"
+
+
+def test_a_split_is_read_alone_in_the_words_of_a_run(tmp_path):
+    """Whatever lies beside it: no file of another split is opened."""
+    config = write(tmp_path, train="b a b\n\nc <unk> a b", valid="a zebra\n", test="c zebra <unk> d\n")
+    corpus = load_corpus(config)
+    (tmp_path / "train.txt").write_text("zebra d\n")
+    (tmp_path / "valid.txt").unlink()
+    ids, unknown = load_split(config, "test", corpus.vocabulary)
+    np.testing.assert_array_equal(ids, corpus.test)
+    assert unknown == 2
+    with pytest.raises(ValueError, match=r"'zebra' of .*test.txt .*no <unk>"):
+        load_split(config, "test", Vocabulary(("<eos>", "c")))
+    with pytest.raises(ValueError, match="No valid split in"):
+        load_split(config, "valid", corpus.vocabulary)
 
 
 def test_unknown_word_without_unk_is_an_error_with_ways_out(tmp_path):

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
-from bwds.data import load_corpus
+from bwds.data import load_corpus, load_split
 from bwds.datasets import SPLITS, builders, cache_dir, known, pydoc, text
 from bwds.datasets import tfds as tfds_source
 
@@ -337,6 +337,18 @@ def test_local_files_need_no_tensorflow_datasets(tmp_path, monkeypatch, cache):
     assert not cache.exists()  # they are read where they are
     with pytest.raises(ValueError, match=r"'ptb' is downloaded by .* 'tensorflow_datasets' is not installed: pip "):
         load("ptb")
+
+
+def test_a_split_that_is_evaluated_needs_its_own_file_alone(tmp_path, monkeypatch):
+    files = write(tmp_path / "files")
+    as_dataset(monkeypatch, "ptb", files)
+    whole = load("ptb", files)
+    next(files.glob("*train*")).unlink()
+    config = DataConfig(dataset="ptb", directory=str(files))
+    np.testing.assert_array_equal(load_split(config, "valid", whole.vocabulary)[0], whole.valid)
+    next(files.glob("*test*")).write_text("another\n")
+    with pytest.raises(ValueError, match=r"test.txt is not the test file of Penn Treebank"):
+        load_split(config, "test", whole.vocabulary)
 
 
 def test_tfds_data_dir_is_respected(tmp_path, monkeypatch, cache):

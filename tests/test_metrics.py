@@ -1,5 +1,6 @@
 """Lines of metrics.jsonl, what survives a killed process, speed and progress."""
 
+import errno
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from bwds import metrics
 from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics
+from bwds.output import say, tell
 
 
 def test_perplexity_is_finite_for_any_loss():
@@ -145,6 +147,49 @@ def test_progress_that_is_not_shown_is_silent(capsys):
     progress.update(step=1, loss=1.0, tokens_per_second=None)
     progress.note("a note")
     assert capsys.readouterr().err == ""
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has ended, after some calls."""
+
+    encoding = "utf-8"
+
+    def __init__(self, left, error, terminal):
+        super().__init__()
+        self.left, self.error, self.terminal = left, error, terminal
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("left", [0, 1, 5])
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.EIO, "gone"), ValueError("closed"), None]
+)
+def test_progress_that_cannot_be_shown_ends_nothing(monkeypatch, left, terminal, error):
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(sys, "stderr", error and Gone(left, error, terminal))
+    progress = Progress(total=9, initial=0, shown=True)
+    for step in range(1, 10):
+        progress.update(step=step, loss=1.0, tokens_per_second=None)
+        progress.note("a note")
+    progress.close()
+    assert tell("a warning") is False
+
+
+def test_characters_that_a_terminal_has_not_are_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert say("\u00fcber <unk>")
+    assert stream.buffer.getvalue() == b"\\xfcber <unk>\n"
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):

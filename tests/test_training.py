@@ -5,7 +5,10 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ import pytest
 import tiny_run
 
 from bwds import generate, training
-from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
+from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints, read_config
 from bwds.config import OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
@@ -170,7 +173,35 @@ def test_another_configuration_is_refused(finished, config):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != LOCK_FILE} == before
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_run_goes_on_where_its_text_and_its_machine_are_others(finished, config, tmp_path, monkeypatch):
+    """With the same parameters in the end. The folder is kept as an absolute path; another text there is refused."""
+    _, summary = finished
+    monkeypatch.setattr(training._Run, "loop", lambda run: run.dispatch() and run.save())
+    monkeypatch.setattr(training._Run, "summary", lambda *_: {})
+    train(config, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    shutil.copytree(config.data.directory, tmp_path / "moved")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data = dataclasses.replace(config.data, directory="moved/", eval_batch_size=3)
+    moved = dataclasses.replace(
+        config, data=data, train=dataclasses.replace(config.train, log_every=5, checkpoint_every=3)
+    )
+    found = train(moved, Path("~/run"), progress=False)
+    assert found["parameters_sha256"] == summary["parameters_sha256"]
+    kept = read_config(tmp_path / "run")
+    assert kept.data == dataclasses.replace(data, directory=str(tmp_path / "moved"))
+    assert kept.train == moved.train
+    valid = tmp_path / "moved" / "valid.txt"
+    valid.write_text("".join(reversed(valid.read_text().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match="The text has changed"):
+        train(moved, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="'gs:/bucket/run', an address"):
+        train(moved, Path("gs://bucket/run"), progress=False)
+    assert not (tmp_path / "gs:").exists()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
 def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, monkeypatch, caplog, signum, code):
     write = MetricsWriter.write
 
@@ -192,6 +223,21 @@ def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, mon
     assert "train_step" not in caplog.text
     assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
     assert lines(tmp_path) == lines(finished[0])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
+    """Not a hang-up that is ignored, as under nohup; and the hint need not be readable."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signum)
+        assert stop.counts == signum
+        assert InterruptedRunError(stop.counts).exit_code == 0
+    before = signal.signal(signum, signal.SIG_IGN)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signum)
+        assert stop.requested == (signum != signal.SIGHUP)
+    assert signal.signal(signum, before) == signal.SIG_IGN
 
 
 def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):

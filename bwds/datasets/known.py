@@ -7,11 +7,11 @@ Sources:
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bwds.datasets import Split, read_lines
+from bwds.datasets import SPLITS, Split, read_lines
 from bwds.datasets.text import check_is_text, find_files
 
 
@@ -66,12 +66,12 @@ def check_files(name: str, files: Mapping[str, Path]) -> None:
             )
 
 
-def splits(name: str, directory: str) -> dict[str, Split]:
-    """Train, valid and test of ptb, wikitext2 or wikitext103 from the files in a folder.
+def splits(name: str, directory: str, needed: Sequence[str] = SPLITS) -> dict[str, Split]:
+    """Train, valid and test of ptb, wikitext2 or wikitext103, or those that are needed, from the files in a folder.
 
     Raises:
         ValueError: as ``find_files``, or a file is not the dataset's.
     """
-    files = find_files(directory)
+    files = find_files(directory, needed)
     check_files(name, files)
     return {split: Split(str(path), read_lines(path)) for split, path in files.items()}

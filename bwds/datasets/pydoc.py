@@ -14,11 +14,9 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import re
 import sys
 import sysconfig
-import tempfile
 import warnings
 import zlib
 from collections import Counter
@@ -26,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bwds.datasets import SPLITS, Split, cache_dir
+from bwds.files import write_bytes
 
 _FORMAT = 1  # part of the cache's file name: count it up when the text below comes out differently
 _MIN_COUNT = 2  # words seen less often in the training split become <unk>
@@ -170,11 +169,8 @@ def _read_cache(path: Path) -> dict[str, str] | None:
 
 
 def _write_cache(path: Path, texts: dict[str, str]) -> None:
-    """Written beside and renamed, so that a killed process leaves no half-written cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            file.write(gzip.compress(json.dumps(texts).encode(), mtime=0))
-        os.replace(file.name, path)
+        write_bytes(path, gzip.compress(json.dumps(texts).encode(), mtime=0))
     except OSError as error:
         logging.getLogger(__name__).warning("The pydoc corpus could not be cached: %s.", error)

@@ -1,11 +1,11 @@
 """A folder with one text file for each of train, valid and test."""
 
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bwds.datasets import SPLITS, Split, read_lines
+from bwds.files import place
 
 # Plain names, the names in Mikolov's Penn Treebank archive, and those in the WikiText archives.
 _FILE_NAMES = ("{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens")
@@ -25,21 +25,20 @@ _NO_TEXT = (
 )
 
 
-def find_files(directory: str | Path) -> dict[str, Path]:
-    """The file of each split; of several candidates the first in the order of ``_FILE_NAMES`` is taken.
+def find_files(directory: str | Path, needed: Sequence[str] = SPLITS) -> dict[str, Path]:
+    """The file of each split that is needed; of several candidates the first in the order of ``_FILE_NAMES`` is taken.
 
     Raises:
         ValueError: the folder or the file of a split is missing.
     """
-    # Not Path.expanduser, which has an error of its own for a user that does not exist.
-    folder = Path(os.path.expanduser(directory))
+    folder = place(directory, "--data.directory")
     if not folder.is_dir():
         raise ValueError(
             f"The data directory {str(folder)!r} does not exist or is no folder; "
             "--data.directory names the folder with the train, valid and test files."
         )
     found = {}
-    for split in SPLITS:
+    for split in needed:
         names = [name.format(split) for name in _FILE_NAMES]
         present = [folder / name for name in names if (folder / name).is_file()]
         if not present:
@@ -57,15 +56,15 @@ def check_is_text(path: Path) -> None:
             raise ValueError(f"{path} is {what}: it begins with {start[:24]!r}. {way_out}")
 
 
-def splits(directory: str | Path) -> dict[str, Split]:
-    """Train, valid and test of the folder, read line by line when asked for.
+def splits(directory: str | Path, needed: Sequence[str] = SPLITS) -> dict[str, Split]:
+    """Train, valid and test of the folder, or those that are needed, read line by line when asked for.
 
     A byte order mark at the start of a line, where files were joined too, is no part of its first word.
 
     Raises:
         ValueError: as ``find_files``; while reading, as ``read_lines``, or what a file holds is no plain text.
     """
-    return {split: Split(str(path), _lines(path)) for split, path in find_files(directory).items()}
+    return {split: Split(str(path), _lines(path)) for split, path in find_files(directory, needed).items()}
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -7,7 +7,6 @@ name and renames it at the end, so that a half-written dataset is never taken fo
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import tensorflow_datasets as tfds
 
 from bwds.datasets import Split, cache_dir
 from bwds.datasets.builders import BUILDERS, TFDS_SPLITS
+from bwds.files import place
+from bwds.output import tell
 
 _VALIDATION_NAMES = ("validation", "valid", "dev")
 _CARVED_PERCENT = 5
@@ -63,7 +64,7 @@ def splits(name: str) -> dict[str, Split]:
 
 
 def _data_dir() -> Path:
-    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds"))
+    return place(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds", "TFDS_DATA_DIR")
 
 
 def _prepare(make: Callable[[], tfds.core.DatasetBuilder], *, way_out: str) -> tfds.core.DatasetBuilder:
@@ -71,7 +72,7 @@ def _prepare(make: Callable[[], tfds.core.DatasetBuilder], *, way_out: str) -> t
     builder = make()
     if builder.data_path.exists():
         return builder
-    print(f"Preparing the dataset {builder.name} in {builder.data_path} ...", file=sys.stderr)
+    tell(f"Preparing the dataset {builder.name} in {builder.data_path} ...")
     tfds.disable_progress_bar()
     try:
         # TFDS tries for minutes to reach a server that is not there.
