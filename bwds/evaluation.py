@@ -9,8 +9,8 @@ import numpy as np
 
 from bwds.array_types import Array, Float, Float32, Int32
 from bwds.axes import DATA, averaged, cross_entropy, summed
+from bwds.batches import eval_batches
 from bwds.config import DataConfig
-from bwds.data import eval_batches
 from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.sharding import P, Placement, over_devices

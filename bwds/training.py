@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from bwds.batches import steps_per_epoch, train_batch
 from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, keep_config, last_checkpoints
 from bwds.config import Config
-from bwds.data import Corpus, load_corpus, steps_per_epoch, train_batch
+from bwds.data import Corpus, load_corpus
 from bwds.devices import MeshConfig
 from bwds.distributed import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
 from bwds.evaluation import evaluate

@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from bwds import training
 from bwds.axes import MODEL, all_columns, cross_entropy, look_up, own_columns
+from bwds.batches import train_batch
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
-from bwds.data import train_batch
 from bwds.devices import MeshConfig
 from bwds.evaluation import evaluate
 from bwds.interrupt import InterruptedRunError
