@@ -110,7 +110,12 @@ def test_parameters_of_another_gate_rank_are_refused():
 
 @pytest.mark.parametrize(
     ("params", "named"),
-    [(None, "params is a NoneType"), ([1.0], "params is a list"), ({"embedding": [1.0]}, "'embedding'. is a list")],
+    [
+        (None, "params is a NoneType"),
+        ([1.0], "params is a list"),
+        ({"embedding": [1.0]}, "'embedding'. is a list"),
+        ({0: np.ones(1)}, "params hold 0; "),
+    ],
 )
 def test_what_holds_no_parameters_is_refused(params, named):
     lm, _ = model()
