@@ -108,7 +108,7 @@ def generate(
         ValueError: an argument is out of range.
     """
     params = plain("params", params)
-    prompt = np.asarray(prompt_ids)
+    prompt: Any = prompt_ids if isinstance(prompt_ids, jax.core.Tracer) else np.asarray(prompt_ids)
     if prompt.ndim != 1 or not prompt.size:
         raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
     # Where there is no embedding, the model says so.
