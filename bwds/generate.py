@@ -112,7 +112,8 @@ def generate(
     if prompt.ndim != 1 or not prompt.size:
         raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
     # Where there is no embedding, the model says so.
-    prompt = fitting_tokens("prompt_ids", prompt, len(params.get("embedding", range(2**31))))
+    words = np.shape(params.get("embedding", {}))
+    prompt = fitting_tokens("prompt_ids", prompt, words[0] if words else 2**31)
     length = known_number("length", length, whole=True)
     temperature, top_p = known_number("temperature", temperature), known_number("top_p", top_p)
     if not 1 <= length < 2**31:

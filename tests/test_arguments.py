@@ -217,6 +217,7 @@ def test_ids_outside_of_the_vocabulary_are_refused_where_they_can_be_seen(bad):
         ({"prompt_ids": [1.5]}, "prompt_ids have .*they must be integers"),
         ({"params": None}, "params is a NoneType"),
         ({"params": {}}, "params hold no embedding"),
+        ({"params": {"embedding": np.float32(1)}}, "params hold embedding of shape ..; "),
     ],
 )
 def test_generation_refuses_what_it_cannot_take(options, named):
