@@ -76,7 +76,7 @@ def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
 
     def fit(found: Tree, shapes: Tree, prefix: str) -> dict[str, Any]:
         for name in found.keys() - shapes.keys():
-            refuse(prefix + name, prefix + name, "have no use for it")
+            refuse(f"{prefix}{name}", f"{prefix}{name}", "have no use for it")
         fitted: dict[str, Any] = {}
         for name, wanted in shapes.items():
             path = prefix + name

@@ -44,7 +44,7 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, whose divisor can pass zero; softplus: positive; finite at any sparsity."""
+    """linear: the paper's gate, its divisor can pass zero; softplus: positive, and finite at any sparsity."""
     gate_normalization: Normalization = "mean"
     """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
     gate_scope: Scope = "matrix"

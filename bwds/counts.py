@@ -33,10 +33,11 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
         ValueError: ``sparsity`` is outside [0, 1), or ``num_blocks`` is no whole number from 1 to 2**53.
     """
     check_sparsity(sparsity)
-    num_blocks, omitted = known_number("num_blocks", num_blocks, whole=True), float(known_number("sparsity", sparsity))
+    omitted = float(known_number("sparsity", sparsity))
+    # True is a whole number to Python, and counts as one.
+    num_blocks = int(num_blocks if isinstance(num_blocks, bool) else known_number("num_blocks", num_blocks, whole=True))
     if not 1 <= num_blocks <= 2**53:
         raise ValueError(f"num_blocks is {num_blocks}; it must be a whole number, at least 1 and at most 2**53.")
-    num_blocks = int(num_blocks)
     if num_blocks > MOST_BLOCKS:
         # The error of the product is at most 2.3e-16 of num_blocks, that of a computed sparsity a few times that.
         return max(1, math.ceil((1.0 - omitted) * num_blocks - 1e-15 * num_blocks))

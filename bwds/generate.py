@@ -108,11 +108,12 @@ def generate(
         ValueError: an argument is out of range.
     """
     params = plain("params", params)
-    prompt = np.asarray(prompt_ids)
+    prompt: Any = prompt_ids if isinstance(prompt_ids, jax.core.Tracer) else np.asarray(prompt_ids)
     if prompt.ndim != 1 or not prompt.size:
         raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
     # Where there is no embedding, the model says so.
-    prompt = fitting_tokens("prompt_ids", prompt, len(params.get("embedding", range(2**31))))
+    words = np.shape(params.get("embedding", {}))
+    prompt = fitting_tokens("prompt_ids", prompt, words[0] if words else 2**31)
     length = known_number("length", length, whole=True)
     temperature, top_p = known_number("temperature", temperature), known_number("top_p", top_p)
     if not 1 <= length < 2**31:

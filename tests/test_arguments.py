@@ -110,7 +110,12 @@ def test_parameters_of_another_gate_rank_are_refused():
 
 @pytest.mark.parametrize(
     ("params", "named"),
-    [(None, "params is a NoneType"), ([1.0], "params is a list"), ({"embedding": [1.0]}, "'embedding'. is a list")],
+    [
+        (None, "params is a NoneType"),
+        ([1.0], "params is a list"),
+        ({"embedding": [1.0]}, "'embedding'. is a list"),
+        ({0: np.ones(1)}, "params hold 0; "),
+    ],
 )
 def test_what_holds_no_parameters_is_refused(params, named):
     lm, _ = model()
@@ -212,6 +217,7 @@ def test_ids_outside_of_the_vocabulary_are_refused_where_they_can_be_seen(bad):
         ({"prompt_ids": [1.5]}, "prompt_ids have .*they must be integers"),
         ({"params": None}, "params is a NoneType"),
         ({"params": {}}, "params hold no embedding"),
+        ({"params": {"embedding": np.float32(1)}}, "params hold embedding of shape ..; "),
     ],
 )
 def test_generation_refuses_what_it_cannot_take(options, named):
