@@ -27,7 +27,8 @@ def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Fun
         def wrapped(*args, **options):
             leaves, structure = jax.tree.flatten((args, options))
             arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-            mesh = next(filter(None, map(_explicit_mesh, arrays.values())), None)
+            meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays.values())]
+            mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
             if mesh is None:
                 return function(*args, **options)
 
@@ -57,8 +58,3 @@ def rows_as(x: Any, *trailing: Any) -> PartitionSpec:
     leading = tuple(spec_of(x))[:-1]
     taken = {axis for axes in leading for axis in (axes if isinstance(axes, tuple) else (axes,))}
     return PartitionSpec(*leading, *(None if axis in taken else axis for axis in trailing))
-
-
-def _explicit_mesh(array: Any) -> Any:
-    mesh = jax.typeof(array).sharding.mesh
-    return mesh if AxisType.Explicit in mesh.axis_types else None

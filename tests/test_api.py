@@ -52,7 +52,12 @@ def chip_of(platform):
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
     return jax.sharding.use_abstract_mesh(
-        jax.sharding.AbstractMesh((1, 1), ("data", "model"), **(chip if platform == "cuda" else {}))
+        jax.sharding.AbstractMesh(
+            (1, 1),
+            ("data", "model"),
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+            **(chip if platform == "cuda" else {}),
+        )
     )
 
 
