@@ -6,25 +6,28 @@ on a mesh of Auto axes, where XLA spreads the work, and says what sharding its r
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Function]:
+def takes_explicit_axes(
+    results: Callable[..., Any],
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function take arrays on a mesh with Explicit axes; without one nothing changes.
 
     Args:
         results: of the function's arguments: the ``PartitionSpec`` of its results, a tree, or one for a whole branch.
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @functools.wraps(function)
-        def wrapped(*args, **options):
+        def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             leaves, structure = jax.tree.flatten((args, options))
             arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
             meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays.values())]
@@ -41,7 +44,8 @@ def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Fun
                 results(*args, **options),
                 is_leaf=lambda spec: isinstance(spec, PartitionSpec),
             )
-            return jax.sharding.auto_axes(automatic, out_sharding=shardings)(arrays)
+            run: Callable[..., Any] = jax.sharding.auto_axes(automatic, out_sharding=shardings)
+            return run(arrays)
 
         return wrapped
 
