@@ -6,28 +6,32 @@ on a mesh of Auto axes, where XLA spreads the work, and says what sharding its r
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Function]:
+def takes_explicit_axes(
+    results: Callable[..., Any],
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Makes a function take arrays on a mesh with Explicit axes; without one nothing changes.
 
     Args:
         results: of the function's arguments: the ``PartitionSpec`` of its results, a tree, or one for a whole branch.
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @functools.wraps(function)
-        def wrapped(*args, **options):
+        def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             leaves, structure = jax.tree.flatten((args, options))
             arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-            mesh = next(filter(None, map(_explicit_mesh, arrays.values())), None)
+            meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays.values())]
+            mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
             if mesh is None:
                 return function(*args, **options)
 
@@ -40,7 +44,8 @@ def takes_explicit_axes(results: Callable[..., Any]) -> Callable[[Function], Fun
                 results(*args, **options),
                 is_leaf=lambda spec: isinstance(spec, PartitionSpec),
             )
-            return jax.sharding.auto_axes(automatic, out_sharding=shardings)(arrays)
+            run: Callable[..., Any] = jax.sharding.auto_axes(automatic, out_sharding=shardings)
+            return run(arrays)
 
         typed: Any = wrapped
         return typed
@@ -58,8 +63,3 @@ def rows_as(x: Any, *trailing: Any) -> PartitionSpec:
     leading = tuple(spec_of(x))[:-1]
     taken = {axis for axes in leading for axis in (axes if isinstance(axes, tuple) else (axes,))}
     return PartitionSpec(*leading, *(None if axis in taken else axis for axis in trailing))
-
-
-def _explicit_mesh(array: Any) -> Any:
-    mesh = jax.typeof(array).sharding.mesh
-    return mesh if AxisType.Explicit in mesh.axis_types else None

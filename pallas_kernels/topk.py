@@ -36,14 +36,14 @@ KERNELS = {"tpu": "topk_tpu", "cuda": "topk_triton"}
 def largest(
     scores: Float[Array, "*b n"], k: int | Int32[Array, ""], *, implementation: str | None = None
 ) -> Bool[Array, "*b n"]:
-    """Marks the ``k`` largest of the last axis; among equals the first ones.
+    """Marks the ``k`` largest of the last axis; among equals the first ones. The choice has no gradient.
 
     Args:
         scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
         k: between 1 and n, an int or a traced scalar.
         implementation: of the products beside it: with "xla" or "reference" no platform takes a Pallas kernel.
     """
-    flat = scores.reshape(-1, scores.shape[-1])
+    flat = lax.stop_gradient(scores).reshape(-1, scores.shape[-1])
     kernels = implementation not in ("xla", "reference")
     return _by_platform(kernels)(flat, jnp.asarray(k, jnp.int32)).reshape(scores.shape)
 

@@ -9,7 +9,7 @@ import oracle
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from pallas_kernels import block_sparse_matmul, to_block_major
+from pallas_kernels import block_sparse_matmul, mosaic_tpu, to_block_major
 from pallas_kernels.api import _choose
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -52,7 +52,12 @@ def chip_of(platform):
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
     return jax.sharding.use_abstract_mesh(
-        jax.sharding.AbstractMesh((1, 1), ("data", "model"), **(chip if platform == "cuda" else {}))
+        jax.sharding.AbstractMesh(
+            (1, 1),
+            ("data", "model"),
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+            **(chip if platform == "cuda" else {}),
+        )
     )
 
 
@@ -114,11 +119,30 @@ def test_a_program_exported_for_an_accelerator_holds_its_kernel(platform, kernel
 
 
 @cpu_only
-def test_without_kernels_one_export_serves_several_platforms():
+@pytest.mark.parametrize(("implementation", "kernels"), [("xla", 0), (None, 1)])
+def test_one_export_serves_several_platforms(implementation, kernels):
     arguments = problem()[:3]
-    product = jax.jit(functools.partial(block_sparse_matmul, implementation="xla"))
-    exported = jax.export.export(product, platforms=("cpu", "tpu", "cuda"))(*arguments)
-    np.testing.assert_allclose(exported.call(*arguments), oracle.matmul(*arguments), atol=1e-3)
+    product = jax.jit(functools.partial(block_sparse_matmul, implementation=implementation))
+    checks = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    with chip_of("cuda"):
+        export = jax.export.export(product, platforms=("cpu", "tpu", "cuda"), disabled_checks=checks)(*arguments)
+    text = export.mlir_module()
+    assert [text.count(kernel) for kernel in ("tpu_custom_call", "@__gpu$xla.gpu.triton")] == [kernels] * 2
+    np.testing.assert_allclose(export.call(*arguments), oracle.matmul(*arguments), atol=1e-3)
+
+
+@cpu_only
+def test_a_fault_of_a_kernel_shows_on_its_own_platform_alone(monkeypatch):
+    def broken(*arrays):
+        raise TypeError("what another jax does not take")
+
+    monkeypatch.setattr(mosaic_tpu, "forward", broken)
+    x, w, gates, _ = problem(3)
+    np.testing.assert_allclose(block_sparse_matmul(x, w, gates), oracle.matmul(x, w, gates), atol=1e-3)
+    traced = jax.jit(block_sparse_matmul).trace(x, w, gates)
+    assert "custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    with pytest.raises(TypeError, match="another jax"):
+        traced.lower(lowering_platforms=("tpu",))
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------

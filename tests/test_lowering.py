@@ -107,7 +107,8 @@ def lowered(platform, function, *arguments) -> str:
     # jax 0.11 and later asks for a device to lower a Triton kernel for.
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), **(chip if platform == "cuda" else {}))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=auto, **(chip if platform == "cuda" else {}))
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 

@@ -117,6 +117,13 @@ def test_a_bound_holds_for_all_initial_values_but_those_of_gates(case):
             assert 0.02 < largest <= 0.03, jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+def test_the_state_can_be_donated(cell):
+    carry = language_model(ModelConfig(hidden_size=16, block_size=8, cell=cell)).init_carry(2)
+    after = jax.jit(lambda carry: jax.tree.map(lambda a: a + 1, carry), donate_argnums=0)(carry)
+    assert all((a == 1).all() for a in jax.tree.leaves(after))
+
+
 @pytest.mark.parametrize("case", ["lstm", "qrnn"])
 def test_state_carries_over_from_window_to_window(case):
     config = configuration(case)

@@ -100,6 +100,11 @@ def test_under_vmap_with_one_k_and_with_many():
     np.testing.assert_array_equal(shared, [expected(scores[0], 2), expected(scores[0], 3)])
 
 
+def test_the_choice_has_no_gradient():
+    scores = jnp.arange(6.0)[None]
+    np.testing.assert_array_equal(jax.grad(lambda s: (s * largest(s, 2)).sum())(scores), expected(scores, 2))
+
+
 def test_no_rows_and_inside_of_shard_map():
     assert largest(jnp.zeros((0, 5)), 2).shape == (0, 5)
     scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)

@@ -128,7 +128,9 @@ def test_the_kernels_lower_for_cuda(rows, dtype):
     # jax 0.11 and later asks for a device to lower a Triton kernel for.
     device = getattr(jax.sharding, "AbstractDevice", None)
     chip = {} if device is None else {"abstract_device": device("NVIDIA H200", 132, "cuda")}
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), **chip)):
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), **chip)
+    ):
         text = jax.jit(all_products).trace(*p).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("triton") >= 3
 
