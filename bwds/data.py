@@ -165,7 +165,7 @@ class _Table(dict[str, int]):
     """Word to id; a word that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
 
     origin, unknown = "", 0
-    way_out = f"Put {UNK} for rare words into the training text, or set --data.vocab-limit, which turns rare words into {UNK}."
+    way_out = f"Put {UNK} for rare words into the training text, or set --data.vocab-limit, which makes them {UNK}."
 
     def __missing__(self, word: str) -> int:
         if UNK not in self:
