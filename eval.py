@@ -103,6 +103,8 @@ def main(arguments: Sequence[str]) -> None:
         f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
         f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
     )
+    where = "" if config.data.directory is None else f" in {config.data.directory}"
+    tell(f"This was the {split} split of {config.data.dataset}{where}.")
     is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
     keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
 

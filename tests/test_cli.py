@@ -340,14 +340,15 @@ def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finishe
         file.write("w7 " * 500)
     arguments = ["--workdir", str(workdir)]
     there, here = (call(capsys, "eval", *arguments, *options) for options in ([], ["--data.directory", str(moved)]))
-    assert there == here
+    assert there[1] == here[1]
+    assert here[2] == f"This was the test split of text in {moved}.\n"
     _, changed, told = call(capsys, "eval", *arguments, "--split", "train", "--data.directory", str(moved))
     _, before, nothing = call(capsys, "eval", *arguments, "--split", "train")
     assert changed != before
     # Said, and kept apart: the file of the run's own text is that of its own text, whatever came first.
     assert "warning: this train text is not the run's" in told
     assert "0 of its" in told
-    assert nothing == ""
+    assert "warning" not in nothing
     own = json.loads((workdir / "eval_train.json").read_text())
     assert own["directory"] != str(moved)
     (other,) = [json.loads(path.read_text()) for path in workdir.glob("eval_train_*.json")]
@@ -365,7 +366,7 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
     code, out, err = call(capsys, "eval", "--workdir", str(finished[0]))
     assert code == 0
     assert "test perplexity: " in out
-    assert err.startswith("warning: ")
+    assert "warning: " in err
     assert "eval_test.json cannot be written: Read-only" in err
     gone = io.StringIO()
     gone.close()
