@@ -173,7 +173,7 @@ def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) 
     prompt = vocabulary.encode(["<eos>", *words])
     unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
     if unknown:
-        print(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.", file=sys.stderr)
+        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
     ids = generate(
         lm,
         decode_params(params, config.model),

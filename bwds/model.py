@@ -77,8 +77,15 @@ def language_model(config: ModelConfig) -> LanguageModel:
 
     Pruned and static-block models compute as dense ones, with zeros among the weights: those of static-block are there
     from the start, and ``bwds.pruning`` keeps them in training.
+
+    Equal configurations give one and the same model, so that what was compiled for it serves again.
     """
     require_config(config)
+    return _language_model(config)
+
+
+@functools.cache
+def _language_model(config: ModelConfig) -> LanguageModel:
     init_layer, apply_layer, init_layer_carry, weight_dropped = _CELLS[config.cell]
     dtype = jnp.dtype(config.dtype)
     first_rate, hidden_rate = (

@@ -1,5 +1,6 @@
 """Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -49,11 +50,12 @@ class Optimizer(NamedTuple):
     options: OptimConfig
 
 
+@functools.cache
 def make_optimizer(config: OptimConfig, steps: int) -> Optimizer:
     """Clipping of the global norm, then sgd (the paper's: no momentum) or adamw.
 
     Weight decay, if any, acts on matrices only: biases are left alone. The update takes the plateau's factor as the
-    keyword ``scale``.
+    keyword ``scale``. Equal options give one and the same optimiser, so that no step compiles twice.
 
     Args:
         config: the optimiser's options.

@@ -8,7 +8,9 @@ Its value is lost: it stays zero, so it is among the smallest at every later cha
 Masks of static-block models are constant. All masks are in the optimiser's state, and so in every checkpoint.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ import optax
 from jax import lax
 
 from bwds.array_types import Array, Bool, Float, Int32
-from bwds.config import Config
+from bwds.config import Config, DataConfig
 from bwds.counts import num_kept_blocks
 from bwds.gating import select_blocks
 from bwds.linear import Params
@@ -46,8 +48,13 @@ class PruningState(NamedTuple):
 def constrain(optimizer: Optimizer, config: Config) -> Optimizer:
     """The optimiser with what the method holds constant: pruned weights, static blocks, a frozen gate.
 
-    Other models get it back as it is.
+    Other models get it back as it is. Equal arguments give one and the same, whatever the data and the seed are.
     """
+    return _constrain(optimizer, replace(config, data=DataConfig(), train=replace(config.train, seed=0)))
+
+
+@functools.cache
+def _constrain(optimizer: Optimizer, config: Config) -> Optimizer:
     model, inner = config.model, optimizer.transformation
     if model.method == "magnitude":
         wrapped = magnitude_pruning(inner, config)

@@ -1,6 +1,5 @@
 """The two scripts as a user meets them: what they print, their exit codes, and that killing one changes nothing."""
 
-import functools
 import importlib.util
 import io
 import json
@@ -45,14 +44,6 @@ def load(name):
 
 
 SCRIPTS = {name: load(name) for name in ("train", "eval")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """The same functions for the same configuration: what jit has compiled for one evaluation serves the next."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "language_model", functools.cache(model.language_model))
-        yield
 
 
 @pytest.fixture(scope="module")

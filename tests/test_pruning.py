@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny_run
 
-from bwds import generate, training
+from bwds import training
 from bwds.checkpoint import best_checkpoints
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import cost
@@ -214,17 +214,6 @@ def test_other_models_get_their_optimiser_back():
         config = configuration(**model)
         optimizer = make_optimizer(config.optim, STEPS)
         assert constrain(optimizer, config) is optimizer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in (("language_model", language_model), ("make_optimizer", make_optimizer)):
-            patch.setattr(training, name, functools.cache(function))
-        cached = functools.cache(lambda optimizer, config: constrain(optimizer, config))
-        patch.setattr(training, "constrain", cached)
-        patch.setattr(generate, "language_model", training.language_model)
-        yield
 
 
 class Killed(Exception):

@@ -1,6 +1,5 @@
 """How the cells of the comparison are run: to the end, once, on from where one was stopped, and side by side."""
 
-import functools
 import json
 import os
 import shutil
@@ -25,15 +24,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """The same functions for the same configuration: what jit has compiled for one run serves the next."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "language_model", functools.cache(training.language_model))
-        patch.setattr(training, "make_optimizer", functools.cache(training.make_optimizer))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
-from bwds import training
 from bwds.axes import MODEL, all_columns, cross_entropy, look_up, own_columns
 from bwds.batches import train_batch
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
@@ -65,10 +64,7 @@ OTHERS = {
 MESHES = {"data=8": MeshConfig(8, 1), "data=4,model=2": MeshConfig(4, 2), "data=2,model=4": MeshConfig(2, 4)}
 IDS = np.random.default_rng(0).integers(0, WORDS, 3000).astype(np.int32)
 
-model = functools.cache(language_model)
 
-
-@functools.cache
 def optimizer(config: ModelConfig, steps: int) -> Optimizer:
     extras = {"activation_penalty": 2.0, "slowness_penalty": 1.0, "ema_decay": 0.9} if config is QRNN else {}
     options = OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, **extras)
@@ -81,7 +77,9 @@ def placed(mesh: MeshConfig | None, config: ModelConfig) -> Placement | None:
 
 
 def fresh(placement: Placement | None, config: ModelConfig, steps: int = STEPS) -> TrainState:
-    return init_state(model(config), optimizer(config, steps), jax.random.key(0), batch_size=BATCH, placement=placement)
+    return init_state(
+        language_model(config), optimizer(config, steps), jax.random.key(0), batch_size=BATCH, placement=placement
+    )
 
 
 def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int):
@@ -94,7 +92,7 @@ def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int):
         if placement is not None:
             arrays = [placement.spread_rows(a.shape, lambda rows, a=a: a[rows]) for a in arrays]
         end, rule = np.bool_(batch.new_epoch), optimizer(config, steps)
-        state, metrics = train_step(model(config), rule, state, *arrays, end, None, placement)
+        state, metrics = train_step(language_model(config), rule, state, *arrays, end, None, placement)
         # As in the training loop, at most two steps are under way. With eight, XLA's threads for CPU devices all came
         # to wait for others.
         jax.block_until_ready(shown[-1:])
@@ -224,7 +222,7 @@ def collectives(mesh: MeshConfig, config: ModelConfig) -> tuple[dict[str, int], 
     state = fresh(placement, config)
     tokens = placement.spread_rows((BATCH, TIME), lambda rows: np.zeros((BATCH, TIME), np.int32)[rows])
     lowered = train_step.lower(
-        model(config), optimizer(config, STEPS), state, tokens, tokens, np.bool_(False), None, placement
+        language_model(config), optimizer(config, STEPS), state, tokens, tokens, np.bool_(False), None, placement
     )
     counts = Counter()
     for line in lowered.compile().as_text().splitlines():
@@ -250,7 +248,7 @@ def test_a_fully_sharded_step_gathers_parameters_and_scatters_gradients():
 
 def test_a_mesh_of_one_device_changes_nothing():
     state, tokens = fresh(None, LSTM), np.zeros((BATCH, TIME), np.int32)
-    arguments = (model(LSTM), optimizer(LSTM, STEPS), state, tokens, tokens, np.bool_(False), None)
+    arguments = (language_model(LSTM), optimizer(LSTM, STEPS), state, tokens, tokens, np.bool_(False), None)
     text = train_step.lower(*arguments, placed(MeshConfig(1, 1), LSTM)).as_text()
     assert text == train_step.lower(*arguments).as_text()
 
@@ -259,11 +257,11 @@ def test_a_mesh_of_one_device_changes_nothing():
 def test_evaluation_counts_every_token_once(mesh):
     """Also where rows are added to fill the mesh."""
     config = tiny_run.config(None, eval_batch_size=3).data
-    params, ids = model(LSTM).init(jax.random.key(0)), IDS[:200]
-    expected = evaluate(model(LSTM), params, ids, config, 0)
+    params, ids = language_model(LSTM).init(jax.random.key(0)), IDS[:200]
+    expected = evaluate(language_model(LSTM), params, ids, config, 0)
     placement = placed(mesh, LSTM)
     spread = jax.device_put(params, placement.shardings(params))
-    got = evaluate(model(LSTM), spread, ids, config, 0, placement=placement)
+    got = evaluate(language_model(LSTM), spread, ids, config, 0, placement=placement)
     assert got == pytest.approx(expected, rel=1e-6)
 
 
@@ -289,9 +287,6 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
-    # The same functions for the same configuration: what jit has compiled for one run serves the next.
-    for name in ("language_model", "make_optimizer"):
-        monkeypatch.setattr(training, name, functools.cache(getattr(training, name)))
     for stop_at, mesh in ((3, MeshConfig(8, 1)), (6, MeshConfig(2, 2, shard_optimizer=True))):
         with pytest.raises(InterruptedRunError, match=f"Stopped after step {stop_at} of 8"):
             train(config, moved, mesh=mesh, progress=False)

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ import tiny_run
 
 from bwds import generate, training
 from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints, read_config
-from bwds.config import OptimConfig, TrainConfig
+from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
 from bwds.evaluation import Evaluation, evaluate
@@ -35,19 +36,6 @@ from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
-# The same functions for the same configuration: what jit has compiled for one run serves the next.
-cached_model = functools.cache(language_model)
-cached_optimizer = functools.cache(make_optimizer)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (training, generate):
-            patch.setattr(module, "language_model", cached_model)
-        patch.setattr(training, "make_optimizer", cached_optimizer)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +111,7 @@ def test_the_best_checkpoint_is_what_was_evaluated(finished, config):
     text = load_corpus(config.data)
     model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
     params, step = load_params(dataclasses.replace(config, model=model), workdir, "best")
-    found = evaluate(cached_model(model), params, text.valid, config.data, text.vocabulary.eos_id)
+    found = evaluate(language_model(model), params, text.valid, config.data, text.vocabulary.eos_id)
     assert step == summary["best_step"]
     assert math.exp(found.loss) == pytest.approx(summary["validation_perplexity"], rel=1e-9)
     assert found.tokens == len(text.valid)
@@ -413,7 +401,7 @@ def stepper(corpus):
     """``(state, step)`` with sgd: ``step`` takes a state, of which it uses up a copy, and options."""
     config = sgd_config(corpus)
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
-    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
     tokens = np.arange(36, dtype=np.int32).reshape(4, 9) % 31
 
     def step(state, *, new_epoch=False):
@@ -476,7 +464,7 @@ def test_sgd_halves_its_rate_where_validation_does_not_improve(corpus, tmp_path,
 def test_evaluation_is_one_pass_over_the_text(config):
     text = load_corpus(config.data)
     model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
-    lm, eos = cached_model(model), text.vocabulary.eos_id
+    lm, eos = language_model(model), text.vocabulary.eos_id
     params = lm.init(jax.random.key(0))
     inputs = np.concatenate([[eos], text.test[:-1]]).astype(np.int32)
     logits, _, _ = jax.jit(lm.apply)(params, inputs[None, :], lm.init_carry(1))
@@ -485,9 +473,21 @@ def test_evaluation_is_one_pass_over_the_text(config):
     assert evaluate(lm, params, text.test, one_by_one, eos).loss == pytest.approx(-float(chosen.mean()), rel=1e-5)
 
 
+def test_a_run_of_an_equal_configuration_compiles_no_step_anew(config, finished, tmp_path, caplog):
+    del finished
+    other = Config.from_json(config.to_json())
+    other = dataclasses.replace(other, train=dataclasses.replace(config.train, seed=config.train.seed + 1))
+    assert language_model(other.model) is language_model(config.model)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        finish(other, tmp_path)
+    compiled = {name for r in caplog.records for name in re.findall(r"Compiling jit\((\w+)\)", r.getMessage())}
+    assert not compiled & {"train_step", "eval_step", "init_state", "greedy_rollout"}, compiled
+
+
 def test_an_evaluation_compiles_once(config, caplog):
     text = load_corpus(config.data)
     lm = language_model(dataclasses.replace(config.model, vocab_size=len(text.vocabulary)))
+    jax.clear_caches()
     # On a device of our choice, as those of a checkpoint are.
     params = jax.device_put(lm.init(jax.random.key(0)), jax.devices()[0])
     with jax.log_compiles(), caplog.at_level("WARNING"):
@@ -499,7 +499,7 @@ def test_an_evaluation_compiles_once(config, caplog):
 def test_an_evaluation_can_be_given_up(config):
     text = load_corpus(config.data)
     model = dataclasses.replace(config.model, vocab_size=len(text.vocabulary))
-    lm = cached_model(model)
+    lm = language_model(model)
 
     def give_up():
         raise Killed
@@ -550,7 +550,7 @@ def regularised(corpus):
         ema_decay=0.6,
     )
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
-    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
     tokens = np.random.default_rng(0).integers(0, 31, (4, 9)).astype(np.int32)
     return lm, optimizer, init_state(lm, optimizer, jax.random.key(0), batch_size=4), tokens
 
@@ -608,7 +608,7 @@ def test_checkpoints_hold_the_average(finished, config):
     """What is evaluated last is not the last parameters; both are in the last checkpoint."""
     workdir, summary = finished
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
-    lm, optimizer = cached_model(model), cached_optimizer(config.optim, config.train.steps)
+    lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
     fresh = functools.partial(init_state, lm, optimizer, batch_size=4)
     state, _ = last_checkpoints(workdir, read_only=True).restore(jax.eval_shape(fresh, jax.random.key(0)))
     assert digest(evaluated_params(state)) == summary["parameters_sha256"] != digest(state.params)
