@@ -46,8 +46,8 @@ def part_of(instruction: Instruction) -> str:
         # The compiler leaves no source with some dots; that of the softmax alone has a column a word.
         if any(array.bytes == 4 * WORDS for array in instruction.arrays):
             return "softmax"
-        return "product" if "_product" in source else "scores"
-    if "jit(_product)" in source:
+        return "product" if "jit(product)" in source else "scores"
+    if "jit(product)" in source:
         return "product"
     if "jit(_fused)" in source or "jit(largest)" in source:
         return "choice"

@@ -146,7 +146,7 @@ def block_sparse_matmul(
     ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, as nobody promises that
     a later XLA still reads such a kernel. Leading dimensions may be symbols of ``jax.export``: kernels want numbers, so
     such a program goes through "xla", and reads every block unless a constraint says that there are at most 16 rows.
-    What ``jax.export`` makes is written with the help of flatbuffers: ``pip install "bwds[export]"``.
+    What ``jax.export`` makes is written with the help of flatbuffers, in the extra ``export``.
 
     The arrays may lie on a mesh, of axes of type Auto or Explicit: y is spread as the rows of ``x`` and the columns of
     ``w``.

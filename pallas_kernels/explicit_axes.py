@@ -30,7 +30,8 @@ def takes_explicit_axes(
         def wrapped(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             leaves, structure = jax.tree.flatten((args, options))
             arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-            meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays.values())]
+            placed = (jax.typeof(a).sharding.mesh for a in arrays.values() if isinstance(a, jax.Array))
+            meshes = [jax.sharding.get_abstract_mesh(), *placed]
             mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
             if mesh is None:
                 return function(*args, **options)

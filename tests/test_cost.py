@@ -61,8 +61,8 @@ def test_takes_a_whole_configuration_too():
     assert cost(PRESETS["ptb-lstm"]) == cost(PRESETS["ptb-lstm"].model)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_cheaper_than_dense(name):
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.model.method == "dynamic"])
+def test_every_dynamic_preset_is_cheaper_than_dense(name):
     assert cost(PRESETS[name]).relative < 1.0
 
 
