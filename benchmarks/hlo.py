@@ -100,10 +100,16 @@ def _instruction(line: str) -> Instruction:
         tuple(_array(found) for found in _ARRAY.finditer(rest[:end])),
         rest[end:opening].strip(),
         inside,
-        tuple(re.findall(r"%([\w.-]+)", inside)),
+        tuple(re.findall(r"%([\w.-]+(?:#\d+)?)", inside)),
         rest[closing:],
         head.startswith("ROOT "),
     )
+
+
+def _element(whole: Instruction, place: int) -> Instruction:
+    """Newer compilers write ``%name#place`` for an array of a result, where older ones have an instruction for it."""
+    attributes, name = f", index={place}", f"{whole.name}#{place}"
+    return Instruction(name, (whole.arrays[place],), "get-tuple-element", "", (whole.name,), attributes, False)
 
 
 def parse(text: str) -> Program:
@@ -125,6 +131,10 @@ def parse(text: str) -> Program:
         elif current is not None and " = " in line:
             # What a kernel holds is no text of the program, and long.
             instruction = _instruction(re.sub(r'"body":"[^"]*"', '"body":""', line))
+            for operand in instruction.operands:
+                name, _, place = operand.partition("#")
+                if place and operand not in current:
+                    current[operand] = _element(current[name], int(place))
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("The text has no ENTRY computation; it must be that of a compiled program.")

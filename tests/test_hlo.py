@@ -96,6 +96,19 @@ PROGRAM = (Path(__file__).parent / "tpu_program.hlo").read_text()
 """In the form of a program for a TPU: what it has in VMEM is in space S(1), counters are in S(6)."""
 
 
+def test_an_operand_may_be_one_array_of_a_result():
+    """As libtpu 0.0.50 writes it."""
+    text = """HloModule step, num_partitions=2
+
+ENTRY %main (p: f32[8]) -> f32[4] {
+  %p = f32[8]{0} parameter(0)
+  %two = (f32[8]{0}, f32[4]{0}) custom-call(%p), custom_call_target="x"
+  ROOT %sum = f32[4]{0} all-reduce(%two#1), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+    assert counted(text) == {"all-reduce": (1, 16, 16.0)}
+
+
 def test_a_program_in_the_form_of_the_tpu_compiler():
     import hlo
     import hlo_counts
