@@ -45,7 +45,7 @@ def dense(kept, x, w, gates):
     return jnp.einsum("brc,brk,rkcn->bcn", jnp.where(kept, gates, 0), *blocks).reshape(rows, c * BLOCK)
 
 
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("implementation", "rows", "layout"),
     [("xla", 3, "block-major"), ("xla", 20, "row-major"), ("reference", 3, "row-major"), (None, 3, "row-major")],
