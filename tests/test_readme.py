@@ -65,6 +65,8 @@ def speedup(file: str, key: str, **case: object) -> str:
 def test_the_figures_are_those_of_the_raw_lines():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     float32, text = {"dtype": "float32"}, " ".join(readme)
+    published = json.loads((ROOT / "benchmarks/results/quality/ptb-lstm-zaremba/dense/seed0.json").read_text())
+    assert f"test perplexity of {published['test_perplexity']:.1f} here" in text
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     lost = [
         speedup("cpu_decode_one_core.jsonl", "speedup_over_dense", dtype=d, **losing) for d in ("float32", "bfloat16")
