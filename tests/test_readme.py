@@ -83,3 +83,17 @@ def test_the_figures_are_those_of_the_raw_lines():
             )
         )
         assert f"| {words} | {' | '.join(product + model)} |" in readme
+
+
+def test_what_quick_ends_with_is_what_its_runs_ended_with():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
+    found: dict[tuple[int, bool], dict[int, float]] = {}
+    for line in lines_of("cpu_quick.jsonl"):
+        where = line["cores"], "2 of them" in line["device"]
+        found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]
+    seeds = found[1, False]
+    assert len(seeds) == 5
+    assert max(seeds.values()) < 1.05 * min(seeds.values())
+    assert f"five seeds end between {min(seeds.values()):.1f} and {max(seeds.values()):.1f} on one" in text
+    two = found[2, False][0], found[2, True][0]
+    assert f"seed 0 has {seeds[0]:.2f} there, {two[0]:.2f} on two cores and {two[1]:.2f} on two devices" in text
