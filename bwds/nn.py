@@ -127,8 +127,8 @@ class BlockSparseLinear(nnx.Module):
     def for_decoding(self) -> "BlockSparseLinear":
         """A copy whose kernel is block-major, [C, R, K/R, N/C], so that a kept block is one contiguous read.
 
-        Laid out once, here; for few rows on a CPU it is several times as fast. It gives the same results and gradients,
-        the kernel's in its own layout, and splits, merges and loads as any module does, with a state of its own shape.
+        Laid out once, here, for products of few rows on a CPU. It gives the same results and gradients, the kernel's in
+        its own layout, and splits, merges and loads as any module does, with a state of its own shape.
         Later changes to this module are not changes to the copy. The copy of a copy is equal to it.
         """
         copy = nnx.clone(self)
