@@ -1,4 +1,4 @@
-"""LSTM language models as other libraries run them: PyTorch on a CPU, cuDNN on an NVIDIA GPU.
+"""LSTM language models as other libraries run them: PyTorch's, which is cuDNN's on an NVIDIA GPU, and cuDNN's in JAX.
 
 Each has the sizes of a dense model of ours: embedding, LSTM layers, softmax; greedy decoding of one word after the
 other, and one step of training.
@@ -26,8 +26,10 @@ def baseline(config, first, steps):
         return {}
     if platform == "cpu":
         return pytorch(config, first, steps)
-    if platform == "gpu" and config.dtype == "float32":
-        return {"cudnn": cudnn(config, first, steps)}
+    if platform == "gpu":
+        # JAX has that of cuDNN in float32 only.
+        in_jax = {"cudnn": cudnn(config, first, steps)} if config.dtype == "float32" else {}
+        return in_jax | pytorch_on_a_gpu(config, first, steps)
     return {}
 
 
@@ -94,6 +96,59 @@ def pytorch(config, first, steps):
             return torch.cat(tokens, 1)
 
     return {"pytorch": partial(decode, True), "pytorch_without_onednn": partial(decode, False)}
+
+
+def pytorch_on_a_gpu(config, first, steps):
+    """``torch.nn.LSTM``, which calls cuDNN: with a loop in Python, and all words of a call as one CUDA graph.
+
+    The graph is to PyTorch what jit is to JAX; without it the loop waits for Python. Nothing if torch is not installed.
+    """
+    torch = _torch()
+    if torch is None:
+        return {}
+    if not torch.cuda.is_available():
+        print("PyTorch sees no GPU: its LSTM is left out")
+        return {}
+    layers = _layers(torch, config, getattr(torch, config.dtype)).cuda().eval()
+    start = torch.from_numpy(np.array(first, np.int64)).cuda()[:, None]
+    shape = config.num_layers, len(start), config.hidden_size
+    zeros = torch.zeros(shape, dtype=getattr(torch, config.dtype), device="cuda")
+
+    @torch.no_grad()
+    def decode():
+        token, state, tokens = start, (zeros, zeros), []
+        for _ in range(steps):
+            y, state = layers["lstm"](layers["embedding"](token), state)
+            token = layers["softmax"](y[:, -1]).argmax(-1, keepdim=True)
+            tokens.append(token)
+        return torch.cat(tokens, 1)
+
+    def finished(call):
+        def run():
+            out = call()
+            torch.cuda.synchronize()
+            return out
+
+        return run
+
+    calls, stream = {"pytorch": finished(decode)}, torch.cuda.Stream()
+    try:
+        # What is captured has to have run before, on another stream than the default one.
+        with torch.cuda.stream(stream):
+            decode()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = decode()
+    except RuntimeError as error:
+        print(f"PyTorch does not make a CUDA graph of its LSTM here, which is left out: {error}")
+        return calls
+
+    def replay():
+        graph.replay()
+        return captured
+
+    return calls | {"pytorch_graph": finished(replay)}
 
 
 def _torch():

@@ -15,6 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,7 +44,7 @@ def require_turns(turns: int) -> None:
         raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
 
 
-def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
+def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
     """Seconds of each call, compiled and warm.
 
     Before its turn each function is called once more: memory that the one before it took is still being given back
@@ -55,9 +56,9 @@ def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least
         least: seconds of one turn; a fast function is called several times.
     """
     require_turns(turns)
+    _compile(calls)
     repeats = {}
     for name, call in calls.items():
-        jax.block_until_ready(call())
         start = time.perf_counter()
         jax.block_until_ready(call())
         repeats[name] = max(1, math.ceil(least / (time.perf_counter() - start)))
@@ -71,6 +72,18 @@ def time_in_turns(calls: dict[str, Callable[[], Any]], *, turns: int = 15, least
             jax.block_until_ready(out)
             seconds[name].append((time.perf_counter() - start) / repeats[name])
     return {name: Timing(statistics.quantiles(values, n=4)) for name, values in seconds.items()}
+
+
+def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
+    """Calls each once: the dense ones alone, then the others side by side, as a compiler takes one core for a program.
+
+    XLA chooses among dense products of a GPU by timing them, and wants the device for itself.
+    """
+    dense = [call for name, call in calls.items() if "dense" in str(name)]
+    for call in dense:
+        jax.block_until_ready(call())
+    with ThreadPoolExecutor(max(1, cores() - 1)) as pool:
+        list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
 
 
 def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
@@ -138,8 +151,11 @@ def script(main: Callable[[], None]) -> NoReturn:
 def revision() -> dict[str, Any]:
     """The commit, and whether files differ from it; "unknown" where this file is tracked by none, or there is no git.
 
-    Results and the pages made of them are not counted.
+    Results and the pages made of them are not counted. A copy without a repository is told by ``BWDS_REVISION`` which
+    commit it is of.
     """
+    if told := os.environ.get("BWDS_REVISION"):
+        return {"revision": told, "modified": False}
     paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
     try:
         # First: a copy without a repository of its own may lie in one that knows nothing of it.

@@ -7,8 +7,7 @@
 Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
 rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
 on their values. All models of one size take turns; those in bfloat16 also with the dense one in float32, which on a CPU
-may be the faster one. Instead of the dense LSTM one would take PyTorch's on a CPU (if torch is installed) and cuDNN's
-on a GPU.
+may be the faster one. Instead of the dense LSTM one would take PyTorch's (if torch is installed), on a GPU cuDNN's.
 
 The bound is the bytes of weights that one step has to read, those of the kept blocks and of everything dense, over the
 bandwidth of a large copy.

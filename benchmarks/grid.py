@@ -6,6 +6,7 @@ schedule. At the size for CPU cores, each is given the same sweep of optimiser a
 
 import dataclasses
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -189,6 +190,27 @@ def matching(patterns: list[str]) -> list[Cell]:
         if not any(fnmatchcase(cell.name, pattern) for cell in everything):
             raise ValueError(f"No cell is called {pattern!r}; --list shows all names, and * stands for anything.")
     return [cell for cell in everything if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]
+
+
+def shortened(cell: Cell, epochs: int, epoch_steps: int | None = None) -> Cell:
+    """The same run with so many epochs, of all steps or of ``epoch_steps``, each followed by an evaluation.
+
+    The rate of SGD is halved every epoch over the last two fifths of them.
+    """
+    config = cell.config()
+    epoch = epoch_steps or config.train.eval_every
+    name, steps = f"{cell.variant}-{epochs}-epochs", epochs * epoch
+    options = cell.options | {"train.steps": steps, "train.checkpoint_every": steps}
+    if epoch_steps is not None:
+        name, options = f"{name}-of-{epoch}-steps", options | {"train.eval_every": epoch}
+    if config.optim.name == "sgd":
+        first = max(1, math.ceil(0.6 * epochs))
+        options |= {
+            "optim.plateau_factor": 1.0,
+            "optim.transition_steps": epoch,
+            "optim.transition_begin": (first - 1) * epoch,
+        }
+    return dataclasses.replace(cell, variant=name, options=options)
 
 
 def result_path(cell: Cell, results: Path) -> Path:

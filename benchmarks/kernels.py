@@ -4,18 +4,18 @@
                                  [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
                                  [--rows 64 2240] [--rotate-mib 128] [--devices 1]
 
-decode: products of 1, 4 and 16 rows, [H] -> [4H]; given the gates (with the indexing that needs) and from the input on
-(the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the bytes of the
-kept blocks, for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of the weights
-in turn, as many as it takes for the kept blocks of all of them to fill --rotate-mib at every sparsity: with one weight
-and the same gates every time these blocks would stay in a cache, as they never do in a model. A bfloat16 product is
-timed beside the dense one in float32 too. --devices N, on a CPU: block columns are sharded over N devices, and so is a
-second dense product; the first one uses all cores as XLA sees fit.
+decode: products of few rows (--few-rows 1 4 16), [H] -> [4H]; given the gates (with the indexing that needs) and from
+the input on (the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the
+bytes of the kept blocks, for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of
+the weights in turn, as many as it takes for the kept blocks of all of them to fill --rotate-mib at every sparsity: with
+one weight and the same gates every time these blocks would stay in a cache, as they never do in a model. A bfloat16
+product is timed beside the dense one in float32 too. --devices N, on a CPU: block columns are sharded over N devices,
+and so is a second dense product; the first one uses all cores as XLA sees fit.
 
 batched: value and all three gradients for --rows rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
 
-All sparsities of a case take turns with its one dense product. On a GPU or TPU many calls are one program.
+All cases of a width take turns with its dense products. On a GPU or TPU many calls are one program.
 """
 
 import argparse
@@ -117,29 +117,39 @@ def on_several_devices(args, options, x, w, gate, gates, copies):
 def decode(results, args, dtype):
     bandwidth = copy_bandwidth()
     results.write("copy", bytes_per_second=bandwidth)
-    for h, rows in itertools.product(args.hidden, (1, 4, 16)):
-        x, w, _, gate = arrays(rows, h, args.block, dtype, args.gate_rank)
-        options = GateOptions((h // args.block, 4 * h // args.block), implementation=args.implementation)
-        gates = {s: topk_gates(gate_scores(gate, x, options.grid), sparsity=s) for s in args.sparsity}
-        read = {s: int((g != 0).any(0).sum()) * args.block**2 * w.dtype.itemsize for s, g in gates.items()}
-        fill = args.rotate_mib * 2**20
-        copies = {"product": max(1, math.ceil(fill / min(read.values()))), "dense": max(1, math.ceil(fill / w.nbytes))}
-        place = on_one_device if args.devices == 1 else on_several_devices
-        cases = place(args, options, x, w, gate, gates, copies)
-        if dtype == "bfloat16":
-            wide = x.astype(jnp.float32), w.astype(jnp.float32)
-            cases["dense_float32"] = dense, wide[:1], copied(wide[1], copies["dense"])
+    for h in args.hidden:
+        cases, shares, gate_bytes, copies = {}, {}, 0, {}
+        for rows in args.few_rows:
+            x, w, _, gate = arrays(rows, h, args.block, dtype, args.gate_rank)
+            options = GateOptions((h // args.block, 4 * h // args.block), implementation=args.implementation)
+            gates = {s: topk_gates(gate_scores(gate, x, options.grid), sparsity=s) for s in args.sparsity}
+            read = {s: int((g != 0).any(0).sum()) * args.block**2 * w.dtype.itemsize for s, g in gates.items()}
+            fill = args.rotate_mib * 2**20
+            copies[rows] = {
+                "product": max(1, math.ceil(fill / min(read.values()))),
+                "dense": max(1, math.ceil(fill / w.nbytes)),
+            }
+            place = on_one_device if args.devices == 1 else on_several_devices
+            found = place(args, options, x, w, gate, gates, copies[rows])
+            if dtype == "bfloat16":
+                wide = x.astype(jnp.float32), w.astype(jnp.float32)
+                found["dense_float32"] = dense, wide[:1], copied(wide[1], copies[rows]["dense"])
+            cases |= {(rows, name): case for name, case in found.items()}
+            shares[rows] = {s: number / w.nbytes for s, number in read.items()}
+            gate_bytes = sum(value.nbytes for value in gate.values())
+        size = w.nbytes
         times = timed(cases)
-        gate_bytes = sum(value.nbytes for value in gate.values())
-        for s in args.sparsity:
-            mine = {name: t for name, t in times.items() if isinstance(name, str)}
-            mine |= {name: times[name, s] for name in ("product", "layer")}
+        for rows, s in itertools.product(args.few_rows, args.sparsity):
+            of_rows = {name: t for (number, name), t in times.items() if number == rows}
+            mine = {name: t for name, t in of_rows.items() if isinstance(name, str)}
+            mine |= {name: of_rows[name, s] for name in ("product", "layer")}
             over = {
                 f"speedup_{name}{suffix}": mine[of].median / mine[name].median
                 for of, suffix in (("dense", ""), ("dense_float32", "_over_dense_float32"))
                 if of in mine
                 for name in ("product", "layer")
             }
+            share = shares[rows][s]
             results.write(
                 "decode",
                 rows=rows,
@@ -148,14 +158,14 @@ def decode(results, args, dtype):
                 gate_rank=args.gate_rank,
                 dtype=dtype,
                 implementation=args.implementation or "default",
-                copies=copies["product"],
+                copies=copies[rows]["product"],
                 sparsity=s,
-                share_read=read[s] / w.nbytes,
+                share_read=share,
                 **fields(mine),
                 **over,
-                dense_bound_us=w.nbytes / bandwidth * 1e6,
-                bound_us=read[s] / bandwidth * 1e6,
-                layer_bound_us=(read[s] + gate_bytes) / bandwidth * 1e6,
+                dense_bound_us=size / bandwidth * 1e6,
+                bound_us=share * size / bandwidth * 1e6,
+                layer_bound_us=(share * size + gate_bytes) / bandwidth * 1e6,
             )
 
 
@@ -177,15 +187,17 @@ def batched(results, args, dtype):
         )
         return y, pull(dy)
 
-    for h, rows in itertools.product(args.hidden, args.rows):
-        x, w, dy, gate = arrays(rows, h, args.block, dtype)
-        scores = gate_scores(gate, x, (h // args.block, 4 * h // args.block))
-        cases = {"dense": (all_of_dense, (x, dy), [w])}
-        for s in args.sparsity:
-            cases["sparse", s] = all_of_sparse, (x, topk_gates(scores, sparsity=s), dy), [w]
+    for h in args.hidden:
+        cases, size = {}, 4 * h**2
+        for rows in args.rows:
+            x, w, dy, gate = arrays(rows, h, args.block, dtype)
+            scores = gate_scores(gate, x, (h // args.block, 4 * h // args.block))
+            cases[rows, "dense"] = all_of_dense, (x, dy), [w]
+            for s in args.sparsity:
+                cases[rows, s] = all_of_sparse, (x, topk_gates(scores, sparsity=s), dy), [w]
         times = timed(cases, turns=9)
-        for s in args.sparsity:
-            mine = {"dense": times["dense"], "sparse": times["sparse", s]}
+        for rows, s in itertools.product(args.rows, args.sparsity):
+            mine = {"dense": times[rows, "dense"], "sparse": times[rows, s]}
             results.write(
                 "batched",
                 rows=rows,
@@ -196,7 +208,7 @@ def batched(results, args, dtype):
                 sparsity=s,
                 **fields(mine),
                 sparse_over_dense=mine["sparse"].median / mine["dense"].median,
-                bound_us=6 * rows * w.size / rate * 1e6,
+                bound_us=6 * rows * size / rate * 1e6,
             )
 
 
@@ -207,7 +219,7 @@ def run(args):
         raise ValueError(f"Part {', '.join(sorted(unknown))} is unknown; choose decode, batched or both.")
     for sparsity in args.sparsity:
         num_kept_blocks(1, sparsity)
-    require_positive(args, "devices", "block", "gate_rank", "hidden", "rows")
+    require_positive(args, "devices", "block", "gate_rank", "hidden", "rows", "few_rows")
     for h in args.hidden:
         if h % args.block:
             raise ValueError(f"--hidden {h} is not a multiple of --block {args.block}; choose a block that divides it.")
@@ -234,6 +246,7 @@ def main():
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
     parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--few-rows", type=int, nargs="+", default=[1, 4, 16], help="of the products of decoding")
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 2240], help="of the batched product")
     parser.add_argument("--gate-rank", type=int, help="rank of the gate of a layer; default: full")
     parser.add_argument("--rotate-mib", type=float, default=128.0, help="kept blocks of all copies of a weight; 0: one")

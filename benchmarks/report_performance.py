@@ -19,6 +19,7 @@ BASELINES = {
     "dense_float32": "dense, float32",
     "pytorch": "PyTorch",
     "pytorch_without_onednn": "PyTorch without oneDNN",
+    "pytorch_graph": "PyTorch, one CUDA graph",
     "cudnn": "cuDNN",
 }
 

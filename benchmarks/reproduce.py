@@ -3,11 +3,14 @@
     python benchmarks/reproduce.py --list ['ptb-lstm-small/*']
     python benchmarks/reproduce.py [--data-directory DIR] 'ptb-*-small/*/seed0'
     python benchmarks/reproduce.py --jobs 2 '*'
+    python benchmarks/reproduce.py --epochs 15 --jobs 3 --output DIR 'ptb-lstm/dense/*' 'ptb-lstm/magnitude-0.5/*'
 
 Patterns choose cells by name; * stands for anything. They are run in the order of --list: what decides most comes
-first, and methods take turns. With --jobs N there are N at a time, each in a process of its own on a core of its own.
-Each cell trains in a folder of its own, runs/grid/NAME, and goes on there if it was stopped. When it is finished,
-benchmarks/results/quality gets NAME.json, one line with all there is to know, the curve of its evaluations included. A
+first, and methods take turns. With --jobs N there are N at a time, each in a process of its own: they share the cores,
+and the memory of a GPU. Each cell trains in a folder of its own, runs/grid/NAME, and goes on there if it was stopped.
+When it is finished, benchmarks/results/quality gets NAME.json, one line with all there is to know, the curve of its
+evaluations included; --output names a folder for both. With --epochs the cells are other, shorter ones: their learning
+rate is halved every epoch over the last two fifths, whatever the preset does. A
 cell that is there is skipped and never overwritten, also one whose training failed: that is a result too. To run it
 anew, remove its line and its folder.
 
@@ -33,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import ROOT, environment, fields, require_positive, time_in_turns
-from grid import Cell, cells, matching, read_line, result_path
+from grid import Cell, cells, matching, read_line, result_path, shortened
 
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.checkpoint import SUMMARY_FILE, last_checkpoints, read_config
@@ -60,31 +63,41 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("cells", nargs="*", metavar="PATTERN", help="names of cells; '*' is all of them")
     parser.add_argument("--list", action="store_true", help="show the cells and their state; run nothing")
     parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
-    parser.add_argument("--jobs", type=int, metavar="N", help="run N cells side by side, each on one core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="run N cells side by side, each with its share of cores")
+    parser.add_argument("--epochs", type=int, metavar="N", help="run the cells with so many epochs instead")
+    parser.add_argument("--epoch-steps", type=int, metavar="N", help="steps of these epochs; default: the whole text")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for runs/ and quality/")
     args = parser.parse_args(arguments)
+    require_positive(args, "jobs", "epochs", "epoch_steps")
+    runs, results = (RUNS, RESULTS) if args.output is None else (args.output / "runs", args.output / "quality")
+    named = matching(args.cells) if args.cells else cells()
+    if args.epoch_steps is not None and args.epochs is None:
+        parser.error("--epoch-steps is the length of --epochs, which is not given")
+    chosen = named if args.epochs is None else [shortened(cell, args.epochs, args.epoch_steps) for cell in named]
     if args.list:
-        for cell in matching(args.cells) if args.cells else cells():
-            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}")
+        for cell in chosen:
+            print(f"{state(cell, runs, results):<24}  {cell.name}")
         return
     if not args.cells:
         parser.error("no cell is named; --list shows them, and '*' runs all")
-    chosen = matching(args.cells)
     if args.jobs is not None:
-        require_positive(args, "jobs")
-        side_by_side([cell for cell in chosen if read_line(cell, RESULTS) is None], args.jobs, args.data_directory)
+        waiting = [name.name for name, cell in zip(named, chosen, strict=True) if read_line(cell, results) is None]
+        options = {name: getattr(args, name) for name in ("data_directory", "epochs", "epoch_steps", "output")}
+        passed = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+        side_by_side(waiting, args.jobs, passed)
         return
     failed = []
     for cell in chosen:
-        if read_line(cell, RESULTS) is not None:
-            print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}: skipped", flush=True)
+        if read_line(cell, results) is not None:
+            print(f"{state(cell, runs, results):<24}  {cell.name}: skipped", flush=True)
             continue
-        print(f"{cell.command(str(RUNS / cell.name))}", flush=True)
+        print(f"{cell.command(str(runs / cell.name))}", flush=True)
         try:
-            result = run_cell(cell, RUNS, RESULTS, directory=args.data_directory)
+            result = run_cell(cell, runs, results, directory=args.data_directory)
         except InterruptedRunError as stopped:
             print(f"{stopped}\nThe same command goes on from there.", flush=True)
             sys.exit(stopped.exit_code)
-        print(f"{state(cell, RUNS, RESULTS):<24}  {cell.name}", flush=True)
+        print(f"{state(cell, runs, results):<24}  {cell.name}", flush=True)
         failed += [cell.name] * ("failed" in result)
         # Programs of a finished cell are of no use to the next.
         jax.clear_caches()
@@ -93,29 +106,31 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def side_by_side(chosen: list[Cell], jobs: int, directory: str | None) -> None:
-    """Runs cells in processes of their own, ``jobs`` at a time, each on one core where the system can pin it.
+def side_by_side(names: list[str], jobs: int, options: list[str]) -> None:
+    """Runs cells in processes of their own, ``jobs`` at a time, each on its share of the cores where it can be pinned.
 
     Raises ``SystemExit``: exit code 1 if a cell ended with an error, after all have had their turn; 0 after SIGTERM.
     """
     own = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
-    free = [own[i % len(own)] if own else None for i in range(jobs)]
-    running: dict[subprocess.Popen[bytes], tuple[str, int | None]] = {}
-    failed, waiting = [], list(chosen)
-    text = [] if directory is None else ["--data-directory", directory]
+    free = [own[i::jobs] or own[i % len(own) :][:1] if own else own for i in range(jobs)]
+    # Of a GPU's memory JAX takes three quarters for one process.
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"} | os.environ
+    running: dict[subprocess.Popen[bytes], tuple[str, list[int]]] = {}
+    failed, waiting = [], list(names)
     stopped = threading.Event()
     # A scheduler's SIGTERM is passed on, as the terminal does with Ctrl-C: each cell saves its state.
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         while (waiting or running) and not stopped.is_set():
             while waiting and free:
-                name, core = waiting.pop(0).name, free.pop()
-                pin = [] if core is None else ["taskset", "-c", str(core)]
-                running[subprocess.Popen([*pin, sys.executable, __file__, *text, name])] = name, core
+                name, share = waiting.pop(0), free.pop()
+                pin = ["taskset", "-c", ",".join(map(str, share))] if share else []
+                command = [*pin, sys.executable, __file__, *options, name]
+                running[subprocess.Popen(command, env=environment)] = name, share
             time.sleep(0.5)
             for process in [p for p in running if p.poll() is not None]:
-                name, core = running.pop(process)
-                free.append(core)
+                name, share = running.pop(process)
+                free.append(share)
                 failed += [f"{name} (exit code {process.returncode})"] * (process.returncode != 0)
     finally:
         for process in running:

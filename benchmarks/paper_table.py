@@ -1,0 +1,154 @@
+"""The paper's comparison in a given time on one accelerator: dense, dynamic and magnitude-pruned, side by side.
+
+    python benchmarks/paper_table.py --minutes M --output DIR [--data-directory DIR] [--preset ptb-lstm]
+
+A training step is short and waits for launches, so one device trains three models at a time. First each trains a few
+steps, which compiles the programs and tells how many epochs fit; schedules are then set to end with them, and
+reproduce.py runs the cells. Further seeds follow while there is time for all of their epochs. Every finished cell is
+one line more in DIR/lines.jsonl. Checkpoints are in DIR/runs; remove DIR/runs to begin anew.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import ROOT, script
+from grid import SEEDS, Cell, matching, read_line, shortened
+
+from bwds.metrics import METRICS_FILE, read_metrics
+
+VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
+PROBED = 60
+"""Steps of the first runs."""
+EVALUATION = 0.4
+"""Of the time of the text's epoch, what an evaluation takes at most: a twelfth of the text, in smaller batches."""
+MOST_EPOCHS = 40
+"""The paper's."""
+
+
+def side_by_side(commands: list[list[str]]) -> None:
+    """Runs commands at the same time, in their own share of the device's memory and of the cores.
+
+    Ends this one too if one fails.
+    """
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(commands):.2f}"} | os.environ
+    running = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
+    try:
+        codes = [process.wait() for process in running]
+    finally:
+        for process in running:
+            process.terminate()
+    if any(codes):
+        sys.exit(f"error: the exit codes of {len(commands)} runs are {codes}")
+
+
+def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float, float]:
+    """(seconds of a step in the slowest of the cells, seconds that a process takes beside its steps)."""
+    commands = []
+    for cell in cells:
+        workdir = folder / cell.variant
+        changed = {"train.steps": PROBED, "train.eval_every": PROBED, "train.checkpoint_every": PROBED}
+        command = Cell(cell.preset, cell.variant, cell.seed, cell.options | changed).command(str(workdir)).split()
+        text = [] if directory is None else [f"--data.directory={directory}"]
+        commands.append([sys.executable, *command[1:], *text])
+    start = time.monotonic()
+    side_by_side(commands)
+    taken = time.monotonic() - start
+    config, speeds = cells[0].config(directory), []
+    for cell in cells:
+        lines = read_metrics(folder / cell.variant / METRICS_FILE)
+        # The last ones: the first have the time of compilation.
+        speeds.append(next(line["tokens_per_second"] for line in reversed(lines) if line.get("tokens_per_second")))
+    step = config.data.batch_size * config.data.sequence_length / min(speeds)
+    return step, taken - step * PROBED
+
+
+def write_lines(cells: list[Cell], output: Path, written: set[str]) -> None:
+    """Appends the lines of finished cells that are not there yet."""
+    for cell in cells:
+        line = read_line(cell, output / "quality")
+        if line is not None and cell.name not in written:
+            written.add(cell.name)
+            with (output / "lines.jsonl").open("a") as file:
+                file.write(json.dumps({"benchmark": "quality", **line}) + "\n")
+
+
+def write_curves(cells: list[Cell], output: Path, written: set[str]) -> None:
+    """Appends how far the cells came that did not finish."""
+    for cell in cells:
+        lines = read_metrics(output / "runs" / cell.name / METRICS_FILE)
+        curve = [[line["step"], round(line["perplexity"], 3)] for line in lines if line["split"] == "valid"]
+        if curve and cell.name not in written:
+            with (output / "lines.jsonl").open("a") as file:
+                file.write(json.dumps({"benchmark": "curve", "cell": cell.name, "validation_curve": curve}) + "\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains as many seeds as there is time for."""
+    end = time.monotonic() + 60 * args.minutes
+    args.output.mkdir(parents=True, exist_ok=True)
+    first = matching([f"{args.preset}/{variant}/seed{SEEDS[0]}" for variant in VARIANTS])
+    plan = args.output / "plan.json"
+    if plan.exists():
+        epochs, epoch, beside = json.loads(plan.read_text())
+    else:
+        step, beside = probe(first, args.output / "probe", args.data_directory)
+        whole = first[0].config().train.eval_every
+        epoch = step * ((args.epoch_steps or whole) + EVALUATION * whole)
+        epochs = min(MOST_EPOCHS, int((end - time.monotonic() - beside) / (1.05 * epoch)))
+        print(
+            f"An epoch takes {epoch:.1f} s side by side, its evaluation included, all else {beside:.0f} s: {epochs} epochs fit.",
+            flush=True,
+        )
+        if epochs < 1:
+            sys.exit(f"error: no epoch of {epoch:.0f} s fits into {args.minutes:g} minutes")
+        plan.write_text(json.dumps([epochs, epoch, beside]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    written: set[str] = set()
+    for seed in SEEDS:
+        cells = matching([f"{args.preset}/{variant}/seed{seed}" for variant in VARIANTS])
+        short = [shortened(cell, epochs, args.epoch_steps) for cell in cells]
+        needed = epochs * epoch + beside
+        if seed != SEEDS[0] and time.monotonic() + needed > end:
+            print(f"seed {seed}: no time for {needed:.0f} s more", flush=True)
+            break
+        command = [sys.executable, "benchmarks/reproduce.py", f"--epochs={epochs}", f"--jobs={len(cells)}"]
+        command += [f"--output={args.output.resolve()}"]
+        command += [] if args.data_directory is None else [f"--data-directory={Path(args.data_directory).resolve()}"]
+        command += [] if args.epoch_steps is None else [f"--epoch-steps={args.epoch_steps}"]
+        process = subprocess.Popen([*command, *(cell.name for cell in cells)], cwd=ROOT)
+        try:
+            while process.poll() is None:
+                time.sleep(1)
+                write_lines(short, args.output, written)
+        finally:
+            process.terminate()
+            process.wait()
+            write_lines(short, args.output, written)
+            write_curves(short, args.output, written)
+        if process.returncode:
+            sys.exit(f"error: training of seed {seed} ended with status {process.returncode}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, required=True, help="time for all of it")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
+    parser.add_argument("--preset", default="ptb-lstm", choices=["ptb-lstm", "ptb-qrnn", "ptb-lstm-small"])
+    parser.add_argument(
+        "--epoch-steps", type=int, metavar="N", help="steps of an epoch, to rehearse; default: the text's"
+    )
+    args = parser.parse_args()
+    if not args.minutes > 0:
+        parser.error(f"--minutes is {args.minutes:g}; it must be above 0.")
+    run(args)
+
+
+if __name__ == "__main__":
+    script(main)
