@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         epoch = step * ((args.epoch_steps or whole) + EVALUATION * whole)
         epochs = min(MOST_EPOCHS, int((end - time.monotonic() - beside) / (1.05 * epoch)))
         print(
-            f"An epoch takes {epoch:.1f} s side by side, its evaluation included, all else {beside:.0f} s: {epochs} epochs fit.",
+            f"An epoch takes {epoch:.1f} s side by side with its evaluation, the rest {beside:.0f} s: {epochs} epochs.",
             flush=True,
         )
         if epochs < 1:

@@ -20,6 +20,8 @@ BASELINES = {
     "pytorch": "PyTorch",
     "pytorch_without_onednn": "PyTorch without oneDNN",
     "pytorch_graph": "PyTorch, one CUDA graph",
+    "pytorch_float16": "PyTorch, float16",
+    "pytorch_graph_float16": "PyTorch, float16, one CUDA graph",
     "cudnn": "cuDNN",
 }
 

@@ -17,6 +17,7 @@ from bwds.hashing import hashed_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
+from pallas_kernels.low_rank import low_rank
 
 # What share of sum(|kept scores|) the sum of a linear gate is at least taken for. Below the first it has lost its
 # leading digits in float32; below the second its gradient grows beyond what training bears.
@@ -295,6 +296,5 @@ def score_terms(
     elif "kernel" in params:
         products = matmul(x, params["kernel"].astype(dtype))
     else:
-        inner = matmul(x, params["down"].astype(dtype))
-        products = matmul(inner.astype(dtype), params["up"].astype(dtype))
+        products = low_rank(x, params["down"].astype(dtype), params["up"].astype(dtype))
     return products, params["bias"]

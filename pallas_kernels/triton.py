@@ -26,6 +26,7 @@ Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``ow
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def product(x, w, gates, words=None, *, interpret: bool = False):
     (num_r, num_c, _), k = gates.shape, x.shape[1]
     n = w.size // k
     block = k // num_r, n // num_c
-    plan = _plan(x, block, result=(num_c, block[1]), walked=(num_r, block[0]), interpret=interpret)
+    plan = _plan(x, block, FORWARD, result=(num_c, block[1]), walked=(num_r, block[0]), interpret=interpret)
     words = _words(_by_tile(gates, plan.row_tile), 0) if words is None else words
     out = _result(plan, n, x)
     kernel = triton_kernels.matvec_kernel if plan.rows == 1 else triton_kernels.forward_kernel
@@ -110,7 +111,7 @@ def input_gradients(
     if x.shape[0] == 0:
         return jnp.zeros_like(x), jnp.zeros_like(gates)
     (bk, bn), (rows, num_r, num_c) = block_shape(w, gates), gates.shape
-    plan = _plan(x, (bk, bn), result=(num_r, bk), walked=(num_c, bn), interpret=interpret)
+    plan = _plan(x, (bk, bn), BACKWARD, result=(num_r, bk), walked=(num_c, bn), interpret=interpret)
     by_row = _rows_last(gates)
     words = _words(_by_tile(by_row, plan.row_tile), 1)
     parts = (num_r, bk // plan.owned, num_c, bn // plan.step, rows)
@@ -137,20 +138,22 @@ def weight_gradient(
     if x.shape[0] == 0:
         return jnp.zeros_like(w)
     bk, bn = block_shape(w, gates)
-    widest = 128 if x.dtype == jnp.bfloat16 else 64
+    # Of rows and columns of w; the fastest on an H100.
+    narrow = x.dtype == jnp.bfloat16
+    down, across = min(bk, 128 if narrow else 32), min(bn, 128)
     row_tile = 16 if x.shape[0] <= FEW_ROWS else 64
     plan = Plan(
         rows=x.shape[0],
         row_tile=row_tile,
-        owned=min(bn, widest),
-        step=min(bk, widest),
-        tiles=x.shape[1] // min(bk, widest),
-        strips=dy.shape[1] // min(bn, widest),
+        owned=across,
+        step=down,
+        tiles=x.shape[1] // down,
+        strips=dy.shape[1] // across,
         splits=1,
         parts=1,
         block=(bk, bn),
-        num_warps=8 if widest == 128 else 4,
-        num_stages=3 if widest == 128 else 2,
+        num_warps=8 if narrow else 4,
+        num_stages=3 if narrow else 2,
         interpret=interpret,
     )
     gates = _rows_last(gates)
@@ -162,40 +165,59 @@ def weight_gradient(
 # Plans and masks ------------------------------------------------------------------------------------------------------
 
 
-def _plan(x, block, *, result, walked, interpret) -> Plan:
-    """The largest tiles that still give every multiprocessor a program; ``result`` and ``walked``: (blocks, size).
+class Tile(NamedTuple):
+    """Rows and columns of the part of a result that a program owns, and how it is run."""
+
+    rows: int
+    owned: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+ONE_ROW = {"float32": [Tile(1, 32, 4, 1)], "bfloat16": [Tile(1, 128, 4, 1), Tile(1, 64, 4, 1), Tile(1, 32, 4, 1)]}
+UP_TO_16_ROWS = {
+    "float32": [Tile(16, 64, num_stages=2), Tile(16, 32, num_stages=2)],
+    "bfloat16": [Tile(16, 64), Tile(16, 32)],
+}
+OF_BFLOAT16 = [Tile(128, 128, 8), Tile(64, 128, 8), Tile(64, 64), Tile(64, 32)]
+FORWARD = {"float32": [Tile(128, 64), Tile(32, 64), Tile(32, 32)], "bfloat16": OF_BFLOAT16}
+BACKWARD = {"float32": [Tile(128, 128, 8), Tile(64, 32)], "bfloat16": OF_BFLOAT16}
+"""Largest first; the order and the sizes are those that were fastest on an H100 at K = 1536, one row at K = 4096."""
+
+
+def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
+    """The largest tiles that still occupy the chip; ``result`` and ``walked``: (blocks, size).
 
     Several programs share a walk where there are too few, but none of few rows has less than four blocks to choose
     from.
     """
-    rows, narrow = x.shape[0], x.dtype == jnp.bfloat16
-    if rows == 1:
-        shapes = [(1, 64 if narrow else 32)]
-    elif rows <= FEW_ROWS:
-        shapes = [(16, 64), (16, 32)]
-    elif narrow:
-        shapes = [(128, 128), (64, 128), (64, 64), (64, 32)]
-    else:
-        shapes = [(64, 64), (64, 32)]
-    for row_tile, owned in shapes:
-        owned = min(owned, result[1])
-        tiles, strips = pl.cdiv(rows, row_tile), result[0] * result[1] // owned
-        if tiles * strips >= PROGRAMS:
+    rows, dtype = x.shape[0], str(x.dtype)
+    few = rows <= FEW_ROWS
+    choices = ONE_ROW[dtype] if rows == 1 else UP_TO_16_ROWS[dtype] if few else tiles_of[dtype]
+    most = min(walked[0] // 4 if few else walked[0], MOST_SPLITS)
+    exact = dtype == "float32" and not few
+    enough = 4 * PROGRAMS if rows == 1 else 2 * PROGRAMS if exact else PROGRAMS
+    for tile in choices:
+        owned = min(tile.owned, result[1])
+        tiles, strips = pl.cdiv(rows, tile.rows), result[0] * result[1] // owned
+        if tiles * strips * (max(1, most) if rows == 1 else 1) >= enough:
             break
-    step = min(walked[1], 128 if narrow or row_tile <= 16 else 64)
-    wanted, most = (FEW_ROWS_PROGRAMS, walked[0] // 4) if rows <= FEW_ROWS else (PROGRAMS, walked[0])
+    step = min(walked[1], 64 if exact or (rows == 1 and owned > 64) else 128)
+    wanted = FEW_ROWS_PROGRAMS if few else enough
+    # Halves, quarters and eighths of a walk.
+    splits = pl.next_power_of_2(pl.cdiv(wanted, tiles * strips))
     return Plan(
         rows=rows,
-        row_tile=row_tile,
+        row_tile=tile.rows,
         owned=owned,
         step=step,
         tiles=tiles,
         strips=strips,
-        splits=max(1, min(pl.cdiv(wanted, tiles * strips), most, MOST_SPLITS)),
+        splits=max(1, min(splits, most)),
         parts=walked[1] // step,
         block=block,
-        num_warps=8 if row_tile * owned > 64 * 64 else 4,
-        num_stages=3 if narrow else 2,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         interpret=interpret,
     )
 

@@ -14,7 +14,7 @@ from jax import lax
 from pallas_kernels import triton
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
-from pallas_kernels.topk import LOWEST, search, sortable
+from pallas_kernels.topk import LOWEST, score, search, sortable
 
 MAX_SCORES = 16_384
 """Of one row, with rows and columns of the grid rounded up to powers of two: 32 a thread. Twice as many do not fit the
@@ -59,10 +59,15 @@ def gates_and_words(scores, bias, k, *, grid, scale, interpret=False):
             result((num_r, num_c, rows), jnp.float32, scores),
             result((num_words, num_c, 1, rows), jnp.int32, scores),
         ),
-        compiler_params=pltriton.CompilerParams(num_warps=min(16, max(1, size[0] * size[1] // 256)), num_stages=1),
+        compiler_params=pltriton.CompilerParams(num_warps=_warps(size[0] * size[1]), num_stages=1),
         interpret=interpret,
         name="gates_kernel",
     )(k.reshape(1), scores.astype(jnp.float32).reshape(rows, *grid), bias.astype(jnp.float32).reshape(grid))
+
+
+def _warps(scores: int) -> int:
+    """Few, which wait less for each other at every count, as long as registers hold the scores."""
+    return min(16 if scores > 8192 else 8, max(1, scores // 256))
 
 
 def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
@@ -79,12 +84,17 @@ def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
     def count(mask):
         return over_all(jnp.sum, jnp.where(mask, 1.0, 0.0))
 
+    def extremes(keys):
+        return over_all(jnp.min, keys), over_all(jnp.max, keys)
+
     keys = jnp.where(inside, sortable(scores), LOWEST)
-    zero = jnp.zeros((1, 1), jnp.int32)
-    kept = search(keys, r * num_c + c, zero, count, k_ref[0].astype(jnp.float32), num_r * num_c, early=True)
-    kept &= inside
+    # What lies past the end of a row of the grid is beyond all that count, as ``search`` takes it.
+    index = jnp.where(inside, r * num_c + c, num_r * num_c)
+    zero, k, n = jnp.zeros((1, 1), jnp.int32), k_ref[0].astype(jnp.float32), num_r * num_c
+    kept = search(keys, index, zero, count, k, n, early=True, extremes=extremes) & inside
     gates = scale(
-        scores,
+        # Made anew, so that no register keeps them during the search.
+        jnp.where(inside, score(keys), 0.0),
         kept,
         num_r * num_c,
         total=functools.partial(over_all, jnp.sum),

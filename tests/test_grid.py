@@ -9,6 +9,7 @@ import pytest
 import train as train_script
 from bwds import PRESETS, cost
 from bwds.devices import MeshConfig
+from bwds.optim import learning_rate_schedule
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,3 +135,21 @@ def test_what_is_tuned_is_what_the_sweep_says():
                 assert TUNED.get((preset, variant), "sgd-20") == best
             else:
                 assert (preset, variant) not in TUNED
+
+
+def test_shorter_runs_halve_the_rate_at_their_end():
+    from grid import matching, shortened
+
+    (cell,) = matching(["ptb-lstm/magnitude-0.5/seed1"])
+    short = shortened(cell, 10)
+    config = short.config()
+    assert short.name == "ptb-lstm/magnitude-0.5-10-epochs/seed1"
+    assert (config.train.steps, config.train.seed, config.optim.plateau_factor) == (10 * 207, 1, 1.0)
+    rate = learning_rate_schedule(config.optim, config.train.steps)
+    assert [float(rate(epoch * 207)) for epoch in range(10)] == [20.0] * 6 + [10.0, 5.0, 2.5, 1.25]
+    rehearsed = shortened(cell, 3, 20)
+    assert rehearsed.name == "ptb-lstm/magnitude-0.5-3-epochs-of-20-steps/seed1"
+    assert (rehearsed.config().train.steps, rehearsed.config().train.eval_every) == (60, 20)
+    # What it is in the sweep has a schedule of its own.
+    (adamw,) = matching(["ptb-lstm-small/dense-two-epochs-adamw-0.002/seed0"])
+    assert shortened(adamw, 2).config().optim.transition_steps is None
