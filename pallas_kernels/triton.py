@@ -152,7 +152,8 @@ def weight_gradient(
         splits=1,
         parts=1,
         block=(bk, bn),
-        num_warps=8 if narrow else 4,
+        # Three products of float32 want more registers than one.
+        num_warps=4 if not narrow and triton_kernels.takes_single_products() else 8,
         num_stages=3 if narrow else 2,
         interpret=interpret,
     )

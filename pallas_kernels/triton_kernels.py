@@ -175,6 +175,12 @@ def _store(ref, values, inside):
     pltriton.store(ref, values.astype(ref.dtype), mask=jnp.broadcast_to(inside[:, None], ref.shape))
 
 
+def takes_single_products() -> bool:
+    """Whether one TF32 product stands for a product of float32: what ``jax_default_matmul_precision`` asks for."""
+    chosen = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
+    return chosen in (None, "default", "bfloat16", "BF16_BF16_F32", "TF32_TF32_F32")
+
+
 def _dot(plan: Plan, a, b, contracted):
     """In float32. Of float32, at the precision of ``jax_default_matmul_precision``, as XLA's own product takes it.
 
@@ -182,9 +188,8 @@ def _dot(plan: Plan, a, b, contracted):
     """
     precision = None
     if a.dtype == jnp.float32:
-        chosen = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
-        single = chosen in (None, "default", "bfloat16", "BF16_BF16_F32", "TF32_TF32_F32")
-        passes = lax.DotAlgorithmPreset.TF32_TF32_F32 if single else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        passes = lax.DotAlgorithmPreset
+        passes = passes.TF32_TF32_F32 if takes_single_products() else passes.TF32_TF32_F32_X3
         precision = lax.Precision.HIGHEST if plan.interpret else passes
     dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -100,6 +100,7 @@ def resources(dump: Path, ptxas: str) -> dict[str, Any]:
         "kernel": re.search(r"\.entry (\w+)\(", text).group(1),
         "target": target,
         **{name: int(match.group(1)) for name, match in matches.items()},
+        "threads": int(re.search(r"^\.(?:req|max)ntid (\d+)", text, re.MULTILINE).group(1)),
         "wgmma": len(re.findall(r"wgmma\.mma_async", text)),
         "mma": len(re.findall(r"mma\.sync", text)),
         # Loads of 2 or 4 bytes in a loop are slow; a tile moves by 16 at a time.
