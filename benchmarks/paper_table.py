@@ -25,8 +25,8 @@ from bwds.metrics import METRICS_FILE, read_metrics
 VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
 PROBED = 60
 """Steps of the first runs."""
-EVALUATION = 0.4
-"""Of the time of the text's epoch, what an evaluation takes at most: a twelfth of the text, in smaller batches."""
+EVALUATION = 0.25
+"""Of the time of an epoch of the text, what an evaluation takes at most: a twelfth of the text, in smaller batches."""
 MOST_EPOCHS = 40
 """The paper's."""
 
