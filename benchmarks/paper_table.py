@@ -2,9 +2,9 @@
 
     python benchmarks/paper_table.py --minutes M --output DIR [--data-directory DIR] [--preset ptb-lstm]
 
-A training step is short and waits for launches, so one device trains three models at a time. First each trains a few
-steps, which compiles the programs and tells how many epochs fit; schedules are then set to end with them, and
-reproduce.py runs the cells. Further seeds follow while there is time for all of their epochs. Every finished cell is
+One device trains three models at a time, which fills the gaps between launches. First each trains a few steps, which
+compiles the programs and tells how many epochs fit; schedules are then set to end with them, and reproduce.py runs the
+cells. Further seeds follow while there is time for all of their epochs. Every finished cell is
 one line more in DIR/lines.jsonl. Checkpoints are in DIR/runs; remove DIR/runs to begin anew.
 """
 
@@ -48,7 +48,7 @@ def side_by_side(commands: list[list[str]]) -> None:
 
 
 def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float, float]:
-    """(seconds of a step in the slowest of the cells, seconds that a process takes beside its steps)."""
+    """(seconds of one step of all cells, seconds that a process takes beside its steps)."""
     commands = []
     for cell in cells:
         workdir = folder / cell.variant
@@ -59,13 +59,21 @@ def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float
     start = time.monotonic()
     side_by_side(commands)
     taken = time.monotonic() - start
-    config, speeds = cells[0].config(directory), []
-    for cell in cells:
-        lines = read_metrics(folder / cell.variant / METRICS_FILE)
-        # The last ones: the first have the time of compilation.
-        speeds.append(next(line["tokens_per_second"] for line in reversed(lines) if line.get("tokens_per_second")))
-    step = config.data.batch_size * config.data.sequence_length / min(speeds)
-    return step, taken - step * PROBED
+    tokens = cells[0].config(directory).data.batch_size * cells[0].config(directory).data.sequence_length
+    step = one_step([folder / cell.variant / METRICS_FILE for cell in cells], tokens)
+    return step, max(0.0, taken - step * PROBED)
+
+
+def one_step(logs: list[Path], tokens: int) -> float:
+    """Seconds in which one device does a step of every run that wrote a log.
+
+    A device that several processes share gives each its turn, so the times of all add up. The speed of a run is the
+    best that it logged, when most of the others were still compiling or done already.
+    """
+    speeds = [max((line.get("tokens_per_second") or 0.0 for line in read_metrics(log)), default=0.0) for log in logs]
+    if not all(speeds):
+        sys.exit(f"error: no speed is logged in {', '.join(map(str, logs))}")
+    return sum(tokens / speed for speed in speeds)
 
 
 def write_lines(cells: list[Cell], output: Path, written: set[str]) -> None:

@@ -266,6 +266,41 @@ def _what_ran(runs: list[Run]) -> str:
     return "\n".join(text)
 
 
+def _at_a_glance(runs: list[Run]) -> str:
+    """Of a GPU, what counts most: one row of a product, a word of a whole model and a training step, against dense."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for run in runs:
+        if run.environment["platform"] != "gpu":
+            continue
+        for row in run.rows:
+            kind, ran = row["benchmark"], f"{run.environment['device']}, `{run.environment['revision'][:7]}`"
+            where = [row.get("dtype"), row.get("sparsity")]
+            if kind == "decode" and row["rows"] == 1:
+                for name, words in (("product", "product, gates given"), ("layer", "layer, from the input on")):
+                    ratio = f"{row[f'speedup_{name}']:.2f}x"
+                    cells = [f"{words}, H {row['hidden']}", *where, _time(row, name), _time(row, "dense"), ratio, ran]
+                    found[name, row["hidden"], *where] = cells
+            elif kind == "model_decode" and row["batch"] == 1:
+                what = f"token of an {row['cell'].upper()} of {row['layers']} x {row['hidden']}"
+                cells = [
+                    what,
+                    *where,
+                    _time(row, "dynamic"),
+                    _time(row, "dense"),
+                    f"{row['speedup_over_dense']:.2f}x",
+                    ran,
+                ]
+                found[kind, what, *where] = cells
+            elif kind == "train_step":
+                ratio = f"{1 / row['dynamic_over_dense']:.2f}x"
+                cells = [f"step of `{row['preset']}`", *where, _time(row, "dynamic"), _time(row, "dense"), ratio, ran]
+                found[kind, row["preset"], *where] = cells
+    if not found:
+        return "No GPU has run anything yet."
+    header = ["what", "type", "sparsity", "dynamic", "dense", "speed-up", "device and revision"]
+    return "\n".join(table(header, list(found.values())))
+
+
 # Plots ----------------------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +365,10 @@ def write(results_dir: Path, docs_dir: Path) -> None:
         docs_dir: folder of the page.
     """
     runs = read_runs(results_dir)
-    parts = {kind: _section(runs, kind) for kind in KINDS} | {"what_ran": _what_ran(runs)}
+    parts = {kind: _section(runs, kind) for kind in KINDS} | {
+        "what_ran": _what_ran(runs),
+        "at_a_glance": _at_a_glance(runs),
+    }
     parts["per_block"] = _per_block(runs)
     parts["not_measured"] = not_measured([(run.hardware, run.of("model_decode")) for run in runs])
     products = {"speedup_product": "product", "speedup_layer": "layer"}

@@ -5,6 +5,7 @@ file a cell; which cells there should be is in benchmarks/grid.py. The page is r
 """
 
 import dataclasses
+import json
 import math
 import statistics
 from collections import Counter
@@ -207,12 +208,30 @@ def _missing(found: dict[str, Lines]) -> list[str]:
     return table(["preset", "finished", "failed", "missing"], rows)
 
 
+def _cut_off(results_dir: Path) -> list[str]:
+    """Validation perplexity by epoch of runs that ended before their time (``paper_table.py``), seed by seed."""
+    curves = {}
+    for path in sorted(results_dir.glob("*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            if line["benchmark"] == "curve":
+                curves[line["cell"]] = line["validation_curve"]
+    if not curves:
+        return ["None."]
+    last = {cell: len(curve) for cell, curve in curves.items()}
+    epochs = sorted({e for e in (1, 5, 10, 14, 20, 25, *last.values()) if e <= max(last.values())})
+    rows = [
+        [f"`{cell}`", *(f"{curve[e - 1][1]:.1f}" if e <= last[cell] else MISSING for e in epochs)]
+        for cell, curve in curves.items()
+    ]
+    return table(["validation perplexity after epoch", *map(str, epochs)], rows)
+
+
 def write(results_dir: Path, docs_dir: Path) -> None:
     """Writes results.md, its plots and results.csv, which has every line, from those in the folder quality."""
     found = read_lines(results_dir)
     parts = {"published": _published(found[PUBLISHED]), "claims": _claims(found), "sweep": _sweep(found)}
     parts["presets"] = [line for preset in (*SMALL, *PAPER) for line in _section(preset, found[preset], docs_dir)]
-    parts["missing"] = _missing(found)
+    parts |= {"missing": _missing(found), "cut_off": _cut_off(results_dir)}
     text = Path(__file__).with_name("results_template.md").read_text(encoding="utf-8")
     filled = text.format(**{name: "\n".join(lines).strip() for name, lines in parts.items()})
     (docs_dir / "results.md").write_text(filled, encoding="utf-8")

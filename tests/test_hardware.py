@@ -142,6 +142,21 @@ def test_from_which_width_on_skipping_pays(hardware):
     )
 
 
+def test_the_epochs_that_fit_count_all_runs_that_share_the_device(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from paper_table import one_step
+
+    logs = []
+    for name, speeds in {"dense": (None, 900.0, 1000.0), "dynamic": (None, 100.0, 250.0)}.items():
+        lines = [{"step": i, "split": "train", "tokens_per_second": speed} for i, speed in enumerate(speeds)]
+        logs.append(tmp_path / name)
+        logs[-1].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert one_step(logs, 500) == pytest.approx(0.5 + 2.0)
+    logs[0].write_text("")
+    with pytest.raises(SystemExit, match="no speed is logged"):
+        one_step(logs, 500)
+
+
 def test_every_part_is_a_command_of_the_benchmarks():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import hardware
