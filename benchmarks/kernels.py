@@ -9,8 +9,9 @@ the input on (the linear layer of a model: scores, selection and product). Weigh
 bytes of the kept blocks, for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of
 the weights in turn, as many as it takes for the kept blocks of all of them to fill --rotate-mib at every sparsity: with
 one weight and the same gates every time these blocks would stay in a cache, as they never do in a model. A bfloat16
-product is timed beside the dense one in float32 too. --devices N, on a CPU: block columns are sharded over N devices,
-and so is a second dense product; the first one uses all cores as XLA sees fit.
+product is timed beside the dense one in float32 too, one of float32 on a CPU beside NumPy's BLAS. --devices N, on a
+CPU: block columns are sharded over N devices, and so is a second dense product; the first one uses all cores as XLA
+sees fit.
 
 batched: value and all three gradients for --rows rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
@@ -134,6 +135,10 @@ def decode(results, args, dtype):
             if dtype == "bfloat16":
                 wide = x.astype(jnp.float32), w.astype(jnp.float32)
                 found["dense_float32"] = dense, wide[:1], copied(wide[1], copies[rows]["dense"])
+            elif jax.default_backend() == "cpu":
+                # The BLAS of NumPy may be faster than XLA.
+                numbers = [np.array(w) for _ in range(copies[rows]["dense"])]
+                found["dense_blas"] = np.matmul, (np.array(x),), numbers
             cases |= {(rows, name): case for name, case in found.items()}
             shares[rows] = {s: number / w.nbytes for s, number in read.items()}
             gate_bytes = sum(value.nbytes for value in gate.values())
@@ -145,7 +150,7 @@ def decode(results, args, dtype):
             mine |= {name: of_rows[name, s] for name in ("product", "layer")}
             over = {
                 f"speedup_{name}{suffix}": mine[of].median / mine[name].median
-                for of, suffix in (("dense", ""), ("dense_float32", "_over_dense_float32"))
+                for of, suffix in (("dense", ""), *((of, f"_over_{of}") for of in ("dense_float32", "dense_blas")))
                 if of in mine
                 for name in ("product", "layer")
             }

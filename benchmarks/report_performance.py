@@ -110,6 +110,7 @@ def _product(row: Row) -> dict[str, Any]:
         "bound of dense": _bound(row, "dense_bound"),
         "dense, columns sharded": _time(row, "dense_sharded"),
         "dense, float32": _time(row, "dense_float32"),
+        "dense, NumPy's BLAS": _time(row, "dense_blas"),
         "product": _time(row, "product"),
         "bound of the product": _bound(row),
         "layer": _time(row, "layer"),
@@ -118,6 +119,8 @@ def _product(row: Row) -> dict[str, Any]:
         "of the layer": _ratio(row, "speedup_layer"),
         "product over dense, float32": _ratio(row, "speedup_product_over_dense_float32"),
         "layer over dense, float32": _ratio(row, "speedup_layer_over_dense_float32"),
+        "product over BLAS": _ratio(row, "speedup_product_over_dense_blas"),
+        "layer over BLAS": _ratio(row, "speedup_layer_over_dense_blas"),
     }
 
 

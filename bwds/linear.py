@@ -33,6 +33,7 @@ from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
+from pallas_kernels.xla import is_cached
 
 Params = dict[str, Any]
 
@@ -101,14 +102,16 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
 
 
 def block_major(params: Params, block_shape: tuple[int, int]) -> Params:
-    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are."""
+    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are.
+
+    So do small ones, of which all blocks are read (``xla.is_cached``).
+    """
 
     def lay_out(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return block_major(value, block_shape)
-        return (
-            to_block_major(value, block_shape) if name == "kernel" and "gate" in params and value.ndim == 2 else value
-        )
+        gated = name == "kernel" and "gate" in params and value.ndim == 2
+        return to_block_major(value, block_shape) if gated and not is_cached(value) else value
 
     return {name: lay_out(name, value) for name, value in params.items()}
 
