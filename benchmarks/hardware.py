@@ -17,6 +17,7 @@ The text is Penn Treebank; --data-directory names a folder with its three files,
 """
 
 import argparse
+import ctypes
 import json
 import os
 import shlex
@@ -189,7 +190,13 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
     with output.log.open("a") as log:
         print(f"\n=== {part.name}: {shlex.join(command)}", file=log, flush=True)
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         try:
             code = process.wait(limit)
@@ -199,6 +206,12 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
             end(process)
     seconds = round(time.monotonic() - start, 1)
     return {"benchmark": "part", "part": part.name, "exit_code": code, "seconds": seconds, "limit": round(limit, 1)}
+
+
+def end_with_parent() -> None:
+    """Asks Linux to end this process when the one that started it is killed: no part runs on beside the next ones."""
+    set_death_signal = 1
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def end(process: subprocess.Popen) -> None:

@@ -106,6 +106,24 @@ def test_half_a_line_of_a_killed_process_is_dropped(hardware, monkeypatch, tmp_p
     assert "- a: done in 1 s" in page
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose parent was killed")
+def test_no_part_survives_it(tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, ROOT / "benchmarks/hardware.py", "--only", "right", "--output", output]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        children, until = "", time.monotonic() + 120
+        while not (output / "lines.jsonl").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert len(children) == 1
+    until = time.monotonic() + 30
+    while Path(f"/proc/{children[0]}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{children[0]}").exists()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_part_and_leaves_a_page(sign, tmp_path):
     output = tmp_path / "out"
