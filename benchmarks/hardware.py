@@ -41,7 +41,7 @@ Line = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """A command of benchmarks/; ``seconds`` are expected, and three times as many are its limit.
+    """A command of benchmarks/; ``seconds`` are expected, and three times as many, at least 90, are its limit.
 
     Without ``seconds`` it takes what is left, and is told how much that is.
     """
@@ -171,7 +171,7 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
         left: seconds that there are for it.
         directory: of the text files.
     """
-    limit = left if part.seconds is None else min(left, 3.0 * part.seconds)
+    limit = left if part.seconds is None else min(left, max(90.0, 3.0 * part.seconds))
     script, *arguments = part.command.split()
     command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
     if part.seconds is None:
