@@ -72,11 +72,11 @@ def main(arguments: Sequence[str]) -> None:
     require_seed(options.seed)
 
     # Imported late, so that --help and mistakes are answered at once.
-    from bwds.checkpoint import read_config
     from bwds.data import Vocabulary
-    from bwds.identity import settled
     from bwds.model import language_model
-    from bwds.trained import load_checkpoint
+    from bwds.training.identity import settled
+    from bwds.training.trained import load_checkpoint
+    from bwds.training.workdir import read_config
 
     config = read_config(workdir)
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
@@ -112,9 +112,9 @@ def main(arguments: Sequence[str]) -> None:
 def measure(split: str, config: Any, lm: Any, params: Any, vocabulary: Any) -> dict[str, Any]:
     """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was."""
     from bwds.data import load_split
-    from bwds.evaluation import evaluate
-    from bwds.identity import ids_sha256
-    from bwds.metrics import perplexity
+    from bwds.training.evaluation import evaluate
+    from bwds.training.identity import ids_sha256
+    from bwds.training.metrics import perplexity
 
     ids, unknown = load_split(config.data, split, vocabulary)
     loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id)

@@ -30,10 +30,10 @@ import tyro
 from bwds.checks import require
 from bwds.cli import parsed, run, shell_command
 from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
-from bwds.devices import DistributedConfig, MeshConfig
 from bwds.files import place
 from bwds.output import say, tell
 from bwds.presets import PRESETS
+from bwds.training.devices import DistributedConfig, MeshConfig
 
 SCRIPT = Path(__file__)
 
@@ -71,9 +71,9 @@ def main(arguments: Sequence[str]) -> None:
     config, workdir, mesh, distributed, profile = parse(arguments)
 
     # Imported late, so that --help and mistakes are answered at once.
-    from bwds.distributed import connect, failing_at_once, is_first
-    from bwds.interrupt import InterruptedRunError
     from bwds.training import NonFiniteError, train
+    from bwds.training.processes import connect, failing_at_once, is_first
+    from bwds.training.signals import InterruptedRunError
 
     command = shell_command(SCRIPT, arguments)
     connect(distributed)

@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
-from bwds.axes import MODEL
+from bwds.collectives import MODEL
 from bwds.gating import gate_scores, init_gate
 from bwds.linear import GateOptions, linear
 from pallas_kernels.dense import matmul

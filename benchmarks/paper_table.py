@@ -20,7 +20,7 @@ from pathlib import Path
 from common import ROOT, script
 from grid import SEEDS, Cell, matching, read_line, shortened
 
-from bwds.metrics import METRICS_FILE, read_metrics
+from bwds.training.metrics import METRICS_FILE, read_metrics
 
 VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
 PROBED = 60

@@ -46,11 +46,11 @@ from jax.sharding import PartitionSpec as P
 from tpus import chip_of
 
 from bwds import PRESETS, Config, cost, language_model
-from bwds.axes import DATA, MODEL, cross_entropy
-from bwds.optim import make_optimizer
-from bwds.pruning import constrain
-from bwds.sharding import Placement, over_devices
-from bwds.state import init_state, train_step
+from bwds.collectives import DATA, MODEL, cross_entropy
+from bwds.training.optim import make_optimizer
+from bwds.training.pruning import constrain
+from bwds.training.sharding import Placement, over_devices
+from bwds.training.step import init_state, train_step
 from pallas_kernels.mesh_axes import like
 
 PRESET_NAMES = ("ptb-lstm", "wikitext103-qrnn")
@@ -62,7 +62,8 @@ class DoesNotFitError(Exception):
 
 
 def placement_on(topology: str, *, model: int, shard_optimizer: bool = False) -> Placement:
-    """A mesh of all chips of a topology, as ``bwds.sharding.make_placement`` makes one of the devices there are.
+    """A mesh of all chips of a topology, as ``make_placement`` of ``bwds.training.sharding`` makes one of the devices
+    there are.
 
     Raises:
         ValueError: the topology is unknown, or ``model`` does not divide it.

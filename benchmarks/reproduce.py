@@ -39,18 +39,19 @@ from common import ROOT, environment, fields, require_positive, time_in_turns
 from grid import Cell, cells, matching, read_line, result_path, shortened
 
 from bwds import PRESETS, cost, decode_params, language_model
-from bwds.checkpoint import SUMMARY_FILE, last_checkpoints, read_config
 from bwds.cli import run
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
-from bwds.evaluation import evaluate
 from bwds.files import temporary_name, write_text
 from bwds.generate import greedy_rollout
-from bwds.interrupt import InterruptedRunError
 from bwds.linear import Params
-from bwds.metrics import METRICS_FILE, perplexity, read_metrics
-from bwds.trained import load_params
 from bwds.training import NonFiniteError, train
+from bwds.training.checkpoint import last_checkpoints
+from bwds.training.evaluation import evaluate
+from bwds.training.metrics import METRICS_FILE, perplexity, read_metrics
+from bwds.training.signals import InterruptedRunError
+from bwds.training.trained import load_params
+from bwds.training.workdir import SUMMARY_FILE, read_config
 
 RUNS = Path("runs/grid")
 RESULTS = ROOT / "benchmarks" / "results" / "quality"

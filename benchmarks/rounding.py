@@ -22,12 +22,12 @@ import optax
 from common import Results, require_positive, script
 
 from bwds import PRESETS, language_model
-from bwds.batches import train_batch
 from bwds.data import load_corpus
-from bwds.devices import MeshConfig
-from bwds.optim import make_optimizer
-from bwds.sharding import make_placement
-from bwds.state import init_state, train_step
+from bwds.data.batches import train_batch
+from bwds.training.devices import MeshConfig
+from bwds.training.optim import make_optimizer
+from bwds.training.sharding import make_placement
+from bwds.training.step import init_state, train_step
 
 NUDGE = 1e-7
 

@@ -21,8 +21,8 @@ from baselines import training
 from common import Results, fields, matmul_rate, require_positive, require_turns, script, time_in_turns
 
 from bwds import PRESETS, cost, language_model, num_kept_blocks
-from bwds.optim import make_optimizer
-from bwds.state import init_state, train_step
+from bwds.training.optim import make_optimizer
+from bwds.training.step import init_state, train_step
 
 
 def stepper(config, tokens):

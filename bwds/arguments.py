@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from bwds.array_types import Array
-from bwds.axes import MODEL
 from bwds.checks import known_number, require, shown
+from bwds.collectives import MODEL
 from bwds.config import ModelConfig
 from pallas_kernels.mesh_axes import axes_of
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Float, Int
-from bwds.axes import global_rows, own_columns, whole_shape
+from bwds.collectives import global_rows, own_columns, whole_shape
 
 
 def _kept(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:

@@ -3,8 +3,8 @@
 Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
 block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products.
 
-Where the columns of the kernel are spread over devices (``bwds.axes``), a device has whole block columns. Scores and
-choice are those of the whole matrix, the same on all; the result has the columns that are here.
+Where the columns of the kernel are spread over devices (``bwds.collectives``), a device has whole block columns.
+Scores and choice are those of the whole matrix, the same on all; the result has the columns that are here.
 
 ``linear`` differentiates as it stands. A recurrence should not let it: the gradient of the kernel would be summed
 into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at each step instead, and
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
-from bwds.axes import MODEL, all_columns, own_columns, summed
+from bwds.collectives import MODEL, all_columns, own_columns, summed
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
 from bwds.gating import gate_scores, gate_values, init_gate, scaled_scores, score_terms, select_blocks

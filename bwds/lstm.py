@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
-from bwds.axes import all_columns, own_columns
+from bwds.collectives import all_columns, own_columns
 from bwds.config import ModelConfig
 from bwds.counts import Count, kept_count
 from bwds.linear import (

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
 from bwds.array_types import Array, Bool, Float, Integer
-from bwds.axes import MODEL, averaged, look_up
+from bwds.collectives import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params, block_major, cast_matrices
@@ -76,7 +76,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
     """The model of a configuration: LSTM or QRNN layers, dense or block-wise dynamically sparse.
 
     Pruned and static-block models compute as dense ones, with zeros among the weights: those of static-block are there
-    from the start, and ``bwds.pruning`` keeps them in training.
+    from the start, and ``bwds.training.pruning`` keeps them in training.
 
     Equal configurations give one and the same model, so that what was compiled for it serves again.
     """

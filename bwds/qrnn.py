@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
-from bwds.axes import all_columns
+from bwds.collectives import all_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
 from bwds.serialization import serializable

@@ -29,10 +29,10 @@ def compile_all() -> None:
     from hlo import executions, parse
 
     from bwds import PRESETS, language_model
-    from bwds.axes import DATA, MODEL
-    from bwds.optim import make_optimizer
-    from bwds.sharding import Placement
-    from bwds.state import init_state, train_step
+    from bwds.collectives import DATA, MODEL
+    from bwds.training.optim import make_optimizer
+    from bwds.training.sharding import Placement
+    from bwds.training.step import init_state, train_step
 
     devices = list(h200()[0].devices.flat)
     mesh = jax.make_mesh((1, 1), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)

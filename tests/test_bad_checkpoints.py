@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bwds.checkpoint import DIGEST_FILE, Checkpoints, best_checkpoints, claim_workdir, digest, read_config
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
-from bwds.identity import identity
 from bwds.model import language_model
-from bwds.trained import load_params
+from bwds.training.checkpoint import DIGEST_FILE, Checkpoints, best_checkpoints, digest
+from bwds.training.identity import identity
+from bwds.training.trained import load_params
+from bwds.training.workdir import claim_workdir, read_config
 from tests.strategies import apply, attempt, folder_changes
 
 STEPS = (1, 2)

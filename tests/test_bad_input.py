@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 import eval as eval_script
 import train as train_script
 from bwds import PRESETS, Config, cost, language_model
-from bwds.checkpoint import read_config
 from bwds.cli import run
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus
-from bwds.metrics import read_metrics
-from bwds.optim import learning_rate_schedule, sparsity_at
-from bwds.summary import read_summary
+from bwds.training.metrics import read_metrics
+from bwds.training.optim import learning_rate_schedule, sparsity_at
+from bwds.training.summary import read_summary
+from bwds.training.workdir import read_config
 from tests.strategies import INTEGERS, JSON, SCALARS, WORDS, Link, attempt, changed, damaged, entries, place, texts
 
 

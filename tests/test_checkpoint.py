@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tiny_run
 
-from bwds import checkpoint
-from bwds.checkpoint import Checkpoints, claim_workdir, config_differences, digest, keep_config, read_config
 from bwds.data import Vocabulary
-from bwds.summary import read_summary
+from bwds.training import checkpoint
+from bwds.training.checkpoint import Checkpoints, digest
+from bwds.training.summary import read_summary
+from bwds.training.workdir import claim_workdir, config_differences, keep_config, read_config
 
 VOCABULARY = Vocabulary(("<eos>", "a", "b"))
 
@@ -249,7 +250,7 @@ def test_another_process_that_ends_is_no_fault_of_the_folder(tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "_write", fail)
     with pytest.raises(OSError, match="The checkpoint of step 1 cannot be written"):
         checkpoints.save(1, {"w": jnp.zeros(3)})
-    monkeypatch.setattr("bwds.checkpoint.first_alone", lambda function: function())
+    monkeypatch.setattr("bwds.training.checkpoint.first_alone", lambda function: function())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNKNOWN: Connection closed"):
         checkpoints.save(1, {"w": jnp.zeros(3)})

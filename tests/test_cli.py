@@ -24,10 +24,10 @@ import bwds
 from bwds import cli, generate, model
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
-from bwds.devices import DistributedConfig, MeshConfig
-from bwds.lock import LOCK_FILE
-from bwds.metrics import read_metrics
 from bwds.presets import PRESETS
+from bwds.training.devices import DistributedConfig, MeshConfig
+from bwds.training.lock import LOCK_FILE
+from bwds.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 

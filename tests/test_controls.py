@@ -16,9 +16,9 @@ from bwds.gating import gate_scores, init_gate
 from bwds.hashing import hashed_scores
 from bwds.linear import GateOptions, apply_linear, init_linear
 from bwds.model import language_model
-from bwds.optim import make_optimizer
-from bwds.pruning import constrain
-from bwds.state import init_state, train_step
+from bwds.training.optim import make_optimizer
+from bwds.training.pruning import constrain
+from bwds.training.step import init_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bwds.batches import eval_batches, steps_per_epoch, train_batch
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus, load_split
+from bwds.data.batches import eval_batches, steps_per_epoch, train_batch
 
 SIZES = {"batch_size": st.integers(1, 9), "sequence_length": st.integers(1, 8)}
 

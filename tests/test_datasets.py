@@ -23,9 +23,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
-from bwds.data import load_corpus, load_split
-from bwds.datasets import SPLITS, builders, cache_dir, known, pydoc, text
-from bwds.datasets import tfds as tfds_source
+from bwds.data import builders, known, load_corpus, load_split, pydoc, text
+from bwds.data import tfds as tfds_source
+from bwds.data.sources import SPLITS, cache_dir
 
 _PTB = Path(os.environ.get("BWDS_PTB_DIRECTORY", Path(__file__).parents[2] / "shared" / "data" / "ptb"))
 
@@ -106,9 +106,7 @@ def test_pydoc_does_not_leak_paragraphs_between_splits(pydoc_paragraphs):
 
 
 def test_pydoc_is_built_alike_in_another_process(pydoc_texts):
-    code = (
-        "import hashlib, bwds.datasets.pydoc as p; t = p.build(); print(hashlib.sha256(repr(t).encode()).hexdigest())"
-    )
+    code = "import hashlib, bwds.data.pydoc as p; t = p.build(); print(hashlib.sha256(repr(t).encode()).hexdigest())"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     output = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert output.stdout.strip() == hashlib.sha256(repr(pydoc_texts).encode()).hexdigest()
@@ -330,8 +328,8 @@ def test_other_files_are_refused(tmp_path):
 
 def test_local_files_need_no_tensorflow_datasets(tmp_path, monkeypatch, cache):
     as_dataset(monkeypatch, "ptb", write(tmp_path / "files"))
-    monkeypatch.delitem(sys.modules, "bwds.datasets.tfds")
-    monkeypatch.delattr("bwds.datasets.tfds")
+    monkeypatch.delitem(sys.modules, "bwds.data.tfds")
+    monkeypatch.delattr("bwds.data.tfds")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert words(load("ptb", tmp_path / "files"), "train") == ["a", "b", "<eos>"]
     assert not cache.exists()  # they are read where they are

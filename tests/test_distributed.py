@@ -15,10 +15,10 @@ import pytest
 import tiny_run
 
 import eval as eval_script
-from bwds.devices import DistributedConfig
-from bwds.distributed import connect, failing_at_once
-from bwds.metrics import read_metrics
 from bwds.training import train
+from bwds.training.devices import DistributedConfig
+from bwds.training.metrics import read_metrics
+from bwds.training.processes import connect, failing_at_once
 from tests.faults.campaign import unfinished
 from tests.faults.runs import environment
 
@@ -149,7 +149,8 @@ def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
 
 SIGNAL_IN_THE_SUMMARY = """
 import os, signal, sys
-from bwds import cli, distributed, summary
+from bwds import cli
+from bwds.training import summary
 measure = summary.compare_decode_speed
 def signal_and_measure(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -199,8 +200,8 @@ def test_sigterm_ends_a_process_that_does_not_train_yet():
     """As while it prepares data."""
     code = f"""
 import time
-from bwds.devices import DistributedConfig
-from bwds.distributed import connect
+from bwds.training.devices import DistributedConfig
+from bwds.training.processes import connect
 connect(DistributedConfig("{free_address()}", 1, 0))
 print("connected", flush=True)
 time.sleep(60)
@@ -217,8 +218,8 @@ def test_what_the_first_does_alone_may_take_long():
     """Collectives on CPU devices give up after 30 seconds."""
     code = f"""
 import sys, time
-from bwds.devices import DistributedConfig
-from bwds.distributed import connect, first_alone
+from bwds.training.devices import DistributedConfig
+from bwds.training.processes import connect, first_alone
 connect(DistributedConfig("{free_address()}", 2, int(sys.argv[1])))
 print(first_alone(lambda: time.sleep(40) or "done"))
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bwds.axes import cross_entropy
+from bwds.collectives import cross_entropy
 from bwds.config import ModelConfig
 from bwds.gating import topk_gates
 from bwds.generate import generate

@@ -8,8 +8,8 @@ import pytest
 
 import train as train_script
 from bwds import PRESETS, cost
-from bwds.devices import MeshConfig
-from bwds.optim import learning_rate_schedule
+from bwds.training.devices import MeshConfig
+from bwds.training.optim import learning_rate_schedule
 
 ROOT = Path(__file__).parents[1]
 

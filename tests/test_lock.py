@@ -12,11 +12,11 @@ import pytest
 
 import train as train_script
 from bwds import cli
-from bwds.lock import locked
+from bwds.training.lock import locked
 
 HOLD = """
 import pathlib, sys, time
-from bwds.lock import locked
+from bwds.training.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

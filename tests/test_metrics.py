@@ -10,9 +10,9 @@ import sys
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from bwds import metrics
-from bwds.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics
 from bwds.output import say, tell
+from bwds.training import metrics
+from bwds.training.metrics import MetricsWriter, Progress, Speed, perplexity, read_metrics
 
 
 def test_perplexity_is_finite_for_any_loss():

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
-from bwds.optim import (
+from bwds.presets import PRESETS
+from bwds.sparsity import schedule_steps
+from bwds.training.optim import (
     after_evaluation,
     averaged_params,
     init_plateau,
@@ -20,8 +22,6 @@ from bwds.optim import (
     sparsity_at,
     update_average,
 )
-from bwds.presets import PRESETS
-from bwds.sparsity import schedule_steps
 
 
 def test_adamw_warms_up_and_decays_by_a_cosine():

@@ -20,24 +20,11 @@ LONGEST = 320
 TRAINING_PACKAGES = {"optax", "orbax", "tensorflow_datasets", "array_record", "tyro", "tqdm", "tensorboardX"}
 """What the extra ``train`` adds, by import name."""
 
-MAY_IMPORT = {
-    "pallas_kernels": set(),
-    "bwds": set(),
-    "bwds/training.py": {"optax", "orbax", "tqdm", "tensorboardX"},
-    "bwds/state.py": {"optax"},
-    "bwds/evaluation.py": {"optax"},
-    "bwds/optim.py": {"optax"},
-    "bwds/pruning.py": {"optax"},
-    "bwds/checkpoint.py": {"orbax"},
-    "bwds/distributed.py": {"orbax"},
-    "bwds/metrics.py": {"tqdm", "tensorboardX"},
-    "bwds/events.py": {"tensorboardX"},
-    "bwds/data.py": {"tensorflow_datasets"},
-    "bwds/datasets": {"tensorflow_datasets", "array_record"},
-    "train.py": {"tyro", "tqdm"},
-    "eval.py": {"tyro", "tqdm"},
-}
-"""Which of them a file may import, even inside a function; the longest path that fits holds."""
+MAY_IMPORT_THEM = ("bwds/data/", "bwds/training/", "bwds/cli/", "train.py", "eval.py")
+"""What lies here may import them; nothing else, even inside a function."""
+
+LAYERS = {"bwds/data/": {"data"}, "bwds/training/": {"data", "training"}, "bwds/cli/": {"data", "training", "cli"}}
+"""Which packages of bwds a file there may import; any other file of bwds: none of them."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -48,12 +35,6 @@ def imported(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} uses a relative import; the rules here read absolute ones."
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def allowed(path: Path) -> set[str]:
-    name = path.relative_to(ROOT).as_posix()
-    fits = [prefix for prefix in MAY_IMPORT if name == prefix or name.startswith(prefix + "/")]
-    return MAY_IMPORT[max(fits, key=len)]
 
 
 def modules_after(*statements: str) -> set[str]:
@@ -138,6 +119,13 @@ def test_import_bwds_is_light():
     assert not extra & TRAINING_PACKAGES
 
 
+def test_options_are_read_without_what_training_needs():
+    extra = modules_after("import bwds.cli, bwds.data, bwds.training.devices") - modules_after(
+        "import jax, flax.nnx, numpy, jaxtyping"
+    )
+    assert not extra & TRAINING_PACKAGES
+
+
 def test_pallas_kernels_stands_alone():
     found = modules_after("import pallas_kernels")
     assert "pallas_kernels" in found
@@ -146,11 +134,15 @@ def test_pallas_kernels_stands_alone():
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_imports_follow_the_layers(path):
-    names = set(imported(path))
+    names, place = set(imported(path)), relative(path)
     packages = {name.partition(".")[0] for name in names}
-    assert packages & TRAINING_PACKAGES <= allowed(path)
-    if relative(path).startswith("pallas_kernels/"):
+    if not place.startswith(MAY_IMPORT_THEM):
+        assert not packages & TRAINING_PACKAGES
+    if place.startswith("pallas_kernels/"):
         assert "bwds" not in packages
+    if place.startswith("bwds/"):
+        known = {name.split(".")[1] for name in names if name.startswith("bwds.")} & {"data", "training", "cli"}
+        assert known <= next((layers for folder, layers in LAYERS.items() if place.startswith(folder)), set())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

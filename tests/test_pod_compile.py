@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, language_model
-from bwds.axes import DATA, MODEL
-from bwds.sharding import Placement
+from bwds.collectives import DATA, MODEL
+from bwds.training.sharding import Placement
 from pallas_kernels.mosaic_tpu_plan import plan_tiles
 
 ROOT = Path(__file__).parents[1]

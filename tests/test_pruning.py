@@ -10,19 +10,18 @@ import optax
 import pytest
 import tiny_run
 
-from bwds import training
-from bwds.checkpoint import best_checkpoints
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import cost
-from bwds.evaluation import eval_step
 from bwds.gating import num_kept_blocks
-from bwds.metrics import read_metrics
 from bwds.model import language_model, recurrent_kernels, static_mask
-from bwds.optim import make_optimizer, sparsity_at
-from bwds.pruning import constrain, magnitude_pruning
-from bwds.state import init_state, train_step
-from bwds.trained import load_params
-from bwds.training import train
+from bwds.training import loop, train
+from bwds.training.checkpoint import best_checkpoints
+from bwds.training.evaluation import eval_step
+from bwds.training.metrics import read_metrics
+from bwds.training.optim import make_optimizer, sparsity_at
+from bwds.training.pruning import constrain, magnitude_pruning
+from bwds.training.step import init_state, train_step
+from bwds.training.trained import load_params
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -232,7 +231,7 @@ def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
     config = tiny_run.config(corpus, weight_decay=0.1, **average, **model, **schedule)
     whole = train(config, tmp_path / "whole", progress=False)
 
-    step, calls = training.train_step, []
+    step, calls = loop.train_step, []
 
     def mortal(*args):
         calls.append(1)
@@ -240,7 +239,7 @@ def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
             raise Killed
         return step(*args)
 
-    monkeypatch.setattr(training, "train_step", mortal)
+    monkeypatch.setattr(loop, "train_step", mortal)
     for _ in range(2):
         with pytest.raises(Killed):
             train(config, tmp_path / "resumed", progress=False)

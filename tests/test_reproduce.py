@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
-from bwds import training
-from bwds.interrupt import InterruptedRunError
-from bwds.metrics import METRICS_FILE
-from bwds.state import NonFiniteError
+from bwds.training import loop
+from bwds.training.metrics import METRICS_FILE
+from bwds.training.signals import InterruptedRunError
+from bwds.training.step import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -122,7 +122,7 @@ def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
 def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, monkeypatch):
     from reproduce import run_cell, state
 
-    report = training._Run.report
+    report = loop._Run.report
 
     def report_and_stop(self, step, *rest):
         report(self, step, *rest)
@@ -131,7 +131,7 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
 
     runs, results = tmp_path / "runs", tmp_path / "results"
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "report", report_and_stop)
+        patch.setattr(loop._Run, "report", report_and_stop)
         with pytest.raises(InterruptedRunError):
             run_cell(tiny(), runs, results, directory=str(corpus))
     assert state(tiny(), runs, results) in ("at step 3 of 6", "at step 4 of 6")

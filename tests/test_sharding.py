@@ -17,20 +17,20 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
-from bwds.axes import MODEL, all_columns, cross_entropy, look_up, own_columns
-from bwds.batches import train_batch
+from bwds.collectives import MODEL, all_columns, cross_entropy, look_up, own_columns
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
-from bwds.devices import MeshConfig
-from bwds.evaluation import evaluate
-from bwds.interrupt import InterruptedRunError
+from bwds.data.batches import train_batch
 from bwds.linear import apply_linear, gate_options, init_linear
-from bwds.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from bwds.model import language_model
-from bwds.optim import Optimizer, make_optimizer
-from bwds.pruning import constrain
-from bwds.sharding import Placement, make_placement, over_devices
-from bwds.state import TrainState, init_state, train_step
 from bwds.training import train
+from bwds.training.devices import MeshConfig
+from bwds.training.evaluation import evaluate
+from bwds.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from bwds.training.optim import Optimizer, make_optimizer
+from bwds.training.pruning import constrain
+from bwds.training.sharding import Placement, make_placement, over_devices
+from bwds.training.signals import InterruptedRunError
+from bwds.training.step import TrainState, init_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 

@@ -18,22 +18,23 @@ import oracle
 import pytest
 import tiny_run
 
-from bwds import generate, training
-from bwds.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints, read_config
+from bwds import generate
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
-from bwds.evaluation import Evaluation, evaluate
 from bwds.gating import num_kept_blocks
-from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.lock import LOCK_FILE
-from bwds.metrics import MetricsWriter, read_metrics
 from bwds.model import language_model
-from bwds.optim import make_optimizer, sparsity_at
-from bwds.sharding import Placement
-from bwds.state import evaluated_params, init_state, train_step
-from bwds.trained import load_params
-from bwds.training import NonFiniteError, train
+from bwds.training import NonFiniteError, loop, train
+from bwds.training.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
+from bwds.training.evaluation import Evaluation, evaluate
+from bwds.training.lock import LOCK_FILE
+from bwds.training.metrics import MetricsWriter, read_metrics
+from bwds.training.optim import make_optimizer, sparsity_at
+from bwds.training.sharding import Placement
+from bwds.training.signals import InterruptedRunError, StopSignals
+from bwds.training.step import evaluated_params, init_state, train_step
+from bwds.training.trained import load_params
+from bwds.training.workdir import read_config
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -133,7 +134,7 @@ def test_every_step_is_written_down(finished):
 
 def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
     workdir, summary = finished
-    monkeypatch.setattr(training, "_Run", None)
+    monkeypatch.setattr(loop, "_Run", None)
     assert train(config, workdir, progress=False) == summary
 
 
@@ -146,7 +147,7 @@ def test_the_summary_needs_room_for_the_best_parameters_alone(corpus, tmp_path, 
         held.append(sum(sizes) / sum(leaf.nbytes for leaf in jax.tree.leaves(best[0])))
         raise Killed
 
-    monkeypatch.setattr(training, "summarise", count)
+    monkeypatch.setattr(loop, "summarise", count)
     with pytest.raises(Killed):
         train(dataclasses.replace(sgd_config(corpus), optim=OptimConfig()), tmp_path, progress=False)
     assert 1.0 <= held[0] < 1.2
@@ -164,8 +165,8 @@ def test_another_configuration_is_refused(finished, config):
 def test_a_run_goes_on_where_its_text_and_its_machine_are_others(finished, config, tmp_path, monkeypatch):
     """With the same parameters in the end. The folder is kept as an absolute path; another text there is refused."""
     _, summary = finished
-    monkeypatch.setattr(training._Run, "loop", lambda run: run.dispatch() and run.save())
-    monkeypatch.setattr(training._Run, "summary", lambda *_: {})
+    monkeypatch.setattr(loop._Run, "loop", lambda run: run.dispatch() and run.save())
+    monkeypatch.setattr(loop._Run, "summary", lambda *_: {})
     train(config, tmp_path / "run", progress=False)
     monkeypatch.undo()
     shutil.copytree(config.data.directory, tmp_path / "moved")
@@ -229,14 +230,14 @@ def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
 
 
 def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):
-    step = training.evaluate
+    step = loop.evaluate
 
     def signal_and_evaluate(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", signal_and_evaluate)
+        patch.setattr(loop, "evaluate", signal_and_evaluate)
         with pytest.raises(InterruptedRunError, match="Stopped after step 3 of 16"):
             train(config, tmp_path, progress=False)
     assert [line["split"] for line in lines(tmp_path)] == ["train"] * 3
@@ -263,8 +264,8 @@ def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(Placement, "gathered", gather)
-        patch.setattr("bwds.summary.compare_decode_speed", measure)
-        patch.setattr(training, "StopSignals", lambda **_: StopSignals(together=together))
+        patch.setattr("bwds.training.summary.compare_decode_speed", measure)
+        patch.setattr(loop, "StopSignals", lambda **_: StopSignals(together=together))
         with pytest.raises(InterruptedRunError, match="Stopped after the last step"):
             train(config, tmp_path, progress=False)
     # It takes a while, and who sent the signal will not wait long.
@@ -300,7 +301,7 @@ def test_a_process_killed_at_every_checkpoint_ends_the_same(finished, config, tm
 
 def test_a_damaged_last_checkpoint_costs_steps_only(finished, config, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("bwds.training.summarise", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        patch.setattr("bwds.training.loop.summarise", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(config, tmp_path, progress=False)
     largest = max((tmp_path / "checkpoints/last/16/state").rglob("*"), key=lambda path: path.stat().st_size)
@@ -315,7 +316,7 @@ def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, mon
     """Evaluations that follow may find no better one, as on other devices; states are rarer than evaluations."""
     config = dataclasses.replace(sgd_config(corpus), train=TrainConfig(steps=12, eval_every=1, checkpoint_every=3))
     losses = iter(np.linspace(3.0, 2.0, 20))
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
     save = Checkpoints.save
 
     def save_and_die(self, step, tree, **info):
@@ -329,7 +330,7 @@ def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, mon
             train(config, tmp_path, progress=False)
     newest, before = last_checkpoints(tmp_path, read_only=True).steps
     (tmp_path / "checkpoints" / "last" / str(newest) / "sha256.txt").write_text("damaged")
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: Evaluation(4.0, 1.0, 10))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(4.0, 1.0, 10))
     assert train(config, tmp_path, progress=False)["best_step"] == before
 
 
@@ -351,7 +352,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
 
 def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch):
     """Their loss is known one step later than a checkpoint would be written."""
-    step = training.train_step
+    step = loop.train_step
 
     def spoil(lm, optimizer, state, *args):
         state, metrics = step(lm, optimizer, state, *args)
@@ -359,7 +360,7 @@ def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path, monkeypa
             state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
         return state, metrics
 
-    monkeypatch.setattr(training, "train_step", spoil)
+    monkeypatch.setattr(loop, "train_step", spoil)
     with pytest.raises(NonFiniteError, match=r"not finite after step 8\. The last good checkpoint is step 6"):
         train(config, tmp_path, progress=False)
     assert last_checkpoints(tmp_path, read_only=True).steps == [6, 4]
@@ -379,7 +380,7 @@ def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
 
         return lm._replace(apply=apply)
 
-    monkeypatch.setattr(training, "language_model", counting_model)
+    monkeypatch.setattr(loop, "language_model", counting_model)
     train(config, tmp_path, progress=False)
     assert sorted(traces) == ["eval", "train"]
     matrix = 2 * 8  # blocks of [32] -> [128]
@@ -454,7 +455,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(corpus, tmp_path, monkeypat
 def test_sgd_halves_its_rate_where_validation_does_not_improve(corpus, tmp_path, monkeypatch):
     config = sgd_config(corpus)
     losses = iter([3.0, 3.5, 2.0, 2.0])
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
     train(config, tmp_path, progress=False)
     rates = [line["learning_rate"] for line in lines(tmp_path) if line["split"] == "train"]
     assert rates == pytest.approx([0.8] * 4 + [0.4] * 4)
@@ -513,7 +514,7 @@ def test_a_text_in_another_order_is_another_text(tmp_path, monkeypatch, split):
     """Its vocabulary is the same. A checkpoint of an earlier version does not tell of the text."""
     config = sgd_config(tiny_run.write_corpus(tmp_path / "text"))
     path, save = tmp_path / "text" / f"{split}.txt", Checkpoints.save
-    monkeypatch.setattr(training._Run, "to_the_end", lambda run, _: run.save() or run.close() or {})
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda run, _: run.save() or run.close() or {})
     train(config, tmp_path / "run", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda *arguments, text_sha256, **info: save(*arguments, **info))

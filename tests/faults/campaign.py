@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from bwds.checkpoint import DIGEST_FILE
+from bwds.training.checkpoint import DIGEST_FILE
 from tests import tiny_run
 from tests.faults.runs import ROOT, outcome, start, wait_for
 

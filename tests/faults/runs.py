@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bwds.metrics import read_metrics
+from bwds.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bwds.array_types import Int32
 from bwds.config import DataConfig
-from bwds.datasets import SPLITS, Split, read_lines
+from bwds.data.sources import SPLITS, Split, read_lines
 from bwds.files import write_text
 
 UNK = "<unk>"
@@ -146,21 +146,21 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
             "For text files of yours use --data.dataset text; else leave --data.directory out."
         )
     if name == "pydoc":
-        from bwds.datasets import pydoc
+        from bwds.data import pydoc
 
         return pydoc.splits()
     if name == "text":
-        from bwds.datasets import text
+        from bwds.data import text
 
         if directory is None:
             raise ValueError("Dataset 'text' needs --data.directory, the folder with the train, valid and test files.")
         return text.splits(directory, needed)
     if name in DATASETS and directory is not None:
-        from bwds.datasets import known
+        from bwds.data import known
 
         return known.splits(name, directory, needed)
     try:
-        from bwds.datasets import tfds
+        from bwds.data import tfds
     except ModuleNotFoundError as error:
         raise ValueError(
             f"Dataset {name!r} is downloaded by TensorFlow Datasets, whose module {error.name!r} is not installed: "

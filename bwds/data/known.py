@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bwds.datasets import SPLITS, Split, read_lines
-from bwds.datasets.text import check_is_text, find_files
+from bwds.data.sources import SPLITS, Split, read_lines
+from bwds.data.text import check_is_text, find_files
 
 
 class Known(NamedTuple):

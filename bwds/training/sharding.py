@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from bwds.axes import DATA, MODEL
+from bwds.collectives import DATA, MODEL
 from bwds.config import ModelConfig
-from bwds.devices import MeshConfig
-from bwds.distributed import is_first
 from bwds.output import tell
+from bwds.training.devices import MeshConfig
+from bwds.training.processes import is_first
 
 
 class Placement(NamedTuple):

@@ -25,8 +25,8 @@ from bwds.counts import num_kept_blocks
 from bwds.gating import select_blocks
 from bwds.linear import Params
 from bwds.model import map_kernels, recurrent_kernels, static_mask
-from bwds.optim import Optimizer, sparsity_at
 from bwds.sparsity import where_kept
+from bwds.training.optim import Optimizer, sparsity_at
 
 Masks = dict[str, Bool[Array, "R C"]]
 

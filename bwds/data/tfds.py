@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import requests
 import tensorflow_datasets as tfds
 
-from bwds.datasets import Split, cache_dir
-from bwds.datasets.builders import BUILDERS, TFDS_SPLITS
+from bwds.data.builders import BUILDERS, TFDS_SPLITS
+from bwds.data.sources import Split, cache_dir
 from bwds.files import place
 from bwds.output import tell
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bwds.datasets import SPLITS, Split, read_lines
+from bwds.data.sources import SPLITS, Split, read_lines
 from bwds.files import place
 
 # Plain names, the names in Mikolov's Penn Treebank archive, and those in the WikiText archives.

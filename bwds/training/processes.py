@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bwds.cli import is_refusal, too_little_memory
-from bwds.devices import DistributedConfig
+from bwds.errors import is_refusal, too_little_memory
 from bwds.output import tell
+from bwds.training.devices import DistributedConfig
 
 T = TypeVar("T")
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
-from bwds.checkpoint import SUMMARY_FILE, digest
 from bwds.config import Config
 from bwds.cost import cost
 from bwds.generate import compare_decode_speed
 from bwds.linear import Params
-from bwds.metrics import METRICS_FILE, perplexity, read_metrics
+from bwds.training.checkpoint import digest
+from bwds.training.metrics import METRICS_FILE, perplexity, read_metrics
+from bwds.training.workdir import SUMMARY_FILE
 
 _FIGURES = (
     "steps",

@@ -1,7 +1,6 @@
 """What the entry scripts share: mistakes of the user become one sentence and an exit code, never a traceback."""
 
 import contextlib
-import dis
 import io
 import re
 import shlex
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from bwds.errors import is_refusal, too_little_memory
 from bwds.output import let_go, open_streams, tell
 
 T = TypeVar("T")
@@ -87,32 +87,6 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
 def _flush() -> None:
     """Writes what is left of the output, while an error of it can still be answered."""
     print(end="", flush=True)
-
-
-def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
-    """Whether an error is a ``ValueError`` that a ``raise`` of this project, or of the script of ``main``, has raised.
-
-    Those of libraries, and of Python itself in the middle of our own code, are no sentences for the user.
-    """
-    at = error.__traceback__
-    if not isinstance(error, ValueError) or at is None:
-        return False
-    while at.tb_next is not None:
-        at = at.tb_next
-    raised = at.tb_frame.f_code
-    package = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    beside = main is not None and Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
-    ours = package in ("bwds", "pallas_kernels") or beside
-    return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
-
-
-def too_little_memory(error: Exception) -> str | None:
-    """The sentence for an error that says that there is too little memory; None for any other."""
-    # What JAX raises where an array does not fit is no MemoryError.
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    if not isinstance(error, MemoryError) and not first.startswith("RESOURCE_EXHAUSTED"):
-        return None
-    return f"There is not enough memory ({first}). Take a smaller model or batch."
 
 
 def _check_text(argument: str) -> None:

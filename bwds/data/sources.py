@@ -1,8 +1,4 @@
-"""Where the text comes from: one module a source, each giving three splits as streams of lines.
-
-Nothing here is imported by ``import bwds``; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only,
-which nothing but a download and ``tfds:NAME`` needs.
-"""
+"""What all sources of text share: each is a module that gives three splits as streams of lines."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -70,7 +70,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, train: int, valid: int) -> None:
         # Imported late: who only reads metrics does not need tensorboardX.
-        from bwds.events import Events
+        from bwds.training.events import Events
 
         path = self._path = workdir / METRICS_FILE
         known = {"train": train, "valid": valid}

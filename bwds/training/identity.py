@@ -11,7 +11,7 @@ import numpy as np
 from bwds.array_types import Int32
 from bwds.config import Config, ModelConfig
 from bwds.data import Corpus, Vocabulary
-from bwds.datasets import SPLITS
+from bwds.data.sources import SPLITS
 from bwds.files import place
 
 FREE = {

@@ -15,25 +15,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from bwds.batches import steps_per_epoch, train_batch
-from bwds.checkpoint import SUMMARY_FILE, best_checkpoints, claim_workdir, keep_config, last_checkpoints
 from bwds.config import Config
 from bwds.data import Corpus, load_corpus
-from bwds.devices import MeshConfig
-from bwds.distributed import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
-from bwds.evaluation import evaluate
+from bwds.data.batches import steps_per_epoch, train_batch
 from bwds.files import place, write_text
-from bwds.identity import check_text, identity, settled, text_identity, text_sha256, without_place
-from bwds.interrupt import InterruptedRunError, StopSignals
-from bwds.lock import LOCK_FILE, locked
-from bwds.metrics import MetricsWriter, Progress, Speed, perplexity
 from bwds.model import language_model
-from bwds.optim import after_evaluation, make_optimizer, sparsity_at, traced_sparsity
-from bwds.profiling import StepTrace
-from bwds.pruning import constrain
-from bwds.sharding import Placement, make_placement
-from bwds.state import NonFiniteError, StepMetrics, TrainState, all_finite, evaluated_params, init_state, train_step
-from bwds.summary import read_summary, summarise
+from bwds.training.checkpoint import best_checkpoints, last_checkpoints
+from bwds.training.devices import MeshConfig
+from bwds.training.evaluation import evaluate
+from bwds.training.identity import check_text, identity, settled, text_identity, text_sha256, without_place
+from bwds.training.lock import LOCK_FILE, locked
+from bwds.training.metrics import MetricsWriter, Progress, Speed, perplexity
+from bwds.training.optim import after_evaluation, make_optimizer, sparsity_at, traced_sparsity
+from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
+from bwds.training.profiling import StepTrace
+from bwds.training.pruning import constrain
+from bwds.training.sharding import Placement, make_placement
+from bwds.training.signals import InterruptedRunError, StopSignals
+from bwds.training.step import (
+    NonFiniteError,
+    StepMetrics,
+    TrainState,
+    all_finite,
+    evaluated_params,
+    init_state,
+    train_step,
+)
+from bwds.training.summary import read_summary, summarise
+from bwds.training.workdir import SUMMARY_FILE, claim_workdir, keep_config
 
 
 class _Run:

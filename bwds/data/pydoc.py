@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from bwds.datasets import SPLITS, Split, cache_dir
+from bwds.data.sources import SPLITS, Split, cache_dir
 from bwds.files import write_bytes
 
 _FORMAT = 1  # part of the cache's file name: count it up when the text below comes out differently

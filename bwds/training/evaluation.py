@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from bwds.array_types import Array, Float, Float32, Int32
-from bwds.axes import DATA, averaged, cross_entropy, summed
-from bwds.batches import eval_batches
+from bwds.collectives import DATA, averaged, cross_entropy, summed
 from bwds.config import DataConfig
+from bwds.data.batches import eval_batches
 from bwds.linear import Params
 from bwds.model import LanguageModel
-from bwds.sharding import P, Placement, over_devices
+from bwds.training.sharding import P, Placement, over_devices
 
 
 class Evaluation(NamedTuple):

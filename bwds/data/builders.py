@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from bwds.datasets import SPLITS, read_lines
-from bwds.datasets.known import KNOWN, check_files
-from bwds.datasets.text import find_files
+from bwds.data.known import KNOWN, check_files
+from bwds.data.sources import SPLITS, read_lines
+from bwds.data.text import find_files
 
 _LINES_PER_EXAMPLE = 1000
 TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}

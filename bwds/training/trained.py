@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 import jax
 
-from bwds.checkpoint import VOCABULARY_FILE, best_checkpoints, last_checkpoints
 from bwds.config import Config
 from bwds.data import Vocabulary
-from bwds.identity import check_identity
 from bwds.linear import Params
 from bwds.model import language_model
-from bwds.optim import make_optimizer
-from bwds.pruning import constrain
-from bwds.state import evaluated_params, init_state
+from bwds.training.checkpoint import best_checkpoints, last_checkpoints
+from bwds.training.identity import check_identity
+from bwds.training.optim import make_optimizer
+from bwds.training.pruning import constrain
+from bwds.training.step import evaluated_params, init_state
+from bwds.training.workdir import VOCABULARY_FILE
 
 
 def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, int]:

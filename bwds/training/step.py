@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
-from bwds.axes import averaged_shares, cross_entropy
+from bwds.collectives import averaged_shares, cross_entropy
 from bwds.linear import Params
 from bwds.model import LanguageModel
-from bwds.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
-from bwds.sharding import P, Placement, over_devices
+from bwds.training.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
+from bwds.training.sharding import P, Placement, over_devices
 from pallas_kernels.mesh_axes import like
 
 

@@ -1,0 +1,9 @@
+"""Text as token ids: where it comes from, its vocabulary, and batches of it.
+
+``import bwds`` imports nothing of this; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only, which
+nothing but a download and ``tfds:NAME`` needs.
+"""
+
+from bwds.data.corpus import Corpus, Vocabulary, load_corpus, load_split
+
+__all__ = ["Corpus", "Vocabulary", "load_corpus", "load_split"]
