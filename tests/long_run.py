@@ -17,7 +17,7 @@ from unittest import mock
 
 import jax
 
-from bwds.training import loop
+from bwds.training import log, train
 from tests import tiny_run
 from tests.faults.campaign import versions
 
@@ -42,7 +42,7 @@ def watch(scratch: Path, *, steps: int, progress: bool) -> dict[str, Any]:
         if event.endswith("backend_compile_duration"):
             compiled.append((now, fun_name))
 
-    class Watched(loop.MetricsWriter):
+    class Watched(log.MetricsWriter):
         def write(self, *, step: int, split: str, **values: float | None) -> None:
             nonlocal now
             super().write(step=step, split=split, **values)
@@ -54,8 +54,8 @@ def watch(scratch: Path, *, steps: int, progress: bool) -> dict[str, Any]:
     began = time.monotonic()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        with mock.patch.object(loop, "MetricsWriter", Watched):
-            loop.train(config, scratch / "run", progress=progress)
+        with mock.patch.object(log, "MetricsWriter", Watched):
+            train(config, scratch / "run", progress=progress)
     finally:
         jax.monitoring.clear_event_listeners()
     return {

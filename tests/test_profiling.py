@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny_run
 
-from bwds.training import loop, train
+from bwds.training import log, train
 from bwds.training.profiling import StepTrace
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -39,7 +39,7 @@ def test_a_run_with_a_trace_is_the_same(config, untraced, tmp_path, steps):
 
 def test_one_process_of_several_records(config, tmp_path, monkeypatch, capsys):
     """They share the folder, and those of one machine the name of the file in it."""
-    monkeypatch.setattr(loop, "is_first", lambda: False)
+    monkeypatch.setattr(log, "is_first", lambda: False)
     train(config, tmp_path, profile=2, progress=False)
     assert (tmp_path / "summary.json").exists()
     assert not (tmp_path / "plugins").exists()

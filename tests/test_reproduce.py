@@ -122,16 +122,16 @@ def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
 def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, monkeypatch):
     from reproduce import run_cell, state
 
-    report = loop._Run.report
+    read = loop.read
 
-    def report_and_stop(self, step, *rest):
-        report(self, step, *rest)
+    def read_and_stop(run, step, *rest):
+        read(run, step, *rest)
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     runs, results = tmp_path / "runs", tmp_path / "results"
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "report", report_and_stop)
+        patch.setattr(loop, "read", read_and_stop)
         with pytest.raises(InterruptedRunError):
             run_cell(tiny(), runs, results, directory=str(corpus))
     assert state(tiny(), runs, results) in ("at step 3 of 6", "at step 4 of 6")

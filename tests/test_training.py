@@ -24,7 +24,7 @@ from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
 from bwds.gating import num_kept_blocks
 from bwds.model import language_model
-from bwds.training import NonFiniteError, loop, train
+from bwds.training import NonFiniteError, boundary, loop, train
 from bwds.training.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
 from bwds.training.evaluation import Evaluation, evaluate
 from bwds.training.lock import LOCK_FILE
@@ -134,7 +134,7 @@ def test_every_step_is_written_down(finished):
 
 def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
     workdir, summary = finished
-    monkeypatch.setattr(loop, "_Run", None)
+    monkeypatch.setattr(loop, "begin", None)
     assert train(config, workdir, progress=False) == summary
 
 
@@ -165,8 +165,8 @@ def test_another_configuration_is_refused(finished, config):
 def test_a_run_goes_on_where_its_text_and_its_machine_are_others(finished, config, tmp_path, monkeypatch):
     """With the same parameters in the end. The folder is kept as an absolute path; another text there is refused."""
     _, summary = finished
-    monkeypatch.setattr(loop._Run, "loop", lambda run: run.dispatch() and run.save())
-    monkeypatch.setattr(loop._Run, "summary", lambda *_: {})
+    monkeypatch.setattr(loop, "run_steps", lambda run: loop.start_step(run) and run.kept.save(run.step, run.state))
+    monkeypatch.setattr(loop, "finish", lambda *_: {})
     train(config, tmp_path / "run", progress=False)
     monkeypatch.undo()
     shutil.copytree(config.data.directory, tmp_path / "moved")
@@ -230,14 +230,14 @@ def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
 
 
 def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):
-    step = loop.evaluate
+    step = boundary.evaluate
 
     def signal_and_evaluate(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", signal_and_evaluate)
+        patch.setattr(boundary, "evaluate", signal_and_evaluate)
         with pytest.raises(InterruptedRunError, match="Stopped after step 3 of 16"):
             train(config, tmp_path, progress=False)
     assert [line["split"] for line in lines(tmp_path)] == ["train"] * 3
@@ -316,7 +316,7 @@ def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, mon
     """Evaluations that follow may find no better one, as on other devices; states are rarer than evaluations."""
     config = dataclasses.replace(sgd_config(corpus), train=TrainConfig(steps=12, eval_every=1, checkpoint_every=3))
     losses = iter(np.linspace(3.0, 2.0, 20))
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
+    monkeypatch.setattr(boundary, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
     save = Checkpoints.save
 
     def save_and_die(self, step, tree, **info):
@@ -330,7 +330,7 @@ def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, mon
             train(config, tmp_path, progress=False)
     newest, before = last_checkpoints(tmp_path, read_only=True).steps
     (tmp_path / "checkpoints" / "last" / str(newest) / "sha256.txt").write_text("damaged")
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(4.0, 1.0, 10))
+    monkeypatch.setattr(boundary, "evaluate", lambda *_, **__: Evaluation(4.0, 1.0, 10))
     assert train(config, tmp_path, progress=False)["best_step"] == before
 
 
@@ -380,7 +380,7 @@ def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
 
         return lm._replace(apply=apply)
 
-    monkeypatch.setattr(loop, "language_model", counting_model)
+    monkeypatch.setattr("bwds.training.run.language_model", counting_model)
     train(config, tmp_path, progress=False)
     assert sorted(traces) == ["eval", "train"]
     matrix = 2 * 8  # blocks of [32] -> [128]
@@ -455,7 +455,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(corpus, tmp_path, monkeypat
 def test_sgd_halves_its_rate_where_validation_does_not_improve(corpus, tmp_path, monkeypatch):
     config = sgd_config(corpus)
     losses = iter([3.0, 3.5, 2.0, 2.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
+    monkeypatch.setattr(boundary, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
     train(config, tmp_path, progress=False)
     rates = [line["learning_rate"] for line in lines(tmp_path) if line["split"] == "train"]
     assert rates == pytest.approx([0.8] * 4 + [0.4] * 4)
@@ -514,7 +514,8 @@ def test_a_text_in_another_order_is_another_text(tmp_path, monkeypatch, split):
     """Its vocabulary is the same. A checkpoint of an earlier version does not tell of the text."""
     config = sgd_config(tiny_run.write_corpus(tmp_path / "text"))
     path, save = tmp_path / "text" / f"{split}.txt", Checkpoints.save
-    monkeypatch.setattr(loop._Run, "to_the_end", lambda run, _: run.save() or run.close() or {})
+    monkeypatch.setattr(loop, "run_steps", lambda run: run.kept.save(run.step, run.state))
+    monkeypatch.setattr(loop, "finish", lambda *_: {})
     train(config, tmp_path / "run", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda *arguments, text_sha256, **info: save(*arguments, **info))

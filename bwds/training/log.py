@@ -1,0 +1,75 @@
+"""What a run tells while it trains: metrics, progress, its speed, and a trace of some steps."""
+
+from functools import partial
+from pathlib import Path
+
+from bwds.config import Config
+from bwds.training.evaluation import Evaluation
+from bwds.training.metrics import MetricsWriter, Progress, Speed, perplexity
+from bwds.training.optim import sparsity_at
+from bwds.training.processes import first_alone, is_first
+from bwds.training.profiling import StepTrace
+
+
+class Log:
+    """Metrics and progress of the first process; its trace. All processes make one, and call it alike.
+
+    Args:
+        config: the run's.
+        workdir: the run's folder.
+        step: the step that training goes on from.
+        evaluated: the step of the latest evaluation before it.
+        profile: how many steps are traced.
+        shown: show progress on stderr.
+
+    Raises:
+        OSError: a file cannot be written; so do all methods.
+    """
+
+    def __init__(self, config: Config, workdir: Path, *, step: int, evaluated: int, profile: int, shown: bool) -> None:
+        self._config = config
+        self._metrics: MetricsWriter | None = first_alone(partial(MetricsWriter, workdir, train=step, valid=evaluated))
+        self.trace = StepTrace(workdir, start=step, steps=profile if is_first() else 0)
+        self._progress = Progress(total=config.train.steps, initial=step, shown=shown and is_first())
+        self.speed = Speed(config.data.batch_size * config.data.sequence_length)
+        self._tokens_per_second: float | None = None
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """A step is done; ``values`` are its ``StepMetrics``."""
+        if step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            self._tokens_per_second = self.speed.take()
+            self._write(
+                step=step,
+                split="train",
+                perplexity=perplexity(values["loss"]),
+                **values,
+                sparsity=sparsity_at(self._config, step - 1),
+                tokens_per_second=self._tokens_per_second,
+            )
+        self._progress.update(step=step, loss=values["loss"], tokens_per_second=self._tokens_per_second)
+
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        """An evaluation on the validation split is done."""
+        self._write(
+            step=step,
+            split="valid",
+            loss=found.loss,
+            perplexity=perplexity(found.loss),
+            density=found.density,
+            sparsity=sparsity_at(self._config, step),
+        )
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._progress.note(text)
+
+    def _write(self, *, step: int, split: str, **values: float | None) -> None:
+        if self._metrics is not None:
+            self._metrics.write(step=step, split=split, **values)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.trace.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._progress.close()

@@ -1,0 +1,84 @@
+"""One call of ``train``: what its loop works on."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from bwds.config import Config
+from bwds.data import Corpus
+from bwds.model import LanguageModel, language_model
+from bwds.training.identity import identity, text_identity
+from bwds.training.kept import Kept
+from bwds.training.log import Log
+from bwds.training.optim import Optimizer, make_optimizer
+from bwds.training.processes import first_alone
+from bwds.training.pruning import constrain
+from bwds.training.sharding import Placement
+from bwds.training.signals import StopSignals
+from bwds.training.step import TrainState, init_state
+from bwds.training.workdir import keep_config
+
+
+@dataclass
+class Run:
+    """What is trained, with what, where it is told and kept, and how far it is.
+
+    Attributes:
+        config: the run's, with the size of the vocabulary.
+        corpus: its text.
+        workdir: its folder.
+        lm: its model.
+        optimizer: with what keeps pruned weights at zero.
+        placement: how it is spread over devices.
+        stop: signals that have come.
+        kept: its checkpoints.
+        log: its metrics and its progress.
+        state: all that the next step depends on. This and ``step`` change, nothing else.
+        step: how many steps are started; the state is that of the last of them.
+    """
+
+    config: Config
+    corpus: Corpus
+    workdir: Path
+    lm: LanguageModel
+    optimizer: Optimizer
+    placement: Placement
+    stop: StopSignals
+    kept: Kept
+    log: Log
+    state: TrainState
+    step: int
+
+
+def begin(
+    config: Config,
+    corpus: Corpus,
+    workdir: Path,
+    stop: StopSignals,
+    placement: Placement,
+    *,
+    profile: int,
+    progress: bool,
+) -> Run:
+    """A run at its newest checkpoint, or at its start where there is none.
+
+    Raises:
+        ValueError: the checkpoint was made with another text.
+        OSError: the folder cannot be written to.
+    """
+    lm = language_model(config.model)
+    optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
+    kept = Kept(workdir, identity(config.model, corpus.vocabulary) | text_identity(corpus))
+    fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement)
+    state = kept.newest(fresh, jax.random.key(config.train.seed), placement)
+    step = kept.saved or 0
+    first_alone(partial(keep_config, workdir, config))
+    # What came after is done again, and not to be taken for the best before it is.
+    kept.best.forget_after(int(state.plateau.best_step))
+    evaluated = int(state.plateau.evaluated_step)
+    log = Log(config, workdir, step=step, evaluated=evaluated, profile=profile, shown=progress)
+    if kept.saved is not None:
+        log.note(f"Resuming from the checkpoint of step {step} in {workdir}.")
+    return Run(config, corpus, workdir, lm, optimizer, placement, stop, kept, log, state, step)
