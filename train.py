@@ -149,6 +149,9 @@ def show(summary: dict[str, Any], workdir: Path, method: Method) -> None:
     if s["decode_speedup"] is not None:
         dense = f"{s['dense_decode_tokens_per_second']:,.0f}"
         decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x, gate included"
+        if s["decode_speedup"] < 1.0 and method == "dynamic":
+            question = SCRIPT.with_name("benchmarks") / "hardware.py"
+            decoding += f"\n    from which width on skipping pays here: {shell_command(question, ['--only', 'pays'])}"
     counted = "gate and softmax included"
     if method in ("magnitude", "static-block"):
         counted += ", on paper: products with masked weights are dense"
