@@ -5,18 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from bwds.arguments import Tree, as_array, plain, require_key
 from bwds.array_types import Array, Bool, Float, Whole
-from bwds.axes import whole_shape
 from bwds.checks import count, pair, require, require_choice, require_gate_options, require_number
 from bwds.config import Activation, GateSource, Normalization, Scope
 from bwds.counts import kept_count
 from bwds.counts import num_kept_blocks as num_kept_blocks
 from bwds.hashing import hashed_scores
-from bwds.norms import block_norms, norm_scores
+from bwds.norms import known_norms, norm_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
@@ -278,38 +276,12 @@ def gate_scores(
     num_blocks = grid[0] * grid[1]
     require(w is None or source == "norm", f"w is for the source 'norm'; scores of {source!r} come from params alone.")
     if source == "norm":
-        return norm_scores(x, _norms(params, x.shape[-1], grid, w))
+        return norm_scores(x, known_norms(params, x.shape[-1], grid, w))
     if source == "random":
         return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
     scores, bias = score_terms(_gate(params, x.shape[-1], grid, source), x, num_blocks, source)
     scores += jnp.expand_dims(bias, tuple(range(scores.ndim - 1)))
     return scores.reshape(*x.shape[:-1], *grid)
-
-
-def _norms(params: Any, num_features: int, grid: tuple[int, int], w: Any) -> Float[Array, "R C"]:
-    """Norms of blocks, from the weight or as they are given; ``ValueError`` unless they are of this input and grid."""
-    gate, (r, c) = plain("params", params), grid
-    require(num_features % r == 0, f"x has {num_features} features, which {r} rows of blocks do not divide.")
-    if w is None:
-        shapes = {name: np.shape(value) for name, value in gate.items()}
-        require(
-            shapes == {"norms": grid},
-            f"params have shapes {shapes}; scores of the source 'norm' need the weight, as w, or its norms: "
-            f"{{'norms': {grid}}}.",
-        )
-        return gate["norms"].astype(jnp.float32)
-    require(not gate, f"params hold {', '.join(gate)} and w is given; the source 'norm' takes one of the two.")
-    w = as_array("w", w)
-    # Under ``shard_map`` a device may have its share of the columns.
-    columns = {2: lambda: whole_shape(w)[1], 4: lambda: c * w.shape[3]}.get(w.ndim, lambda: 0)()
-    block = (num_features // r, columns // c)
-    right = w.shape[0] == num_features if w.ndim == 2 else w.shape == (c, r, *block)
-    require(
-        right and columns > 0 and columns % c == 0,
-        f"w has shape {w.shape}; for x of {num_features} features and {r} x {c} blocks it must be [{num_features}, N] "
-        f"with N a multiple of {c}, or block-major [{c}, {r}, {num_features // r}, N/{c}].",
-    )
-    return block_norms(w, block)
 
 
 def _gate(params: Any, num_features: int, grid: tuple[int, int], source: GateSource) -> dict[str, Array]:

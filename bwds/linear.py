@@ -24,7 +24,7 @@ from bwds.axes import MODEL, all_columns, own_columns, summed, whole_shape
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
 from bwds.gating import gate_scores, gate_values, init_gate, scaled_scores, score_terms, select_blocks
-from bwds.norms import block_norms
+from bwds.norms import block_norms, kept_as_ones
 from pallas_kernels import (
     block_sparse_input_gradients,
     block_sparse_matmul,
@@ -219,14 +219,8 @@ def _fused(options, x, kernel, products, bias, num_kept):
 
     scale = functools.partial(scaled_scores, activation=options.activation, normalization=options.normalization)
     if options.source == "norm":
-        scale = _ones
+        scale = kept_as_ones
     return gated_matmul(portable, scale, options.grid, x, kernel, products, bias, num_kept)
-
-
-def _ones(scores, kept, num_blocks: int, *, total, largest):
-    """Of kept blocks, in the place of ``scaled_scores``."""
-    del scores, num_blocks, total, largest
-    return jnp.where(kept, jnp.float32(1), jnp.float32(0))
 
 
 def input_cotangents(

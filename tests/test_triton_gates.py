@@ -10,7 +10,8 @@ import oracle
 import pytest
 
 from bwds.gating import scaled_scores
-from bwds.linear import GateOptions, _ones, apply_linear, init_linear, prepare
+from bwds.linear import GateOptions, apply_linear, init_linear, prepare
+from bwds.norms import kept_as_ones
 from pallas_kernels import gated, triton_gates
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -97,7 +98,7 @@ def test_gates_of_one(interpret):
     """Those of norms: scores choose and are no more."""
     grid, k = GRIDS[0], 4
     x, w, scores, bias = problem(3, grid)
-    run = functools.partial(triton_gates.gated_matmul, grid=grid, scale=_ones, interpret=interpret)
+    run = functools.partial(triton_gates.gated_matmul, grid=grid, scale=kept_as_ones, interpret=interpret)
     y, gates = jax.jit(run)(x, w, scores, 0 * bias, jnp.int32(k))
     kept = np.stack([oracle.kept_mask(s, k) for s in np.asarray(scores).reshape(-1, *grid)])
     np.testing.assert_array_equal(gates, kept)
@@ -222,11 +223,13 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     assert kernels["dense", 1] <= 9 + 4
     assert kernels["dynamic", 1] <= 9 + 4 * 5
     assert kernels["dynamic", 8] <= 10 + 4 * 5
+    # Two for scores, where there is nothing to multiply but norms.
+    assert kernels["norm", 1] <= 9 + 4 * 4
 
 
 def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):
     spilled = {case["activation"]: case["spilled_bytes"] for case in compiled_ahead_of_time if "activation" in case}
-    assert spilled == {"linear": 0, "softplus": 0}
+    assert spilled == {"linear": 0, "softplus": 0, "none": 0}
 
 
 @pytest.mark.parametrize(("grid", "fits"), [((64, 256), True), ((64, 257), False), ((128, 192), False)])
