@@ -1,13 +1,14 @@
 """Tokens per second of whole models: block-wise dynamic at several sparsities, dense, and what one would take instead.
 
     python benchmarks/decode.py [--cell lstm qrnn] [--hidden 1536] [--batch 1 4 16] [--sparsity 0.5 0.75 0.9]
-                                [--dtype float32 bfloat16] [--gate-rank RANK] [--implementation NAME] [--vocab 10000]
-                                [--output FILE]
+                                [--dtype float32 bfloat16] [--gate-source learned norm] [--gate-rank RANK]
+                                [--implementation NAME] [--vocab 10000] [--output FILE]
 
 Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
 rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
-on their values. All models of one size take turns; those in bfloat16 also with the dense one in float32, which on a CPU
-may be the faster one. Instead of the dense LSTM one would take PyTorch's (if torch is installed), on a GPU cuDNN's.
+on their values. All models of one size take turns, those of several gate sources too; those in bfloat16 also with the
+dense one in float32, which on a CPU may be the faster one. Instead of the dense LSTM one would take PyTorch's (if torch
+is installed), on a GPU cuDNN's.
 
 The bound is the bytes of weights that one step has to read, those of the kept blocks and of everything dense, over the
 bandwidth of a large copy.
@@ -60,8 +61,16 @@ def dense_models(dynamic):
     return {"dense": dense, "dense_float32": dataclasses.replace(dense, dtype="float32")}
 
 
+def by_source(dynamic, sources):
+    """The dynamic models of each gate source, of which only a gate that is learned has a rank."""
+    return {
+        source: dataclasses.replace(dynamic, gate_source=source, gate_rank=None if source == "norm" else rank)
+        for source, rank in ((source, dynamic.gate_rank) for source in sources)
+    }
+
+
 def decode(results, args, bandwidth, dynamic, batch, params):
-    """One line a sparsity, all from the same turns."""
+    """One line a gate source and sparsity, all from the same turns."""
     first = jnp.arange(batch) * (dynamic.vocab_size // batch)
 
     def rollout(config, params):
@@ -69,23 +78,27 @@ def decode(results, args, bandwidth, dynamic, batch, params):
         arguments = lm, params, first, lm.init_carry(batch)
         return lambda: greedy_rollout(*arguments, steps=args.steps)
 
-    configs = {sparsity: dataclasses.replace(dynamic, sparsity=sparsity) for sparsity in args.sparsity}
+    configs = {
+        (source, sparsity): dataclasses.replace(config, sparsity=sparsity)
+        for source, config in by_source(dynamic, args.gate_source).items()
+        for sparsity in args.sparsity
+    }
     models = dense_models(dynamic)
     dense = models["dense"]
     other = {name: rollout(config, params[name]) for name, config in models.items()}
     other |= baseline(dense, first, args.steps)
-    calls = other | {sparsity: rollout(config, params["dynamic"]) for sparsity, config in configs.items()}
+    calls = other | {(source, s): rollout(config, params[source]) for (source, s), config in configs.items()}
     times = time_in_turns(calls, turns=args.turns, least=0.0)
     per_step = {name: type(t)(q / args.steps for q in t) for name, t in times.items()}
     dense_bound = cost(dense).dense_bytes_read / bandwidth
-    for sparsity, config in configs.items():
-        tokens, carry = calls[sparsity]()
-        share = float(share_read(language_model(config), params["dynamic"], tokens[:, -1:], carry))
+    for (source, sparsity), config in configs.items():
+        tokens, carry = calls[source, sparsity]()
+        share = float(share_read(language_model(config), params[source], tokens[:, -1:], carry))
         costs = cost(config)
         # The cost is that of one stream; several keep more blocks between them.
         more = share * (costs.dense - costs.softmax) - costs.blocks
         read = costs.bytes_read + more * jnp.dtype(config.dtype).itemsize
-        mine = {name: per_step[name] for name in other} | {"dynamic": per_step[sparsity]}
+        mine = {name: per_step[name] for name in other} | {"dynamic": per_step[source, sparsity]}
         results.write(
             "model_decode",
             cell=config.cell,
@@ -93,6 +106,7 @@ def decode(results, args, bandwidth, dynamic, batch, params):
             layers=config.num_layers,
             vocab=config.vocab_size,
             block=config.block_size,
+            gate_source=source,
             gate_rank=config.gate_rank,
             dtype=config.dtype,
             implementation=config.implementation or "default",
@@ -140,16 +154,15 @@ def run(args):
     bandwidth = copy_bandwidth()
     results.write("copy", bytes_per_second=bandwidth)
     for dynamic in cases:
-        models = dense_models(dynamic)
+        models, gated = dense_models(dynamic), by_source(dynamic, args.gate_source)
         # The dense one twice: the model of another library is as large.
-        needed = gibibytes([dynamic, *models.values(), models["dense"]])
+        needed = gibibytes([*gated.values(), *models.values(), models["dense"]])
         if needed > args.max_gib:
             name = f"{dynamic.cell} {dynamic.hidden_size} {dynamic.dtype}"
             reason = f"{name} takes {needed:.1f} GiB in all, more than --max-gib {args.max_gib:g}: left out"
             results.write("left_out", reason=reason)
             continue
-        models["dynamic"] = dynamic
-        params = {name: parameters(config)(jax.random.key(0)) for name, config in models.items()}
+        params = {name: parameters(config)(jax.random.key(0)) for name, config in {**models, **gated}.items()}
         for batch in args.batch:
             decode(results, args, bandwidth, dynamic, batch, params)
 
@@ -164,7 +177,14 @@ def main():
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=10_000)
     parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
-    parser.add_argument("--gate-rank", type=int, help="rank of the gates; default: full")
+    parser.add_argument(
+        "--gate-source",
+        nargs="+",
+        choices=["learned", "norm"],
+        default=["learned"],
+        help="what chooses the blocks: a gate, or norms, which take no product",
+    )
+    parser.add_argument("--gate-rank", type=int, help="rank of learned gates; default: full")
     parser.add_argument("--implementation", help="of the block-sparse product; default: the best one here")
     parser.add_argument("--steps", type=int, default=16, help="words of one rollout")
     parser.add_argument("--turns", type=int, default=9)

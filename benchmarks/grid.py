@@ -37,6 +37,7 @@ HEADLINE = (
     "magnitude-0.5",
     "dense-equal-0.5",
     "dynamic-linear-0.5",
+    "dynamic-norm-0.5",
     "dynamic-bias-0.5",
     "static-block-0.5",
 )
@@ -49,7 +50,14 @@ SWEEP: dict[str, dict[str, Any]] = {
     "adamw-0.002": {"optim.name": "adamw", "optim.learning_rate": 2e-3, "optim.transition_steps": None},
 }
 """Optimisers and rates that each of the methods below is trained with for two epochs."""
-SWEPT = ("dense", "dynamic-softplus-0.5", "magnitude-0.5", "dynamic-linear-0.5", "static-block-0.5")
+SWEPT = (
+    "dense",
+    "dynamic-softplus-0.5",
+    "magnitude-0.5",
+    "dynamic-linear-0.5",
+    "dynamic-norm-0.5",
+    "static-block-0.5",
+)
 """The variant of each method for which they are chosen; the other variants of the method take what suits it."""
 TUNED: dict[tuple[str, str], str] = {}
 """(preset, swept variant): the name in ``SWEEP`` with the lowest validation perplexity, if it is not the preset's."""
@@ -61,7 +69,8 @@ DROPOUT = 0.25
 def variants(preset: str) -> dict[str, dict[str, Any]]:
     """Options of each variant of a preset, by name, without what the sweep chooses.
 
-    dense-equal-S has the hidden size with which the dense model costs what dynamic-softplus-S does, gate included.
+    dense-equal-S has the hidden size with which the dense model costs what dynamic-softplus-S does, gate included;
+    dynamic-norm-S, which has no gate, costs less. Nor has it a rank, where the preset has one.
     static-block is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
     """
     if preset == PUBLISHED:
@@ -83,6 +92,11 @@ def variants(preset: str) -> dict[str, dict[str, Any]]:
     for gate, options in GATES.items():
         for s in SPARSITIES:
             found[f"dynamic-{gate}-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **options}
+    norm: dict[str, Any] = {"model.gate_source": "norm"}
+    if PRESETS[preset].model.gate_rank is not None:
+        norm["model.gate_rank"] = None
+    for s in SPARSITIES:
+        found[f"dynamic-norm-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **norm}
     bias = {"model.gate_source": "bias", **GATES["softplus"]}
     found["dynamic-bias-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **bias}
     return found

@@ -167,7 +167,7 @@ def _model_decode(row: Row) -> dict[str, Any]:
         "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, {row['vocab']:,} words",
         "block": row["block"],
         "type": row["dtype"],
-        "gate rank": row["gate_rank"] or "full",
+        "gate rank": "none: norms" if row.get("gate_source") == "norm" else row["gate_rank"] or "full",
         "batch": row["batch"],
         "sparsity": row["sparsity"],
         "blocks read": f"{row['share_read']:.1%}",
@@ -325,6 +325,7 @@ def _plot(path: Path, runs: list[Run], kind: str, ratios: dict[str, str]) -> str
             panel = panels.setdefault(f"{run.hardware}\n{cell}{row['dtype']}, batch 1", {})
             for key, label in ratios.items():
                 rank = f", gate rank {row['gate_rank']}" if row.get("gate_rank") else ""
+                rank = ", norms" if row.get("gate_source") == "norm" else rank
                 series = panel.setdefault((f"H {row['hidden']}{rank}", label), {})
                 series[row["sparsity"]] = row[key]
     if not panels:

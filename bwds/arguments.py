@@ -85,7 +85,9 @@ def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
                 refuse(f"no {path}", path, "need it")
             elif isinstance(wanted, Mapping):
                 # A gate without parameters is an empty dict, which some containers leave out.
-                fitted[name] = fit(value if isinstance(value, dict) else {}, wanted, path + "/")
+                held = value if isinstance(value, dict) else {}
+                may = _norms_shape(shapes["kernel"].shape, config) if name == "gate" and "norms" in held else {}
+                fitted[name] = fit(held, {**wanted, **may}, path + "/")
             elif isinstance(value, dict):
                 refuse(f"a dict as {path}", path, "need an array")
             elif not _fits(value, wanted.shape, config.block_shape if name == "kernel" and "gate" in shapes else None):
@@ -94,6 +96,14 @@ def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
         return fitted
 
     return fit(plain("params", params), shapes, "")
+
+
+def _norms_shape(shape: tuple[int, ...], config: ModelConfig) -> Tree:
+    """What ``decode_params`` adds to a gate without parameters, of a kernel of this shape."""
+    if config.gate_source != "norm":
+        return {}
+    (k, n), (bk, bn) = shape, config.block_shape
+    return {"norms": jax.ShapeDtypeStruct((k // bk, n // bn), jnp.float32)}
 
 
 def _deciding(path: str) -> tuple[str, ...]:

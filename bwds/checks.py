@@ -119,3 +119,15 @@ def require_seed(seed: int) -> None:
 def require_rates(**values: float | None) -> None:
     for name, value in values.items():
         require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
+
+
+def require_gate_options(source: str, rank: Any, normalization: str = "mean") -> None:
+    """Raises ``ValueError`` if options of a gate have no meaning together: the norm of a block is no projection."""
+    if source != "norm":
+        return
+    require(rank is None, f"gate_rank is {shown(rank)}; a gate_source of 'norm' has no projection: it must be None.")
+    require(
+        normalization == "mean",
+        f"gate_normalization is {normalization!r}; the gates of gate_source 'norm' are one and are never scaled: leave "
+        "it at 'mean'.",
+    )

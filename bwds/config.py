@@ -6,14 +6,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bwds.checks import check_sparsity, require, require_at_least, require_choice, require_rates, require_types
+from bwds.checks import (
+    check_sparsity,
+    require,
+    require_at_least,
+    require_choice,
+    require_gate_options,
+    require_rates,
+    require_types,
+)
 from bwds.run_config import DataConfig, OptimConfig, TrainConfig
 from bwds.sparsity import diagonal_groups
 
 Cell = Literal["lstm", "qrnn"]
 Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
-GateSource = Literal["learned", "frozen", "bias", "random"]
+GateSource = Literal["learned", "norm", "frozen", "bias", "random"]
 Activation = Literal["linear", "softplus"]
 Normalization = Literal["mean", "bounded", "none"]
 Scope = Literal["matrix", "column"]
@@ -50,7 +58,7 @@ class ModelConfig:
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
-    """learned; as controls, frozen: never trained; bias: the same for every input; random: a hash of signs."""
+    """learned; norm: the largest ||x_r|| ||w_rc||, gates one; controls: frozen; bias alone; random: a hash of x."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None
@@ -107,6 +115,8 @@ class ModelConfig:
             )
         if self.method == "dynamic" and self.gate_rank is not None:
             require_at_least(1, gate_rank=self.gate_rank)
+        if self.method == "dynamic":
+            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
 

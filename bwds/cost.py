@@ -18,12 +18,14 @@ class Cost:
     """Cost of one token at batch 1. Elementwise work and the embedding look-up are not counted.
 
     Attributes:
-        gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash).
+        gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash). Of norms, the
+            squares of the input and one product a block: those of the weight are known.
         blocks: multiply-adds of the recurrent layers' weights that are used. For pruned and static-block models those
             of the weights that remain at the end of training.
         softmax: multiply-adds of the softmax.
         dense: multiply-adds of the dense model of the same size, softmax included.
-        bytes_read: bytes of weights read at batch 1, gates, softmax and one embedding row included.
+        bytes_read: bytes of weights read at batch 1, gates, softmax and one embedding row included; of the norms of
+            blocks, those of all.
         dense_bytes_read: the same for the dense model.
 
     Pruned and static-block models save multiply-adds on paper only: their products here are dense, so all weights are
@@ -63,12 +65,15 @@ def cost(config: ModelConfig | Config) -> Cost:
     require_config(model)
     h = model.hidden_size
     shapes = [(h, 4 * h)] * 2 if model.cell == "lstm" else [(2 * h, 3 * h)]
-    gates = blocks = dense = 0
+    gates = blocks = dense = norms = 0
     for k, n in shapes * model.num_layers:
         dense += k * n
         blocks += _used_weights(model, k, n)
-        if model.method == "dynamic" and model.gate_source in ("learned", "frozen"):
-            num_blocks = (k * n) // math.prod(model.block_shape)
+        num_blocks = (k * n) // math.prod(model.block_shape)
+        if model.method == "dynamic" and model.gate_source == "norm":
+            norms += num_blocks
+            gates += k + num_blocks
+        elif model.method == "dynamic" and model.gate_source in ("learned", "frozen"):
             gates += k * num_blocks if model.gate_rank is None else model.gate_rank * (k + num_blocks)
     softmax = h * model.vocab_size
     width = 2 if model.dtype == "bfloat16" else 4
@@ -77,12 +82,14 @@ def cost(config: ModelConfig | Config) -> Cost:
         # Embeddings stay float32, for decoding too.
         return width * multiply_adds + 4 * h
 
+    # Of norms nothing is read but themselves, float32 always; any other gate is a matrix, each number used once.
+    used = (0 if norms else gates) + (blocks if model.method == "dynamic" else dense)
     return Cost(
         gates=gates,
         blocks=blocks,
         softmax=softmax,
         dense=dense + softmax,
-        bytes_read=bytes_of(gates + (blocks if model.method == "dynamic" else dense) + softmax),
+        bytes_read=bytes_of(used + softmax) + 4 * norms,
         dense_bytes_read=bytes_of(dense + softmax),
     )
 

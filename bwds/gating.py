@@ -9,11 +9,12 @@ from jax import lax
 
 from bwds.arguments import Tree, as_array, plain, require_key
 from bwds.array_types import Array, Bool, Float, Whole
-from bwds.checks import count, pair, require, require_choice, require_number
+from bwds.checks import count, pair, require, require_choice, require_gate_options, require_number
 from bwds.config import Activation, GateSource, Normalization, Scope
 from bwds.counts import kept_count
 from bwds.counts import num_kept_blocks as num_kept_blocks
 from bwds.hashing import hashed_scores
+from bwds.norms import known_norms, norm_scores
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
@@ -206,16 +207,18 @@ def init_gate(
 
     Returns:
         {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. The
-        source "bias" has {"bias"} alone, "random" nothing. All float32.
+        source "bias" has {"bias"} alone, "norm" and "random" nothing. All float32.
 
     Raises:
-        ValueError: ``key`` is not one key, a number is not whole and positive, or ``source`` is unknown.
+        ValueError: ``key`` is not one key, a number is not whole and positive, ``source`` is unknown, or is "norm" and
+            there is a rank.
     """
     require_key("key", key)
     num_features, num_blocks = count("num_features", num_features), count("num_blocks", num_blocks)
     rank = None if rank is None else count("rank", rank)
     require_choice("source", source, GateSource)
-    if source == "random":
+    require_gate_options(source, rank)
+    if source in ("norm", "random"):
         return {}
     keys = jax.random.split(key, 3)
 
@@ -238,9 +241,14 @@ def init_gate(
 
 @takes_explicit_axes(lambda params, x, *_, **__: rows_as(x, None, None))
 def gate_scores(
-    params: Tree, x: Float[Any, "*b K"], grid: tuple[int, int], source: GateSource = "learned"
+    params: Tree,
+    x: Float[Any, "*b K"],
+    grid: tuple[int, int],
+    source: GateSource = "learned",
+    *,
+    w: Float[Any, "..."] | None = None,
 ) -> Float[Array, "*b R C"]:
-    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. And three controls.
+    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. Norms instead, and three controls.
 
     The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores. ``init_gate`` shows
     what they are for.
@@ -251,6 +259,11 @@ def gate_scores(
         grid: (R, C).
         source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
             the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
+            "norm": ||x_r|| * ||w_rc||_F, without gradients: kept blocks have a gate of one.
+        w: for "norm" alone: the weight that is gated, [K, N] or block-major. Instead of it ``params`` may hold
+            {"norms": [R, C]} of its blocks, as ``decode_params`` lays them beside a kernel.
+
+            gate_scores({}, x, (4, 8), "norm", w=w)
 
     Raises:
         ValueError: ``source`` is unknown, or names, shapes or types do not fit together.
@@ -261,6 +274,9 @@ def gate_scores(
     require(floating, f"x has shape {x.shape} and dtype {x.dtype}; it must be [..., K], of floating-point numbers.")
     grid = pair("grid", grid)
     num_blocks = grid[0] * grid[1]
+    require(w is None or source == "norm", f"w is for the source 'norm'; scores of {source!r} come from params alone.")
+    if source == "norm":
+        return norm_scores(x, known_norms(params, x.shape[-1], grid, w))
     if source == "random":
         return hashed_scores(x, num_blocks).reshape(*x.shape[:-1], *grid)
     scores, bias = score_terms(_gate(params, x.shape[-1], grid, source), x, num_blocks, source)
@@ -291,6 +307,9 @@ def score_terms(
     dtype = x.dtype
     if source == "frozen":
         params = lax.stop_gradient(params)
+    if source == "norm":
+        products = norm_scores(x, params["norms"]).reshape(*x.shape[:-1], num_blocks)
+        return products, jnp.zeros(num_blocks, jnp.float32)
     if source == "bias":
         products = jnp.zeros((*x.shape[:-1], num_blocks), jnp.float32)
     elif "kernel" in params:

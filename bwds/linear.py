@@ -1,7 +1,8 @@
 """A linear map, dense or gated: the one place where a gate meets its matrix.
 
 Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
-block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products.
+block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products. A gate
+of the source "norm" has no parameters; what may stand in its place are the norms of the kernel's blocks, computed once.
 
 Where the columns of the kernel are spread over devices (``bwds.collectives``), a device has whole block columns.
 Scores and choice are those of the whole matrix, the same on all; the result has the columns that are here.
@@ -19,10 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
-from bwds.collectives import MODEL, all_columns, own_columns, summed
+from bwds.collectives import MODEL, all_columns, own_columns, summed, whole_shape
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
 from bwds.gating import gate_scores, gate_values, init_gate, scaled_scores, score_terms, select_blocks
+from bwds.norms import block_norms, kept_as_ones
 from pallas_kernels import (
     block_sparse_input_gradients,
     block_sparse_matmul,
@@ -49,12 +51,17 @@ class GateOptions(NamedTuple):
     normalization: Normalization = "mean"
 
     def values(self, scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"]) -> Float[Array, "*b R C"]:
-        """``gate_values`` with these options."""
+        """``gate_values`` with these options; those of norms are one."""
+        if self.source == "norm":
+            return kept.astype(scores.dtype)
         return gate_values(scores, kept, activation=self.activation, normalization=self.normalization)
 
 
 class Gating(NamedTuple):
-    """What a gated product decided: kept for its backward pass, and the gates for usage statistics."""
+    """What a gated product decided: kept for its backward pass, and the gates for usage statistics.
+
+    The gates alone say it all where they are one or zero, and where there is no backward pass.
+    """
 
     scores: Float[Array, "*b R C"] | None
     kept: Bool[Array, "*b R C"] | None
@@ -89,14 +96,14 @@ def init_linear(
 
 
 def cast_matrices(params: Params, dtype: Any) -> Params:
-    """The parameters, one map's or a whole model's, with matrices in ``dtype``; biases are added in float32 and stay.
+    """The parameters, one map's or a whole model's, with matrices in ``dtype``; biases and norms stay in float32.
 
     What a loop does to a weight in every step, it should find done: XLA does not move a cast out of it.
     """
     return {
         name: cast_matrices(value, dtype)
         if isinstance(value, dict)
-        else (value if name == "bias" else value.astype(dtype))
+        else (value if name in ("bias", "norms") else value.astype(dtype))
         for name, value in params.items()
     }
 
@@ -116,6 +123,37 @@ def block_major(params: Params, block_shape: tuple[int, int]) -> Params:
     return {name: lay_out(name, value) for name, value in params.items()}
 
 
+def with_norms(params: Params, block_shape: tuple[int, int]) -> Params:
+    """The parameters, one map's or a whole model's, with norms as the gates of gated kernels; those there stay.
+
+    For the source "norm". They are taken once, of the kernels before these are rounded to a compute dtype.
+    """
+
+    def visit(name: str, value: Any) -> Any:
+        if name == "gate" and not value:
+            return {"norms": block_norms(params["kernel"], block_shape)}
+        return with_norms(value, block_shape) if isinstance(value, dict) else value
+
+    return {name: visit(name, value) for name, value in params.items()}
+
+
+def without_norms(params: Params) -> Params:
+    """One map's parameters for a changed kernel, whose norms are to be taken anew."""
+    return {**params, "gate": {}} if "norms" in params.get("gate", {}) else params
+
+
+def prepare(params: Params, options: GateOptions | None) -> Params:
+    """One map's parameters with what ``apply_linear`` needs and no step changes: a loop over steps has it done before.
+
+    It lies outside of what is differentiated: norms have no gradient.
+    """
+    if options is None or options.source != "norm":
+        return params
+    kernel, (r, c) = params["kernel"], options.grid
+    whole = kernel.ndim == 2
+    return with_norms(params, (kernel.shape[0] // r, whole_shape(kernel)[1] // c) if whole else kernel.shape[2:])
+
+
 @takes_explicit_axes(lambda params, x, *_, **__: (rows_as(x, None), rows_as(x, None, None)))
 def linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, sparsity: Any = 0.0
@@ -132,13 +170,13 @@ def linear(
         y [..., N] and what the gate decided (None if dense), perhaps the gates alone.
     """
     num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
-    return apply_linear(params, x, options, num_kept, save=False)
+    return apply_linear(prepare(params, options), x, options, num_kept, save=False)
 
 
 def apply_linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None, *, save: bool = True
 ) -> tuple[Float[Array, "*b N"], Gating | None]:
-    """``linear`` for a given number of kept blocks.
+    """``linear`` for a given number of kept blocks, and with parameters that ``prepare`` has seen.
 
     Without ``save`` the gates are all that is told of the decision, which spares a GPU launches where rows are few.
     """
@@ -161,7 +199,7 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
     y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
-    return y, Gating(scores, kept, gates)
+    return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:
@@ -183,6 +221,8 @@ def _fused(options, x, kernel, products, bias, num_kept):
         return y, gating.gates
 
     scale = functools.partial(scaled_scores, activation=options.activation, normalization=options.normalization)
+    if options.source == "norm":
+        scale = kept_as_ones
     return gated_matmul(portable, scale, options.grid, x, kernel, products, bias, num_kept)
 
 
@@ -193,15 +233,17 @@ def input_cotangents(
     dy: Float[Array, "*b N"],
     options: GateOptions | None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"] | None]:
-    """Cotangents of the input and, if gated, of the scores; ``dy`` has the columns that are here."""
+    """Cotangents of the input and, if they have any, of the scores; ``dy`` has the columns that are here."""
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
         return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
+    gates = own_columns(gating.gates, kernel)
+    dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
+    if options.source == "norm":
+        return summed(dx), None
     scores, kept = gating.scores, gating.kept
     assert scores is not None
     assert kept is not None
-    gates = own_columns(gating.gates, kernel)
-    dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     dx, dgates = summed(dx), all_columns(dgates)
     _, pull_values = jax.vjp(lambda s: options.values(s, kept), scores)
     (dscores,) = pull_values(dgates)
@@ -217,7 +259,10 @@ def parameter_cotangents(
     dscores: Float[Array, "*b R C"] | None,
     options: GateOptions | None,
 ) -> Params:
-    """Cotangents of all parameters, summed over every leading dimension in one large product each."""
+    """Cotangents of all parameters, summed over every leading dimension in one large product each.
+
+    None for a gate whose scores have none.
+    """
     kernel = params["kernel"]
     if options is None or gating is None:
         rows = tuple(range(x.ndim - 1))
@@ -225,6 +270,8 @@ def parameter_cotangents(
         return {"kernel": dkernel.astype(kernel.dtype)}
     gates = own_columns(gating.gates, kernel)
     dkernel = block_sparse_weight_gradient(x, kernel, gates, dy, implementation=options.implementation)
+    if options.source == "norm":
+        return {"kernel": dkernel, "gate": None}
     _, pull = jax.vjp(lambda gate: gate_scores(gate, x, options.grid, options.source), params["gate"])
     return {"kernel": dkernel, "gate": pull(dscores)[0]}
 

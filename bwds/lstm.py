@@ -30,6 +30,7 @@ from bwds.linear import (
     input_cotangents,
     linear,
     parameter_cotangents,
+    prepare,
     usage,
 )
 from bwds.serialization import serializable
@@ -102,7 +103,8 @@ def lstm(
     sparsity = config.sparsity if sparsity is None else sparsity
     # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
     x, carry = alike(x, carry)
-    params = like(params, x)
+    # Norms of blocks are taken here, not in each step of the scan.
+    params = like({**params, "hidden": prepare(params["hidden"], options)}, x)
     z, input_gating = linear(params["input"], x, options, sparsity)
     z = z.swapaxes(0, 1)
     num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)

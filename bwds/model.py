@@ -14,7 +14,7 @@ from bwds.array_types import Array, Bool, Float, Integer
 from bwds.collectives import MODEL, averaged, look_up
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
-from bwds.linear import Params, block_major, cast_matrices
+from bwds.linear import Params, block_major, cast_matrices, with_norms, without_norms
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.serialization import serializable
@@ -168,7 +168,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
 
 def _drop_weights(key: Array | None, layer: Params, name: str, rate: float) -> Params:
     """The layer with dropped weights in one of its products. A dropped weight is zero: its block is read as before."""
-    product = layer[name]
+    product = layer[name] if key is None or rate == 0.0 else without_norms(layer[name])
     return {**layer, name: {**product, "kernel": weight_dropout(key, product["kernel"], rate)}}
 
 
@@ -218,7 +218,9 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
 
     A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
     stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
-    whole of it on a CPU. Parameters that are laid out already stay so.
+    whole of it on a CPU. Where scores are norms, those of all blocks are taken here, once, and lie beside the kernel
+    as {"gate": {"norms": [R, C]}}, float32: they do not follow a later change of it. Parameters that are laid out
+    already stay so.
 
     Raises:
         ValueError: ``params`` are not those of a model of this configuration.
@@ -226,6 +228,8 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
 
     require_config(config)
     params = fitting(params, parameter_shapes(config), config)
+    if config.gate_source == "norm":
+        params = with_norms(params, config.block_shape)
     cast = cast_matrices(params, jnp.dtype(config.dtype))
     return block_major(cast if config.tied_softmax else {**cast, "embedding": params["embedding"]}, config.block_shape)
 

@@ -19,9 +19,9 @@ from flax import nnx
 
 from bwds.arguments import as_array, batch_size, fitting, fitting_state, plain
 from bwds.array_types import Array, Float, Real, Whole
-from bwds.checks import check_sparsity, count, known_number, pair, require, require_choice
-from bwds.config import Activation, Cell, Dtype, Implementation, Method, ModelConfig, Normalization, Scope
-from bwds.linear import GateOptions, Params, block_major, cast_matrices, init_linear, linear
+from bwds.checks import check_sparsity, count, known_number, pair, require, require_choice, require_gate_options
+from bwds.config import Activation, Cell, Dtype, GateSource, Implementation, Method, ModelConfig, Normalization, Scope
+from bwds.linear import GateOptions, Params, block_major, cast_matrices, init_linear, linear, prepare, with_norms
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
 
@@ -44,6 +44,8 @@ class BlockSparseLinear(nnx.Module):
         gate_normalization: "mean": gates have mean one; "bounded": linear ones no more than ten times what their
             magnitudes would give; "none": as they are.
         gate_scope: "matrix" or "column".
+        gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
+            and there are no parameters but the kernel and the bias. Or a control, as ``bwds.gate_scores`` has them.
         use_bias: add a bias [N], initialised to zero.
         return_gates: a call returns (y, gates), the gates [..., R, C] in float32 with zero for an omitted block.
         implementation: of the product; None: the platform's own, or else xla, which runs everywhere.
@@ -51,7 +53,8 @@ class BlockSparseLinear(nnx.Module):
             low-rank gate so that scores start at the size of a full one's.
 
     Raises:
-        ValueError: a value is out of range, or the block does not divide the matrix.
+        ValueError: a value is out of range, the block does not divide the matrix, or "norm" has a rank or a
+            normalisation.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class BlockSparseLinear(nnx.Module):
         gate_activation: Activation = "softplus",
         gate_normalization: Normalization = "mean",
         gate_scope: Scope = "matrix",
+        gate_source: GateSource = "learned",
         use_bias: bool = True,
         return_gates: bool = False,
         implementation: Implementation | None = None,
@@ -77,6 +81,8 @@ class BlockSparseLinear(nnx.Module):
         require_choice("gate_activation", gate_activation, Activation)
         require_choice("gate_normalization", gate_normalization, Normalization)
         require_choice("gate_scope", gate_scope, Scope)
+        require_choice("gate_source", gate_source, GateSource)
+        require_gate_options(gate_source, gate_rank, gate_normalization)
         if implementation is not None:
             require_choice("implementation", implementation, Implementation)
         bk, bn = pair("block_shape", block_shape)
@@ -89,7 +95,9 @@ class BlockSparseLinear(nnx.Module):
         self.block_shape = (bk, bn)
         self.return_gates = return_gates
         grid = (in_features // bk, out_features // bn)
-        self.options = GateOptions(grid, gate_activation, gate_scope, implementation, normalization=gate_normalization)
+        self.options = GateOptions(
+            grid, gate_activation, gate_scope, implementation, gate_source, normalization=gate_normalization
+        )
         params = init_linear(
             rngs.params(),
             in_features,
@@ -129,11 +137,13 @@ class BlockSparseLinear(nnx.Module):
 
         Laid out once, here, for products of few rows on a CPU. It gives the same results and gradients, the kernel's in
         its own layout, and splits, merges and loads as any module does, with a state of its own shape.
-        Later changes to this module are not changes to the copy. The copy of a copy is equal to it.
+        Later changes to this module are not changes to the copy. The copy of a copy is equal to it. With the gate
+        source "norm" it holds the norms of its blocks, which do not follow a change of its kernel: train the original.
         """
         copy = nnx.clone(self)
-        laid_out = block_major({"kernel": self.kernel[...], "gate": {}}, self.block_shape)
-        copy.kernel = nnx.Param(laid_out["kernel"])
+        params = prepare({"kernel": self.kernel[...], "gate": plain("gate", self.gate)}, self.options)
+        copy.kernel = nnx.Param(block_major(params, self.block_shape)["kernel"])
+        copy.gate = _contain(params["gate"])
         return copy
 
 
@@ -168,6 +178,7 @@ class _Recurrent(nnx.Module):
         gate_activation: Activation = "softplus",
         gate_normalization: Normalization = "mean",
         gate_scope: Scope = "matrix",
+        gate_source: GateSource = "learned",
         dtype: Dtype = "float32",
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
@@ -183,6 +194,7 @@ class _Recurrent(nnx.Module):
             gate_activation=gate_activation,
             gate_normalization=gate_normalization,
             gate_scope=gate_scope,
+            gate_source=gate_source,
             dtype=dtype,
             implementation=implementation,
             **{name: known_number(name, value) for name, value in options.items()},
@@ -222,12 +234,16 @@ class _Recurrent(nnx.Module):
         """A copy laid out for decoding: gated kernels block-major, matrices in the compute dtype.
 
         What ``bwds.decode_params`` does for a model. With dtype float32 results and gradients are the same, the
-        kernels' in their own layout; with bfloat16 results are, and gradients are rounded to it: train the original.
+        kernels' in their own layout; with bfloat16 results are, and gradients are rounded to it: train the original. So
+        with the gate source "norm", whose norms are taken here and do not follow a change of a kernel.
         It splits, merges and loads as any module does, with a state of its own shapes. Later changes to this module are
         not changes to the copy. The copy of a copy is equal to it.
         """
         copy = nnx.clone(self)
-        params = cast_matrices(plain("params", self.params), jnp.dtype(self.config.dtype))
+        params = plain("params", self.params)
+        if self.config.gate_source == "norm":
+            params = with_norms(params, self.config.block_shape)
+        params = cast_matrices(params, jnp.dtype(self.config.dtype))
         copy.params = _contain(block_major(params, self.config.block_shape))
         return copy
 

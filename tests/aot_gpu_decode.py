@@ -18,7 +18,13 @@ from pathlib import Path
 from aot_gpu import HERE, dumping_flags, h200, need_compiler, resources
 
 SETTINGS = {"vocab_size": 10_000, "hidden_size": 4096, "block_size": 128, "dtype": "bfloat16", "sparsity": 0.75}
-CASES = (("dense", None, "linear", 1), ("dynamic", 128, "linear", 1), ("dynamic", 128, "softplus", 8))
+CASES = (
+    ("dense", None, "linear", 1),
+    ("dynamic", 128, "linear", 1),
+    ("dynamic", 128, "softplus", 8),
+    ("norm", None, "linear", 1),
+)
+"""Method, or the source of scores that are not learned; rank, activation, streams."""
 GRID = (64, 256)
 """Of the most scores; that of an LSTM of 8192."""
 LAUNCHED = ("fusion", "custom-call", "copy", "reduce", "sort", "dot")
@@ -29,6 +35,7 @@ def compile_gates(dump: Path, ptxas: str) -> None:
 
     sys.path.insert(0, str(HERE.parent))
     from bwds.gating import scaled_scores
+    from bwds.norms import kept_as_ones
     from pallas_kernels import triton_gates
 
     mesh, sharding = h200()
@@ -36,8 +43,8 @@ def compile_gates(dump: Path, ptxas: str) -> None:
     assert n == triton_gates.MAX_SCORES
     shapes = (((1, n), "float32"), ((n,), "float32"), ((), "int32"))
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
-    for activation in ("linear", "softplus"):
-        scale = functools.partial(scaled_scores, activation=activation, normalization="mean")
+    scales = {a: functools.partial(scaled_scores, activation=a, normalization="mean") for a in ("linear", "softplus")}
+    for activation, scale in {**scales, "none": kept_as_ones}.items():
         gates = functools.partial(triton_gates.gates_and_words, grid=GRID, scale=scale)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             jax.jit(gates).lower(*arrays).compile()
@@ -57,7 +64,8 @@ def compile_all(steps: int = 32) -> None:
 
     mesh, sharding = h200()
     for method, rank, activation, streams in CASES:
-        config = ModelConfig(**SETTINGS, method=method, gate_rank=rank, gate_activation=activation, num_layers=2)
+        options = {"gate_source": "norm"} if method == "norm" else {"method": method, "gate_rank": rank}
+        config = ModelConfig(**SETTINGS, **options, gate_activation=activation, num_layers=2)
         lm = language_model(config)
         shapes = jax.eval_shape(
             lambda lm=lm, config=config, streams=streams: (

@@ -24,6 +24,7 @@ class Rule(NamedTuple):
     activation: str = "linear"
     scope: str = "matrix"
     normalization: str = "mean"
+    source: str = "learned"
 
 
 def f64(tree: Any) -> Any:
@@ -175,13 +176,33 @@ def gate_scores(gate: dict, x: np.ndarray) -> np.ndarray:
     return x @ kernel + gate["bias"]
 
 
+def block_norms(w: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Frobenius norms [R, C] of the blocks of w [K, N]."""
+    bk, bn = w.shape[0] // rows, w.shape[1] // columns
+    norms = np.zeros((rows, columns))
+    for r in range(rows):
+        for c in range(columns):
+            norms[r, c] = np.sqrt((w[r * bk : (r + 1) * bk, c * bn : (c + 1) * bn] ** 2).sum())
+    return norms
+
+
+def norm_scores(w: np.ndarray, x: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """||x_r|| ||w_rc||: scores [B, R, C] of x [B, K] that need no gate."""
+    lengths = np.stack([np.sqrt((part**2).sum(-1)) for part in np.split(x, rows, axis=-1)], -1)
+    return lengths[:, :, None] * block_norms(w, rows, columns)
+
+
 def product(params: dict, x: np.ndarray, rule: Rule | None) -> tuple[np.ndarray, np.ndarray | None, float]:
     """(y [B, N], gates [B, R, C], margin of the choice) of x [B, K]; a plain product where ``rule`` is None."""
     kernel = params["kernel"]
     if rule is None:
         return x @ kernel, None, np.inf
-    scores = gate_scores(params["gate"], x).reshape(-1, rule.rows, rule.columns)
-    g = gates(scores, *rule[2:])
+    if rule.source == "norm":
+        scores = norm_scores(kernel, x, rule.rows, rule.columns)
+        g = np.stack([kept_mask(s, rule.num_kept, rule.scope) for s in scores]).astype(float)
+    else:
+        scores = gate_scores(params["gate"], x).reshape(-1, rule.rows, rule.columns)
+        g = gates(scores, rule.num_kept, rule.activation, rule.scope, rule.normalization)
     bk, bn = kernel.shape[0] // rule.rows, kernel.shape[1] // rule.columns
     blocks = kernel.reshape(rule.rows, bk, rule.columns, bn)
     y = np.einsum("brk,rkcn,brc->bcn", x.reshape(-1, rule.rows, bk), blocks, g).reshape(x.shape[0], -1)

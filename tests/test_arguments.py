@@ -86,6 +86,7 @@ OTHERS = [
     ({"block_size": 2}, "block_size 4"),
     ({"gate_rank": 2}, "gate_rank None"),
     ({"gate_source": "bias"}, "gate_source 'learned'"),
+    ({"gate_source": "norm"}, "no layer_0/.*/gate/.*; .*gate_source 'learned'"),
     ({"tied_softmax": True}, "no softmax/kernel; .*tied_softmax False"),
 ]
 

@@ -185,7 +185,7 @@ _OPTIONS = {
     "gate_rank": st.sampled_from([None, 1]),
     "gate_activation": st.sampled_from(["linear", "softplus"]),
     "gate_scope": st.sampled_from(["matrix", "column"]),
-    "gate_source": st.sampled_from(["learned", "frozen", "bias", "random"]),
+    "gate_source": st.sampled_from(["learned", "norm", "frozen", "bias", "random"]),
     "dtype": st.sampled_from(["float32", "bfloat16"]),
 }
 _TINY = st.fixed_dictionaries(_OPTIONS)

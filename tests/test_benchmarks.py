@@ -148,6 +148,16 @@ def test_whole_models(command):
     assert row["dynamic_tokens_per_second"] == pytest.approx(2e6 / row["dynamic_us"], rel=1e-3)
 
 
+def test_gates_that_are_learned_and_norms_take_turns_with_one_dense_model(command):
+    small = ["--cell", "lstm", "--layers", "1", "--block", "16", "--vocab", "20", "--steps", "2", "--turns", "3"]
+    sources = ["--gate-source", "learned", "norm", "--gate-rank", "2", "--batch", "1"]
+    rows = command("decode", *TINY, *small, *sources)["model_decode"]
+    assert [(row["gate_source"], row["gate_rank"]) for row in rows] == [("learned", 2), ("norm", None)]
+    assert rows[0]["dense_us"] == rows[1]["dense_us"]
+    for row in rows:
+        assert_times(row, "dense", "dynamic")
+
+
 @pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 def test_the_profile_of_a_word_has_every_part(command, cell):
     arguments = ["--cell", cell, "--hidden", "64", "--block", "16", "--gate-rank", "8", "--sparsity", "0.5"]

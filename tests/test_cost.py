@@ -73,6 +73,23 @@ def test_a_gate_costs_what_its_projection_costs(source):
     assert made.blocks == 2 * 18 * 32 * 32
 
 
+@pytest.mark.parametrize("hidden_size", [1536, 4096])
+@pytest.mark.parametrize("sparsity", [0.5, 0.75, 0.9])
+def test_norms_cost_next_to_nothing(hidden_size, sparsity):
+    config = ModelConfig(hidden_size=hidden_size, num_layers=2, sparsity=sparsity, gate_source="norm")
+    made, blocks = cost(config), hidden_size // 128
+    kept = num_kept_blocks(4 * blocks**2, sparsity)
+    assert made.gates == 4 * (hidden_size + 4 * blocks**2)
+    assert made.blocks == 4 * kept * 128**2
+    # The density that is asked for, but for what rounding to whole blocks adds.
+    assert made.relative_recurrent == pytest.approx(1 - sparsity, rel=0.02)
+    # Float32 norms of all blocks; the squares read no weight.
+    norms = 4 * 4 * 4 * blocks**2
+    assert made.bytes_read == 4 * (made.blocks + made.softmax + hidden_size) + norms
+    low = cost(dataclasses.replace(config, dtype="bfloat16"))
+    assert low.bytes_read == 2 * (made.blocks + made.softmax) + 4 * hidden_size + norms
+
+
 def test_pruned_models_by_hand():
     options = {"vocab_size": 10, "hidden_size": 96, "num_layers": 1, "block_size": 32, "cell": "qrnn"}
     weights = 192 * 288

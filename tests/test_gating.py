@@ -508,7 +508,7 @@ KEY = jax.random.key(0)
         (lambda: init_gate(KEY, 0, 15), "num_features is 0"),
         (lambda: init_gate(KEY, 6, 1.5), "num_blocks is 1.5"),
         (lambda: init_gate(KEY, 6, 15, 0), "rank is 0"),
-        (lambda: init_gate(KEY, 6, 15, source="norm"), "source is 'norm'"),
+        (lambda: init_gate(KEY, 6, 15, source="oracle"), "source is 'oracle'"),
         (lambda: gate_scores(init_gate(KEY, 7, 15), jnp.ones((2, 6)), (R, C)), "kernel.*7.*x of 6 features"),
         (lambda: gate_scores(init_gate(KEY, 6, 14), jnp.ones((2, 6)), (R, C)), "14.*5 x 3 blocks"),
         (lambda: gate_scores(init_gate(KEY, 6, 15), jnp.ones((2, 6)), (R, C), "bias"), "the gate 'bias' has"),

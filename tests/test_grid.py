@@ -1,5 +1,6 @@
 """The grid of the comparison: which cells there are, what sets each apart, and what the sweep chose for its method."""
 
+import dataclasses
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_dense_of_equal_cost_costs_what_dynamic_does():
                 assert abs(ratio - 1) < 0.01
 
 
+def test_without_a_gate_blocks_are_all_that_it_costs():
+    from grid import PAPER, SMALL, SPARSITIES, variants
+
+    for preset in (*SMALL, *PAPER):
+        made = variants(preset)
+        for s in SPARSITIES:
+            model = dataclasses.replace(
+                PRESETS[preset].model,
+                **{name.removeprefix("model."): value for name, value in made[f"dynamic-norm-{s}"].items()},
+            )
+            assert (model.gate_source, model.gate_rank) == ("norm", None)
+            found = cost(model)
+            assert found.gates < 0.005 * (found.dense - found.softmax)
+
+
 def test_patterns_choose_cells():
     from grid import matching
 
@@ -73,7 +89,12 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
     from grid import SIZES, SWEEP, cells, sweep, with_dropout
 
     compared = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
-    compared |= {"model.gate_activation", "train.seed", *(option for options in SWEEP.values() for option in options)}
+    compared |= {
+        "model.gate_activation",
+        "model.gate_rank",
+        "train.seed",
+        *(option for options in SWEEP.values() for option in options),
+    }
     swept, dropped = ({(preset, name) for preset in SIZES for name in made(preset)} for made in (sweep, with_dropout))
     for cell in cells():
         more = {"train.steps"} if (cell.preset, cell.variant) in swept else set()

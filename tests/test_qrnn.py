@@ -19,6 +19,8 @@ CASES = {
     "large blocks": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
     "not normalised": {"block_size": 4, "gate_normalization": "none"},
     "softplus, not normalised": {"block_size": 4, "gate_activation": "softplus", "gate_normalization": "none"},
+    "norms": {"block_size": 4, "gate_source": "norm"},
+    "norms, by column": {"block_size": 2, "gate_source": "norm", "gate_scope": "column", "gate_activation": "softplus"},
     "dense": {"method": "dense"},
 }
 
@@ -34,7 +36,7 @@ def rules(config):
     r, c = 2 * H // config.block_size, 3 * H // config.block_size
     blocks = r if config.gate_scope == "column" else r * c
     kept = num_kept_blocks(blocks, config.sparsity)
-    how = config.gate_activation, config.gate_scope, config.gate_normalization
+    how = config.gate_activation, config.gate_scope, config.gate_normalization, config.gate_source
     return {"input": oracle.Rule(r, c, kept, *how)}
 
 

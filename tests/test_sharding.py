@@ -58,6 +58,7 @@ OTHERS = {
     "dense": dataclasses.replace(QRNN, method="dense"),
     "frozen": dataclasses.replace(QRNN, gate_source="frozen"),
     "bias": dataclasses.replace(LSTM, gate_source="bias"),
+    "norm": dataclasses.replace(QRNN, gate_source="norm", gate_rank=None),
     # And words that two devices cannot share.
     "random": dataclasses.replace(LSTM, gate_source="random", vocab_size=WORDS + 1),
 }

@@ -10,7 +10,8 @@ import oracle
 import pytest
 
 from bwds.gating import scaled_scores
-from bwds.linear import GateOptions, apply_linear, init_linear
+from bwds.linear import GateOptions, apply_linear, init_linear, prepare
+from bwds.norms import kept_as_ones
 from pallas_kernels import gated, triton_gates
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -92,6 +93,18 @@ def test_product_never_reads_what_no_row_keeps(rows, grid, interpret):
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
+@interpreted_and_on_a_gpu
+def test_gates_of_one(interpret):
+    """Those of norms: scores choose and are no more."""
+    grid, k = GRIDS[0], 4
+    x, w, scores, bias = problem(3, grid)
+    run = functools.partial(triton_gates.gated_matmul, grid=grid, scale=kept_as_ones, interpret=interpret)
+    y, gates = jax.jit(run)(x, w, scores, 0 * bias, jnp.int32(k))
+    kept = np.stack([oracle.kept_mask(s, k) for s in np.asarray(scores).reshape(-1, *grid)])
+    np.testing.assert_array_equal(gates, kept)
+    np.testing.assert_allclose(y, oracle.matmul(x, w, kept), atol=1e-4)
+
+
 # As a function of arrays, and in a layer ------------------------------------------------------------------------------
 
 
@@ -144,6 +157,8 @@ def test_derivatives_and_vmap_are_those_of_the_portable_operations():
     [
         (None, "learned", "matrix"),
         (None, "bias", "matrix"),
+        (None, "norm", "matrix"),
+        (None, "norm", "column"),
         ("xla", "learned", "matrix"),
         (None, "random", "matrix"),
         (None, "learned", "column"),
@@ -154,14 +169,17 @@ def test_a_layer_takes_it_where_it_fits_and_gives_the_same(implementation, sourc
     options = GateOptions(grid, "linear", scope, implementation, source)
     params = init_linear(jax.random.key(0), 64, 48, bound=0.2, options=options, gate_rank=None)
     fits = implementation is None and source != "random" and scope == "matrix"
-    run = lambda params, x, save: apply_linear(params, x, options, k, save=save)  # noqa: E731
+    run = lambda params, x, save: apply_linear(prepare(params, options), x, options, k, save=save)  # noqa: E731
     loss = lambda params, x, save: (run(params, x, save)[0] ** 2).sum()  # noqa: E731
     for shape in ((64,), (2, 3, 64), (17, 64)):
         x = jax.random.normal(jax.random.key(1), shape)
         (y, kept), (wanted, gating) = run(params, x, False), run(params, x, True)
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(kept.gates, gating.gates, rtol=1e-5)
-        assert (kept.scores is None) == (fits and shape != (17, 64))
+        taken = fits and shape != (17, 64)
+        assert ("name=_fused" in str(jax.make_jaxpr(lambda x: run(params, x, False)[0])(x))) == taken
+        # Norms leave nothing but gates behind, whoever computes them.
+        assert (kept.scores is None) == (taken or source == "norm")
         actual, expected = (jax.grad(loss, (0, 1))(params, x, save) for save in (False, True))
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected)
 
@@ -205,11 +223,13 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     assert kernels["dense", 1] <= 9 + 4
     assert kernels["dynamic", 1] <= 9 + 4 * 5
     assert kernels["dynamic", 8] <= 10 + 4 * 5
+    # Two for scores, where there is nothing to multiply but norms.
+    assert kernels["norm", 1] <= 9 + 4 * 4
 
 
 def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):
     spilled = {case["activation"]: case["spilled_bytes"] for case in compiled_ahead_of_time if "activation" in case}
-    assert spilled == {"linear": 0, "softplus": 0}
+    assert spilled == {"linear": 0, "softplus": 0, "none": 0}
 
 
 @pytest.mark.parametrize(("grid", "fits"), [((64, 256), True), ((64, 257), False), ((128, 192), False)])
