@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bwds import cli
+from bwds.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE = 3.0
@@ -404,4 +404,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, "benchmarks/hardware.py", sys.argv[1:]))
+    sys.exit(run(main, "benchmarks/hardware.py", sys.argv[1:]))

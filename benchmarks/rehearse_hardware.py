@@ -17,7 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from bwds.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE = (
@@ -56,7 +59,7 @@ def check(output: Path) -> list[str]:
     return faults
 
 
-def run(folder: Path, bare: Path, text: str, minutes: float) -> list[str]:
+def rehearse(folder: Path, bare: Path, text: str, minutes: float) -> list[str]:
     """Runs it, killed twice and then to the end; what is wrong."""
     output, faults = folder / "output", []
     command = [bare, "benchmarks/hardware.py", f"--minutes={minutes}", "--output", output, "--data-directory", text]
@@ -83,17 +86,17 @@ def run(folder: Path, bare: Path, text: str, minutes: float) -> list[str]:
     return faults + [f"the page does not name {part}" for part in last if f"- {part}: " not in page]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-directory", required=True, help="folder of Penn Treebank's text files")
     parser.add_argument("--python", default="python3.12", help="the interpreter of the environment")
     parser.add_argument("--minutes", type=float, default=12.0, help="of the run that goes to the end")
     parser.add_argument("--keep", type=Path, help="folder for all of it; default: a temporary one")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     folder = args.keep or Path(tempfile.mkdtemp())
     try:
         bare = prepare(folder, args.python)
-        faults = run(folder, bare, str(Path(args.data_directory).resolve()), args.minutes)
+        faults = rehearse(folder, bare, str(Path(args.data_directory).resolve()), args.minutes)
     finally:
         if args.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -104,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, "benchmarks/rehearse_hardware.py", sys.argv[1:]))
