@@ -1,15 +1,16 @@
 """docs/performance.md: tables and plots of times, put in place of the names in braces of performance_template.md.
 
+The page has the cases that say most, a CSV file beside it has all.
+
 Every raw file is a list of runs, each an environment line and the lines of its cases (``common.Results``).
 """
 
 import json
+from collections import Counter
 from pathlib import Path
-from statistics import linear_regression
 from typing import Any, NamedTuple
 
-from coverage import not_measured
-from tables import MISSING, number, table
+from tables import MISSING, number, table, write_csv
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -200,40 +201,36 @@ COLUMNS = {
 }
 
 
-def _section(runs: list[Run], kind: str) -> str:
-    """A table for each run that has cases of this kind."""
-    text: list[str] = []
-    for run in runs:
-        rows = run.of(kind)
-        if not rows:
-            continue
-        cells = [COLUMNS[kind](row) for row in rows]
-        text += [f"{run.hardware}: `{run.environment['command']}` ({_raw(run)}).", ""]
-        text += [*table(list(cells[0]), [list(line.values()) for line in cells]), ""]
-        text += [f"- {row['reason']}." for row in run.of("left_out")] + [""] * bool(run.of("left_out"))
-    return "\n".join(text).rstrip() or "Nothing has been measured yet."
+HEADLINES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "decode": {"rows": (1,), "dtype": ("float32",), "hidden": (1536, 4096)},
+    "model_decode": {"cell": ("lstm",), "batch": (1,), "dtype": ("float32",), "hidden": (1536, 4096)},
+    "batched": {"sparsity": (0.5,), "hidden": (1536,)},
+    "train_step": {"sparsity": (0.5,)},
+    "word_profile": {},
+}
+"""Of each kind, and of CPUs, what is on the page; all else is in its CSV file. GPUs have a table of their own."""
 
 
-def _per_block(runs: list[Run]) -> str:
-    """What the product of one row takes whatever it keeps, and what for each block: the line through its sparsities."""
-    lines = []
-    for run in runs:
-        cases: dict[tuple[int, str], list[Row]] = {}
-        for row in run.of("decode"):
-            if row["rows"] == 1:
-                cases.setdefault((row["hidden"], row["dtype"]), []).append(row)
-        for (hidden, dtype), rows in cases.items():
-            blocks = 4 * (hidden // rows[0]["block"]) ** 2
-            kept = [row["share_read"] * blocks for row in rows]
-            if len(set(kept)) < 2:
-                continue
-            slope, intercept = linear_regression(kept, [row["product_us"] for row in rows])
-            best = "dense_float32" if "dense_float32_us" in rows[0] else "dense"
-            dense = rows[0][f"{best}_us"] / blocks
-            times = [f"{value:.2f} µs" for value in (slope, dense)]
-            lines.append([run.hardware, hidden, dtype, f"{intercept:.0f} µs", *times, best.replace("_", ", ")])
-    header = ["hardware", "H", "type", "whatever is kept", "for a kept block", "dense, for a block", "which dense"]
-    return "\n".join(table(header, lines)) if lines else "Nothing has been measured yet."
+def _section(runs: list[Run], kind: str, docs_dir: Path) -> str:
+    """A table of the headline cases of a kind, and a reference to the file with all of them, which is written here."""
+    every = [(run, row) for run in runs for row in run.of(kind)]
+    path = docs_dir / f"performance_{kind}.csv"
+    path.unlink(missing_ok=True)
+    if not every:
+        return "Nothing has been measured yet."
+    lines = [{"hardware": run.hardware, **row, "raw_lines": run.name} for run, row in every]
+    shown = [{key: value for key, value in line.items() if key != "benchmark"} for line in lines]
+    write_csv(path, list(dict.fromkeys(key for line in shown for key in line)), shown)
+    wanted = HEADLINES[kind]
+    chosen = [
+        {"hardware": run.hardware} | COLUMNS[kind](row)
+        for run, row in every
+        if run.environment["platform"] == "cpu" and all(row.get(key) in values for key, values in wanted.items())
+    ]
+    text = table(list(chosen[0]), [list(line.values()) for line in chosen]) if chosen else []
+    text += ["", f"All {len(every)} cases: [{path.name}]({path.name})."]
+    text += [f"- {row['reason']}." for run in runs if run.of(kind) for row in run.of("left_out")]
+    return "\n".join(text).strip()
 
 
 def _raw(run: Run) -> str:
@@ -241,17 +238,21 @@ def _raw(run: Run) -> str:
 
 
 def _what_ran(runs: list[Run]) -> str:
-    """Which command on which hardware, and what has only been compiled."""
-    lines = []
+    """What was measured on which hardware, and what has only been compiled."""
+    counted: dict[tuple[str, ...], Counter[str]] = {}
     for run in runs:
         found = run.environment
         versions = f"jax {found['jax']}, Python {found['python']}"
         if "torch" in found and any("pytorch_us" in row or "pytorch_ms" in row for row in run.rows):
             versions += f", PyTorch {found['torch']}"
-        kinds = ", ".join(f"{len(run.of(kind))} {kind}" for kind in KINDS if run.of(kind))
         revision = f"`{found['revision'][:8]}`{' with changes' * found.get('modified', False)}"
-        lines.append([run.hardware, versions, f"`{found['command']}`", kinds, revision, _raw(run)])
-    text = table(["hardware", "versions", "command", "cases", "revision", "raw lines"], lines)
+        cases = counted.setdefault((run.hardware, versions, revision, _raw(run)), Counter())
+        cases.update({kind: len(run.of(kind)) for kind in KINDS if run.of(kind)})
+    lines = [
+        [hardware, versions, ", ".join(f"{number} {kind}" for kind, number in cases.items()), revision, raw]
+        for (hardware, versions, revision, raw), cases in counted.items()
+    ]
+    text = table(["hardware", "versions", "cases", "revision", "raw lines, with their commands"], lines)
     platforms = {run.environment["platform"] for run in runs}
     compiled = [
         ("gpu", "NVIDIA GPU", "`triton`", "an H200 (sm_90a; `tests/test_triton.py`)"),
@@ -366,15 +367,13 @@ def write(results_dir: Path, docs_dir: Path) -> None:
 
     Args:
         results_dir: folder of the raw files, *.jsonl.
-        docs_dir: folder of the page.
+        docs_dir: folder of the page, and of a CSV file for every kind of case.
     """
     runs = read_runs(results_dir)
-    parts = {kind: _section(runs, kind) for kind in KINDS} | {
+    parts = {kind: _section(runs, kind, docs_dir) for kind in KINDS} | {
         "what_ran": _what_ran(runs),
         "at_a_glance": _at_a_glance(runs),
     }
-    parts["per_block"] = _per_block(runs)
-    parts["not_measured"] = not_measured([(run.hardware, run.of("model_decode")) for run in runs])
     products = {"speedup_product": "product", "speedup_layer": "layer"}
     plots = {"decode": products, "model_decode": {"speedup_over_dense": "model"}}
     for kind, ratios in plots.items():

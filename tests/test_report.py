@@ -1,6 +1,6 @@
 """The pages that are made from raw results: committed as the raw lines give them, and right about what ran where."""
 
-import itertools
+import csv
 import json
 import re
 from pathlib import Path
@@ -62,7 +62,7 @@ def decode_row(**changes):
     return {
         "benchmark": "decode",
         "rows": 1,
-        "hidden": 512,
+        "hidden": 1536,
         "block": 128,
         "dtype": "float32",
         "sparsity": 0.75,
@@ -93,18 +93,25 @@ def page(report, tmp_path):
 
 
 def test_a_case_becomes_a_line_of_its_table(page, tmp_path):
-    text = page(times=[environment(), decode_row(), {"benchmark": "left_out", "reason": "H 9 takes 9 GiB"}])
-    assert (
-        "| 512 | 128 | float32 | full | 1 | 0.75 | 25.0% | 1 | 2.00 ms (1.90-2.23) | 500 µs (490-512) | 250 µs |"
-        in text
+    left_out = {"benchmark": "left_out", "reason": "H 9 takes 9 GiB"}
+    text = page(times=[environment(), decode_row(), decode_row(rows=4, hidden=512), left_out])
+    case = (
+        "| Chip, 2 cores | 1536 | 128 | float32 | full | 1 | 0.75 | 25.0% | 1 | 2.00 ms (1.90-2.23) | 500 µs (490-512)"
     )
+    assert f"{case} | 250 µs |" in text
     assert "800 µs (790-850) | 4.00 | 2.50 |" in text
     assert "- H 9 takes 9 GiB." in text
-    assert "Chip, 2 cores: `python benchmarks/kernels.py` ([times.jsonl](../benchmarks/results/times.jsonl))" in text
+    assert "| Chip, 2 cores | jax 0.10.2, Python 3.11.7 | 2 decode | `01234567` | [times.jsonl]" in text
     assert not re.search(r"^\{\w+\}$", text, re.MULTILINE)
     picture = (tmp_path / "performance_decode.svg").read_text()
     assert "Chip, 2 cores" in picture
     assert "1 / density" in picture
+    # What is not on the page is in the file.
+    assert "| 512 |" not in text
+    assert "All 2 cases: [performance_decode.csv](performance_decode.csv)." in text
+    header, *lines = (tmp_path / "performance_decode.csv").read_text().splitlines()
+    assert header.startswith("hardware,rows,hidden,")
+    assert [line["rows"] for line in csv.DictReader([header, *lines])] == ["1", "4"]
 
 
 def test_the_batch_of_a_training_step_is_that_of_the_run(page):
@@ -114,14 +121,6 @@ def test_the_batch_of_a_training_step_is_that_of_the_run(page):
     quartiles = {f"{name}_quartiles_ms": [490.0, 500.0, 510.0] for name in ("dense", "dynamic")}
     text = page(times=[environment(), row | times | quartiles])
     assert "| `quick` | 64 x 35 | float32 | 0.5 | 500 ms" in text
-
-
-def test_times_are_split_into_what_a_call_takes_and_what_a_block_takes(page):
-    """40 us and 5 us for each of 64 blocks that is kept; a dense block takes 2000 us / 64."""
-    rows = [decode_row(sparsity=s, share_read=1 - s, product_us=40.0 + 5.0 * 64 * (1 - s)) for s in (0.5, 0.75, 0.9)]
-    text = page(times=[environment(), *rows])
-    assert "| Chip, 2 cores | 512 | float32 | 40 µs | 5.00 µs | 31.25 µs | dense |" in text
-    assert "for a kept block" not in page(times=[environment(), decode_row()])
 
 
 def test_it_says_what_has_run_on_hardware_and_what_has_only_been_compiled(page):
@@ -147,37 +146,19 @@ def test_without_cases_there_is_no_picture(page, tmp_path):
     assert not list(tmp_path.glob("*.svg"))
 
 
-def model_row(cell, dtype, hidden, batch, sparsity):
-    return {"cell": cell, "dtype": dtype, "hidden": hidden, "batch": batch, "sparsity": sparsity}
-
-
-def test_what_is_missing_of_the_grid_is_listed_for_each_hardware(report):
-    grid = itertools.product(
-        ("lstm", "qrnn"), ("float32", "bfloat16"), (1536, 2048, 4096, 8192), (1, 4, 16), (0.5, 0.75, 0.9)
-    )
-    whole = [model_row(*case) for case in grid]
-    lacking = [
-        row
-        for row in whole
-        if (row["cell"], row["dtype"], row["hidden"]) != ("lstm", "bfloat16", 2048)
-        and (row["cell"], row["hidden"], row["batch"], row["sparsity"]) != ("qrnn", 8192, 4, 0.9)
-    ]
-    # What is no part of the grid makes no hardware of it.
-    other = [model_row("lstm", "float32", 256, 1, 0.5)]
-    assert report.not_measured([("A", whole), ("B", lacking[:70]), ("C", other), ("B", lacking[70:])]) == (
-        "A:\n\n- nothing\n\nB:\n\n"
-        "- LSTM, bfloat16, H 2048: batch 1, 4, 16\n"
-        "- QRNN, float32, H 8192: batch 4 at sparsity 0.9\n"
-        "- QRNN, bfloat16, H 8192: batch 4 at sparsity 0.9"
-    )
-    assert "no device" in report.not_measured([("C", other)])
-
-
-def test_dense_in_float32_stands_beside_bfloat16(page):
-    beside = {"dense_float32_us": 600.0, "dense_float32_quartiles_us": [590.0, 600.0, 610.0]}
-    ratios = {"speedup_product_over_dense_float32": 1.2, "speedup_layer_over_dense_float32": 0.75}
-    text = page(times=[environment(modified=True), decode_row(dtype="bfloat16", **beside, **ratios)])
-    assert "| dense, float32 |" in text
+def test_what_is_compared_besides_dense_stands_beside_it(page):
+    beside = {"dense_blas_us": 600.0, "dense_blas_quartiles_us": [590.0, 600.0, 610.0]}
+    ratios = {"speedup_product_over_dense_blas": 1.2, "speedup_layer_over_dense_blas": 0.75}
+    text = page(times=[environment(modified=True), decode_row(**beside, **ratios)])
+    assert "| dense, NumPy's BLAS |" in text
     assert "| 600 µs (590-610) |" in text
     assert "| 4.00 | 2.50 | 1.20 | 0.75 |" in text
     assert "`01234567` with changes" in text
+
+
+def test_a_gpu_has_a_table_of_its_own_with_the_last_run_of_each_case(page):
+    rows = [decode_row(product_us=time, product_quartiles_us=[time] * 3) for time in (500.0, 400.0)]
+    text = page(one=[environment("gpu"), rows[0]], two=[environment("gpu", revision="fedcba9876543210"), rows[1]])
+    line = "| product, gates given, H 1536 | float32 | 0.75 | {} | 2.00 ms (1.90-2.23) | 4.00x | NVIDIA H200, `{}` |"
+    assert line.format("400 µs (400-400)", "fedcba9") in text
+    assert "500 µs (500-500)" not in text
