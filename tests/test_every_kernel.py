@@ -48,16 +48,16 @@ KERNELS = {
 LAYOUTS = ("row-major", "block-major")
 SIZES = list(itertools.product((1, 5, 16, 40, 70), ("float32", "bfloat16")))
 CASES = {(*size, layout) for size in SIZES for layout in LAYOUTS}
-FAST = {
+IN_ONE_LAYOUT = {(*size, LAYOUTS[(i + i // 2) % 2]) for i, size in enumerate(SIZES)}
+FAST = dict.fromkeys(("reference", "xla", "triton"), IN_ONE_LAYOUT) | {
     "mosaic_tpu": {
         (1, "float32", "row-major"),
         (5, "bfloat16", "block-major"),
         (16, "float32", "row-major"),
         (40, "bfloat16", "block-major"),
     },
-    "triton": {(*size, LAYOUTS[(i + i // 2) % 2]) for i, size in enumerate(SIZES)},
 }
-"""Of kernels whose interpreters take seconds; all their other cases are slow. Triton has every size in one layout."""
+"""All other cases are slow: interpreters take seconds for each, and ``test_kernels`` has both layouts of the rest."""
 
 
 def param(name: str, *case: Any, slow: bool = False) -> Any:
