@@ -49,7 +49,7 @@ def part_of(instruction: Instruction) -> str:
         return "product" if "jit(product)" in source else "scores"
     if "jit(product)" in source:
         return "product"
-    if "jit(_fused)" in source or "jit(largest)" in source:
+    if "jit(gated_matmul)" in source or "jit(largest)" in source:
         return "choice"
     return "softmax" if "greedy_rollout.<locals>.step" in source else "rest"
 

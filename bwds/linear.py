@@ -12,7 +12,6 @@ into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at 
 ``parameter_cotangents`` once, over the rows of all steps.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -23,8 +22,8 @@ from bwds.array_types import Array, Bool, Float
 from bwds.collectives import MODEL, all_columns, own_columns, summed, whole_shape
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
-from bwds.gating import gate_scores, gate_values, init_gate, scaled_scores, score_terms, select_blocks
-from bwds.norms import block_norms, kept_as_ones
+from bwds.gating import gate_scores, gate_values, init_gate, score_terms, select_blocks
+from bwds.norms import block_norms
 from pallas_kernels import (
     block_sparse_input_gradients,
     block_sparse_matmul,
@@ -186,7 +185,14 @@ def apply_linear(
     if not save and _fuses(options, x, kernel, num_kept):
         rows = x.reshape(-1, x.shape[-1])
         products, bias = score_terms(params["gate"], rows, math.prod(options.grid), options.source)
-        y, gates = _fused(options, *alike(rows, kernel, products, bias), jnp.asarray(num_kept, jnp.int32))
+        y, gates = gated_matmul(
+            *alike(rows, kernel, products, bias),
+            jnp.asarray(num_kept, jnp.int32),
+            grid=options.grid,
+            activation="one" if options.source == "norm" else options.activation,
+            normalization=options.normalization,
+            implementation=options.implementation,
+        )
         return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
     return _gate_and_multiply(options, x, kernel, scores, num_kept)
@@ -203,27 +209,13 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:
-    """Whether ``_fused`` does it: whole matrices of few rows, where there are blocks to choose from."""
+    """Whether ``gated_matmul`` does it: whole matrices of few rows, where there are blocks to choose from."""
     if options.scope != "matrix" or options.source == "random" or MODEL in axes_of(kernel):
         return False
     if isinstance(num_kept, int) and num_kept == math.prod(options.grid):
         return False
     rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), x.shape[-1]), x.dtype)
     return fuses(rows, kernel, options.grid, options.implementation)
-
-
-# A call outside of any jit compiles once, not every time.
-@functools.partial(jax.jit, static_argnums=0)
-def _fused(options, x, kernel, products, bias, num_kept):
-    def portable(x, kernel, products, bias, num_kept):
-        scores = (products + bias[None, :]).reshape(-1, *options.grid)
-        y, gating = _gate_and_multiply(options, x, kernel, scores, num_kept)
-        return y, gating.gates
-
-    scale = functools.partial(scaled_scores, activation=options.activation, normalization=options.normalization)
-    if options.source == "norm":
-        scale = kept_as_ones
-    return gated_matmul(portable, scale, options.grid, x, kernel, products, bias, num_kept)
 
 
 def input_cotangents(

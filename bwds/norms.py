@@ -57,12 +57,6 @@ def norm_scores(x: Float[Array, "*b K"], norms: Float[Array, "R C"]) -> Float[Ar
     return _norm(parts, -1)[..., None] * jnp.expand_dims(norms, tuple(range(x.ndim - 1)))
 
 
-def kept_as_ones(scores, kept, num_blocks: int, *, total, largest):
-    """Gates of blocks that norms chose, in the place of ``scaled_scores``."""
-    del scores, num_blocks, total, largest
-    return jnp.where(kept, jnp.float32(1), jnp.float32(0))
-
-
 def known_norms(params: Any, num_features: int, grid: tuple[int, int], w: Any) -> Float[Array, "R C"]:
     """Norms of blocks, from the weight or as they are given; ``ValueError`` unless they are of this input and grid."""
     gate, (r, c) = plain("params", params), grid

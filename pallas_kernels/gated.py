@@ -1,21 +1,24 @@
-"""From scores to the gated product, for few rows: where one platform does better than gates first, product second.
+"""From scores to the gated product as one operation, for few rows.
+
+    kept  = the k largest of scores + bias, row by row, over the whole grid
+    gates = gate_values(scores + bias, kept)
+    y     = block_sparse_matmul(x, w, gates)
 
 On an NVIDIA GPU a product of few rows is so short that launches count: between scores and product there is one kernel.
-Everywhere else, and in every derivative, it is the caller's own sequence of operations.
+Everywhere else, and in every derivative, it is these three steps.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.api import block_sparse_matmul
+from pallas_kernels.gate_values import gate_values
 from pallas_kernels.platforms import kernel_on
-
-Product = Callable[..., tuple[Float[Array, "b N"], Float[Array, "b R C"]]]
+from pallas_kernels.topk import largest
 
 
 def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
@@ -30,49 +33,57 @@ def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
     return triton_gates.takes(x, w, jax.ShapeDtypeStruct((x.shape[0], *grid), "float32"))
 
 
+# A call outside of any jit compiles once, not every time.
+@functools.partial(jax.jit, static_argnames=("grid", "activation", "normalization", "implementation"))
 def gated_matmul(
-    portable: Product,
-    scale: Callable[..., Any],
-    grid: tuple[int, int],
     x: Float[Array, "b K"],
     w: Float[Array, "..."],
     scores: Float[Array, "b n"],
     bias: Float[Array, " n"],
     k: Int32[Array, ""],
+    *,
+    grid: tuple[int, int],
+    activation: str,
+    normalization: str,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, "b N"], Float[Array, "b R C"]]:
-    """(y, gates) of ``portable(x, w, scores, bias, k)``, on an NVIDIA GPU by two kernels in its place.
+    """(y, gates) of an input and the scores of its blocks, on an NVIDIA GPU by two kernels.
 
-    The gates of a row are ``scale`` of the ``k`` largest of ``scores + bias``, y is ``block_sparse_matmul`` of them.
-    Derivatives, and products under ``vmap``, are those of ``portable``.
+    Derivatives, and products under ``vmap``, are those of the three steps.
 
     Args:
-        portable: the same by other operations.
-        scale: ``scale(scores, kept, num_blocks, total=, largest=)`` gives the gates of one matrix: zero where
-            ``kept`` is not set. The arrays may have any two dimensions, and more places than the ``num_blocks`` that
-            count; ``total`` and ``largest`` are the sum and the maximum over all places.
-        grid: (R, C), of which n is the product.
         x, w: as ``block_sparse_matmul`` takes them, b being at most 16 (``fuses`` says whether they fit).
         scores, bias: what the scores are the sum of, row by row of the grid.
         k: blocks kept.
+        grid: (R, C), of which n is the product.
+        activation, normalization: as ``gate_values`` takes them.
+        implementation: of the product and the choice: None or "triton".
     """
     from pallas_kernels import triton_gates
 
+    def steps(x, w, scores, bias, k):
+        whole = scores + bias[None, :]
+        kept = largest(whole, k, implementation=implementation).reshape(-1, *grid)
+        gates = gate_values(whole.reshape(-1, *grid), kept, activation=activation, normalization=normalization)
+        return block_sparse_matmul(x, w, gates, implementation=implementation), gates
+
     n = w.shape[1] if w.ndim == 2 else w.shape[0] * w.shape[3]
     out = jax.ShapeDtypeStruct((x.shape[0], n), x.dtype), jax.ShapeDtypeStruct((x.shape[0], *grid), jnp.float32)
-    fused = kernel_on("cuda", functools.partial(triton_gates.gated_matmul, grid=grid, scale=scale), out)
+    options = {"grid": grid, "activation": activation, "normalization": normalization}
+    fused = kernel_on("cuda", functools.partial(triton_gates.gated_matmul, **options), out)
 
     @jax.custom_batching.custom_vmap
     def by_platform(*operands):
-        return lax.platform_dependent(*operands, cuda=fused, default=portable)
+        return lax.platform_dependent(*operands, cuda=fused, default=steps)
 
     @by_platform.def_vmap
     def _(size, batched, *operands):
         del size
-        return jax.vmap(portable, [0 if is_mapped else None for is_mapped in batched])(*operands), (True, True)
+        return jax.vmap(steps, [0 if is_mapped else None for is_mapped in batched])(*operands), (True, True)
 
     @jax.custom_vjp
     def product(*operands):
         return by_platform(*operands)
 
-    product.defvjp(lambda *operands: jax.vjp(portable, *operands), lambda pull, cotangents: pull(cotangents))
+    product.defvjp(lambda *operands: jax.vjp(steps, *operands), lambda pull, cotangents: pull(cotangents))
     return product(x, w, scores, bias, k)

@@ -6,12 +6,12 @@ Here a program holds the scores of its row in registers, arranged as the blocks 
 """
 
 import functools
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import triton
+from pallas_kernels.gate_values import scaled_scores
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
 from pallas_kernels.topk import LOWEST, score, search, sortable
@@ -31,15 +31,20 @@ def takes(x, w, gates) -> bool:
     return 1 <= rows <= triton.FEW_ROWS and pl.next_power_of_2(grid[0]) * pl.next_power_of_2(grid[1]) <= MAX_SCORES
 
 
-def gated_matmul(x, w, scores, bias, k, *, grid: tuple[int, int], scale: Callable, interpret: bool = False):
+def gated_matmul(
+    x, w, scores, bias, k, *, grid: tuple[int, int], activation: str, normalization: str, interpret: bool = False
+):
     """(y [b, N], gates [b, R, C]) in two kernels; see ``gated.gated_matmul``."""
-    gates, words = gates_and_words(scores, bias, k, grid=grid, scale=scale, interpret=interpret)
+    gates, words = gates_and_words(
+        scores, bias, k, grid=grid, activation=activation, normalization=normalization, interpret=interpret
+    )
     return triton.product(x, w, gates, words, interpret=interpret), gates.transpose(2, 0, 1)
 
 
-def gates_and_words(scores, bias, k, *, grid, scale, interpret=False):
+def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpret=False):
     """Gates [R, C, b] and their bit masks [words, C, 1, b] (``triton`` says of what), both as its kernels take them."""
     rows, (num_r, num_c) = scores.shape[0], grid
+    scale = functools.partial(scaled_scores, activation=activation, normalization=normalization)
     size = pl.next_power_of_2(num_r), pl.next_power_of_2(num_c)
     num_words = pl.cdiv(num_r, 32)
     return pl.pallas_call(

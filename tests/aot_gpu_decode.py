@@ -34,8 +34,6 @@ def compile_gates(dump: Path, ptxas: str) -> None:
     import jax
 
     sys.path.insert(0, str(HERE.parent))
-    from bwds.gating import scaled_scores
-    from bwds.norms import kept_as_ones
     from pallas_kernels import triton_gates
 
     mesh, sharding = h200()
@@ -43,9 +41,9 @@ def compile_gates(dump: Path, ptxas: str) -> None:
     assert n == triton_gates.MAX_SCORES
     shapes = (((1, n), "float32"), ((n,), "float32"), ((), "int32"))
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
-    scales = {a: functools.partial(scaled_scores, activation=a, normalization="mean") for a in ("linear", "softplus")}
-    for activation, scale in {**scales, "none": kept_as_ones}.items():
-        gates = functools.partial(triton_gates.gates_and_words, grid=GRID, scale=scale)
+    for activation in ("linear", "softplus", "one"):
+        options = {"activation": activation, "normalization": "mean"}
+        gates = functools.partial(triton_gates.gates_and_words, grid=GRID, **options)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             jax.jit(gates).lower(*arrays).compile()
         print(json.dumps({"activation": activation, **resources(dump, ptxas)}), flush=True)

@@ -9,10 +9,9 @@ import numpy as np
 import oracle
 import pytest
 
-from bwds.gating import scaled_scores
 from bwds.linear import GateOptions, apply_linear, init_linear, prepare
-from bwds.norms import kept_as_ones
 from pallas_kernels import gated, triton_gates
+from pallas_kernels.topk import largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -45,8 +44,8 @@ def problem(rows, grid, ties=False):
     return tuple(map(jnp.asarray, (x, w, scores, bias)))
 
 
-def scaling(activation="linear", normalization="mean"):
-    return functools.partial(scaled_scores, activation=activation, normalization=normalization)
+LINEAR = {"activation": "linear", "normalization": "mean"}
+ONE = {"activation": "one", "normalization": "mean"}
 
 
 def marked(words):
@@ -66,7 +65,7 @@ def test_gates_and_masks(grid, activation, normalization, interpret):
     # Whole numbers, of which many are equal and some zero, where gates of zero cannot hide a wrong choice.
     _, _, scores, bias = problem(3, grid, ties=activation == "softplus")
     run = functools.partial(
-        triton_gates.gates_and_words, grid=grid, scale=scaling(activation, normalization), interpret=interpret
+        triton_gates.gates_and_words, grid=grid, activation=activation, normalization=normalization, interpret=interpret
     )
     run = jax.jit(run)
     for k in {1, max(1, n // 4), n}:
@@ -86,7 +85,7 @@ def test_product_never_reads_what_no_row_keeps(rows, grid, interpret):
     gates = oracle.gates((scores + bias[None, :]).reshape(-1, *grid), k)
     unread = np.repeat(np.repeat((gates == 0).all(0), BLOCK, 0), BLOCK, 1)
     poisoned = np.where(unread, np.nan, w).astype(np.float32)
-    run = functools.partial(triton_gates.gated_matmul, grid=grid, scale=scaling(), interpret=interpret)
+    run = functools.partial(triton_gates.gated_matmul, grid=grid, **LINEAR, interpret=interpret)
     y, actual = jax.jit(run)(x, poisoned, scores, bias, jnp.int32(k))
     np.testing.assert_allclose(actual, gates, rtol=1e-4)
     wanted = oracle.matmul(x, w, gates)
@@ -98,7 +97,7 @@ def test_gates_of_one(interpret):
     """Those of norms: scores choose and are no more."""
     grid, k = GRIDS[0], 4
     x, w, scores, bias = problem(3, grid)
-    run = functools.partial(triton_gates.gated_matmul, grid=grid, scale=kept_as_ones, interpret=interpret)
+    run = functools.partial(triton_gates.gated_matmul, grid=grid, **ONE, interpret=interpret)
     y, gates = jax.jit(run)(x, w, scores, 0 * bias, jnp.int32(k))
     kept = np.stack([oracle.kept_mask(s, k) for s in np.asarray(scores).reshape(-1, *grid)])
     np.testing.assert_array_equal(gates, kept)
@@ -108,22 +107,13 @@ def test_gates_of_one(interpret):
 # As a function of arrays, and in a layer ------------------------------------------------------------------------------
 
 
-def portable(grid):
-    """The plain sequence, independent of the library's."""
+def plain(grid):
+    """The same for softplus gates, by operations of JAX's own alone but for the choice."""
 
     def run(x, w, scores, bias, k):
-        del k
-        scores = (scores + bias[None, :]).reshape(-1, *grid)
-        kept = scores > 0
-        gates = scaled_scores(
-            scores,
-            kept,
-            grid[0] * grid[1],
-            total=lambda v: v.sum((1, 2), keepdims=True),
-            largest=lambda v: v.max((1, 2), keepdims=True),
-            activation="softplus",
-            normalization="mean",
-        )
+        scores = scores + bias[None, :]
+        values = jnp.where(largest(scores, k), jax.nn.softplus(scores), 0.0)
+        gates = (values * values.shape[1] / values.sum(1, keepdims=True)).reshape(-1, *grid)
         blocks = w.reshape(grid[0], BLOCK, grid[1], BLOCK)
         y = jnp.einsum("brk,rkcn,brc->bcn", x.reshape(-1, grid[0], BLOCK), blocks, gates)
         return y.reshape(x.shape[0], -1), gates
@@ -131,25 +121,26 @@ def portable(grid):
     return run
 
 
-def test_derivatives_and_vmap_are_those_of_the_portable_operations():
+def test_derivatives_and_vmap_are_those_of_plain_operations():
     grid = GRIDS[0]
     x, w, scores, bias = problem(4, grid)
-    plain = portable(grid)
-    fused = functools.partial(gated.gated_matmul, plain, scaling("softplus"), grid)
+    wanted = plain(grid)
+    fused = functools.partial(gated.gated_matmul, grid=grid, activation="softplus", normalization="mean")
     k = jnp.int32(3)
-    cotangents = jax.tree.map(jnp.ones_like, plain(x, w, scores, bias, k))
+    keys = iter(jax.random.split(jax.random.key(0), 2))
+    cotangents = jax.tree.map(lambda v: jax.random.normal(next(keys), v.shape), wanted(x, w, scores, bias, k))
     for a, b in zip(
         jax.vjp(lambda *o: fused(*o, k), x, w, scores, bias)[1](cotangents),
-        jax.vjp(lambda *o: plain(*o, k), x, w, scores, bias)[1](cotangents),
+        jax.vjp(lambda *o: wanted(*o, k), x, w, scores, bias)[1](cotangents),
         strict=True,
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     for axes in ((0, None, 0, None, None), (0, 0, 0, 0, None)):
         operands = [
             jnp.stack([a, 2 * a]) if axis == 0 else a for a, axis in zip((x, w, scores, bias), axes, strict=False)
         ]
-        for a, b in zip(jax.vmap(fused, axes)(*operands, k), jax.vmap(plain, axes)(*operands, k), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        for a, b in zip(jax.vmap(fused, axes)(*operands, k), jax.vmap(wanted, axes)(*operands, k), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +168,7 @@ def test_a_layer_takes_it_where_it_fits_and_gives_the_same(implementation, sourc
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(kept.gates, gating.gates, rtol=1e-5)
         taken = fits and shape != (17, 64)
-        assert ("name=_fused" in str(jax.make_jaxpr(lambda x: run(params, x, False)[0])(x))) == taken
+        assert ("name=gated_matmul" in str(jax.make_jaxpr(lambda x: run(params, x, False)[0])(x))) == taken
         # Norms leave nothing but gates behind, whoever computes them.
         assert (kept.scores is None) == (taken or source == "norm")
         actual, expected = (jax.grad(loss, (0, 1))(params, x, save) for save in (False, True))
@@ -229,7 +220,7 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
 
 def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):
     spilled = {case["activation"]: case["spilled_bytes"] for case in compiled_ahead_of_time if "activation" in case}
-    assert spilled == {"linear": 0, "softplus": 0, "none": 0}
+    assert spilled == {"linear": 0, "softplus": 0, "one": 0}
 
 
 @pytest.mark.parametrize(("grid", "fits"), [((64, 256), True), ((64, 257), False), ((128, 192), False)])
