@@ -34,7 +34,6 @@ from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
-from pallas_kernels.xla import is_cached
 
 Params = dict[str, Any]
 
@@ -108,16 +107,13 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
 
 
 def block_major(params: Params, block_shape: tuple[int, int]) -> Params:
-    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are.
-
-    So do small ones, of which all blocks are read (``xla.is_cached``).
-    """
+    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are."""
 
     def lay_out(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return block_major(value, block_shape)
         gated = name == "kernel" and "gate" in params and value.ndim == 2
-        return to_block_major(value, block_shape) if gated and not is_cached(value) else value
+        return to_block_major(value, block_shape) if gated else value
 
     return {name: lay_out(name, value) for name, value in params.items()}
 

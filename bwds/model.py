@@ -216,10 +216,9 @@ def parameter_shapes(config: ModelConfig) -> Params:
 def decode_params(params: Tree, config: ModelConfig) -> Params:
     """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
 
-    A kept block is then one contiguous read. Kernels of float32 up to half a MiB stay row-major: a cache holds them,
-    and a CPU reads them whole. ``apply`` takes either layout; these are for inference. The embedding stays float32
-    unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the whole of it on a
-    CPU. Parameters that are laid out already stay so.
+    A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
+    stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
+    whole of it on a CPU. Parameters that are laid out already stay so.
 
     Raises:
         ValueError: ``params`` are not those of a model of this configuration.

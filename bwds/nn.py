@@ -24,7 +24,6 @@ from bwds.config import Activation, Cell, Dtype, GateSource, Implementation, Met
 from bwds.linear import GateOptions, Params, block_major, cast_matrices, init_linear, linear, prepare, with_norms
 from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
-from pallas_kernels import to_block_major
 
 
 def _contain(params: Params) -> nnx.Pytree:
@@ -143,8 +142,7 @@ class BlockSparseLinear(nnx.Module):
         """
         copy = nnx.clone(self)
         params = prepare({"kernel": self.kernel[...], "gate": plain("gate", self.gate)}, self.options)
-        kernel = params["kernel"]
-        copy.kernel = nnx.Param(kernel if kernel.ndim == 4 else to_block_major(kernel, self.block_shape))
+        copy.kernel = nnx.Param(block_major(params, self.block_shape)["kernel"])
         copy.gate = _contain(params["gate"])
         return copy
 

@@ -1,8 +1,7 @@
 """Portable path through plain XLA operations, written for CPUs.
 
-Three regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads the kept
-blocks and no others. Where ``w`` is so small that it stays in a core's own cache, going from block to block takes
-longer than reading them all. With more rows nearly every block is kept by some row, so all are computed, with the gate
+Two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads the kept
+blocks and no others. With more rows nearly every block is kept by some row, so all are computed, with the gate
 of each row applied behind the dot. There the loops are chosen so that each product is a large one and its result,
 at most [tile, N] or [tile, K], is used while it is in cache:
 
@@ -23,7 +22,6 @@ from pallas_kernels.sizes import at_most, is_known
 from pallas_kernels.xla_decode import columns
 
 DECODE_ROWS = 16
-CACHED_BYTES = 2**19
 # Rows of a large batch that are taken at a time, so that temporaries stay in cache.
 TILE_ROWS = 256
 
@@ -31,7 +29,7 @@ TILE_ROWS = 256
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
     if at_most(x.shape[0], DECODE_ROWS):
-        return _cached_forward(x, w, gates) if is_cached(w) else xla_decode.forward(x, w, gates)
+        return xla_decode.forward(x, w, gates)
     w = from_block_major(w) if w.ndim == 4 else w
     return _over_tiles(_batched_forward, w, x, gates)
 
@@ -60,29 +58,6 @@ def weight_gradient(x, w, gates, dy):
     _, dw = lax.scan(row_block, None, (x_blocks, gates.astype(jnp.float32).swapaxes(0, 1)))
     dw = dw.reshape(k, n)
     return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
-
-
-# Few rows, small weight: every block in one product.
-
-
-def is_cached(w) -> bool:
-    """Whether few rows are multiplied by all blocks of ``w``: where it lies row by row and is small.
-
-    One row and half of the blocks of 128 x 512, in a loop on one core of an AMD EPYC: all blocks take 4.6 us, the kept
-    ones 8.1. With 256 x 1024 it is 15 and 24 us, but nothing is gained in a whole model, and with a tenth of the blocks
-    it loses. Of bfloat16 XLA has no fast product there.
-    """
-    return w.ndim == 2 and w.dtype == jnp.float32 and at_most(4 * w.shape[0] * w.shape[1], CACHED_BYTES)
-
-
-def _cached_forward(x, w, gates):
-    """The gate scales each block's share of the result, and takes its place where it is zero: no NaN gets through."""
-    rows, num_r, num_c = gates.shape
-    k, n = w.shape
-    parts = jnp.einsum("brk,rkn->rbn", x.reshape(rows, num_r, k // num_r), w.reshape(num_r, k // num_r, n))
-    gates = gates.astype(jnp.float32).swapaxes(0, 1)[..., None]
-    scaled = jnp.where(gates != 0, parts.reshape(num_r, rows, num_c, n // num_c) * gates, 0.0)
-    return scaled.sum(0).reshape(rows, n).astype(x.dtype)
 
 
 # Batched: every block, gate behind the dot.

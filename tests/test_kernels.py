@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import products
 import pytest
 
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major, xla
@@ -388,13 +387,3 @@ def test_a_named_kernel_never_falls_back(implementation, platform):
     x, w, gates = jnp.ones((2, 256)), jnp.ones((256, 256)), jnp.ones((2, 2, 2))
     with pytest.raises(ValueError, match=f"'{implementation}' needs the platform {platform}, and JAX runs on cpu"):
         block_sparse_matmul(x, w, gates, implementation=implementation)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 16])
-def test_a_small_weight_is_read_whole_and_no_nan_gets_through(rows):
-    p = products.problem(rows, grid=(3, 4), block=(32, 32))
-    assert xla.is_cached(p.w)
-    products.assert_matches(p, products.run(p, xla))
-    large = jax.ShapeDtypeStruct((512, 512), jnp.float32)
-    for other in (large, jax.ShapeDtypeStruct((2, 2, 4, 4), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)):
-        assert not xla.is_cached(other)
