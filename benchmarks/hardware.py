@@ -17,7 +17,6 @@ The text is Penn Treebank; --data-directory names a folder with its three files,
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shlex
@@ -36,6 +35,10 @@ SPARE = 3.0
 """Seconds that a part gets to end by itself, and that the last page takes."""
 LEAST = 10.0
 """Seconds under which no part is begun."""
+
+_PROGRAM = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+ENDS_WITH_PARENT = [sys.executable, "-c", _PROGRAM] if sys.platform == "linux" else []
+"""Runs a command that Linux ends when this process is killed, so that no part runs on beside the next ones."""
 
 Line = dict[str, Any]
 
@@ -173,7 +176,7 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
     """
     limit = left if part.seconds is None else min(left, max(90.0, 3.0 * part.seconds))
     script, *arguments = part.command.split()
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    command = [*ENDS_WITH_PARENT, sys.executable, str(ROOT / "benchmarks" / script), *arguments]
     if part.seconds is None:
         command += [f"--minutes={(limit - SPARE) / 60:.3f}", f"--output={output.runs}"]
         command += [] if directory is None else [f"--data-directory={directory}"]
@@ -188,7 +191,7 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
     }
     start = time.monotonic()
     with output.log.open("a") as log:
-        print(f"\n=== {part.name}: {shlex.join(command)}", file=log, flush=True)
+        print(f"\n=== {part.name}: {shlex.join(command[len(ENDS_WITH_PARENT) :])}", file=log, flush=True)
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -196,7 +199,6 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
             stderr=log,
             env=environment,
             start_new_session=True,
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         try:
             code = process.wait(limit)
@@ -206,12 +208,6 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
             end(process)
     seconds = round(time.monotonic() - start, 1)
     return {"benchmark": "part", "part": part.name, "exit_code": code, "seconds": seconds, "limit": round(limit, 1)}
-
-
-def end_with_parent() -> None:
-    """Asks Linux to end this process when the one that started it is killed: no part runs on beside the next ones."""
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def end(process: subprocess.Popen) -> None:
