@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bwds.cli import run
+from bwds.output import say
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE = 3.0
@@ -385,18 +386,18 @@ def main(arguments: list[str]) -> None:
         for part in parts:
             ended, left = output.ended().get(part.name), 60 * args.minutes - (time.monotonic() - start) - 2 * SPARE
             if ended is not None and ended["exit_code"] == 0:
-                print(f"{part.name}: {how_it_ended(ended)} before", flush=True)
+                say(f"{part.name}: {how_it_ended(ended)} before")
                 continue
             if left < LEAST:
                 break
-            print(f"{part.name}: {part.tells} ...", end=" ", flush=True)
+            say(f"{part.name}: {part.tells} ...")
             line = run_part(part, output, left, args.data_directory and str(Path(args.data_directory).resolve()))
             output.write(**line)
             output.summary.write_text(page(output.read(), parts))
-            print(how_it_ended(line), flush=True)
+            say(f"{part.name}: {how_it_ended(line)}")
     finally:
         output.summary.write_text(page(output.read(), parts))
-    print(f"\n{output.summary.read_text()}\n{output.lines} has the raw lines, {output.log} what the parts said.")
+    say(f"\n{output.summary.read_text()}\n{output.lines} has the raw lines, {output.log} what the parts said.")
 
 
 if __name__ == "__main__":

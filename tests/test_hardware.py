@@ -185,3 +185,13 @@ def test_every_part_is_a_command_of_the_benchmarks():
             assert (ROOT / "benchmarks" / part.command.split()[0]).is_file()
         # What has no limit of its own takes the rest.
         assert [part.seconds is None for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_it_goes_on_without_a_reader(hardware, monkeypatch, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", closefd=False) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        _, page, began = run(hardware, monkeypatch, tmp_path, {"a": "0,0", "b": "0,0"})
+    assert began == ["a", "b"]
+    assert "- b: done in" in page
