@@ -21,7 +21,7 @@ from common import Results, require_positive, script
 from decode import parameters
 from train_step import dynamic, resized, stepper
 
-from bwds import ModelConfig, language_model
+from bwds import PRESETS, ModelConfig, language_model
 from bwds.generate import greedy_rollout
 
 WORDS, STEPS, SHOWN = 32, 4, 24
@@ -72,7 +72,7 @@ def profile(results, call, repeats: int, steps: int, **what):
 
 def run(args):
     """All models of the arguments."""
-    require_positive(args, "hidden", "gate_rank", "vocab")
+    require_positive(args, "hidden", "gate_rank", "vocab", "block")
     results = Results(args.output)
     for dtype in args.dtype:
         for sparsity in (None, *args.sparsity):
@@ -117,10 +117,9 @@ def main():
     parser.add_argument("--preset", nargs="*", default=["ptb-lstm"], help="whose training steps to trace")
     parser.add_argument("--output", help="JSONL file that results are appended to")
     args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    if unknown := set(args.preset) - PRESETS.keys():
+        parser.error(f"preset {', '.join(sorted(unknown))} is unknown; choose from {', '.join(PRESETS)}")
+    run(args)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,23 @@
 
 One device trains three models at a time, which fills the gaps between launches. First each trains a few steps, which
 compiles the programs and tells how many epochs fit; schedules are then set to end with them, and reproduce.py runs the
-cells. Further seeds follow while there is time for all of their epochs. Every finished cell is
-one line more in DIR/lines.jsonl. Checkpoints are in DIR/runs; remove DIR/runs to begin anew.
+cells. Further seeds follow while there is time for all of their epochs. Every finished cell is one line more in
+DIR/lines.jsonl, and what the end of the time cut off has its curve there. Checkpoints are in DIR/runs. To begin anew,
+remove DIR.
 """
 
 import argparse
 import json
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import ROOT, script
+from common import ROOT, require_positive, script
 from grid import SEEDS, Cell, matching, read_line, shortened
 
 from bwds.training.metrics import METRICS_FILE, read_metrics
@@ -53,9 +56,9 @@ def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float
     for cell in cells:
         workdir = folder / cell.variant
         changed = {"train.steps": PROBED, "train.eval_every": PROBED, "train.checkpoint_every": PROBED}
-        command = Cell(cell.preset, cell.variant, cell.seed, cell.options | changed).command(str(workdir)).split()
+        command = Cell(cell.preset, cell.variant, cell.seed, cell.options | changed).command(str(workdir))
         text = [] if directory is None else [f"--data.directory={directory}"]
-        commands.append([sys.executable, *command[1:], *text])
+        commands.append([sys.executable, *shlex.split(command)[1:], *text])
     start = time.monotonic()
     side_by_side(commands)
     taken = time.monotonic() - start
@@ -117,7 +120,9 @@ def run(args: argparse.Namespace) -> None:
             sys.exit(f"error: no epoch of {epoch:.0f} s fits into {args.minutes:g} minutes")
         plan.write_text(json.dumps([epochs, epoch, beside]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    written: set[str] = set()
+    lines = args.output / "lines.jsonl"
+    known = map(json.loads, lines.read_text().splitlines()) if lines.exists() else ()
+    written = {line["cell"] for line in known if line["benchmark"] == "quality"}
     for seed in SEEDS:
         cells = matching([f"{args.preset}/{variant}/seed{seed}" for variant in VARIANTS])
         short = [shortened(cell, epochs, args.epoch_steps) for cell in cells]
@@ -126,12 +131,12 @@ def run(args: argparse.Namespace) -> None:
             print(f"seed {seed}: no time for {needed:.0f} s more", flush=True)
             break
         command = [sys.executable, "benchmarks/reproduce.py", f"--epochs={epochs}", f"--jobs={len(cells)}"]
-        command += [f"--output={args.output.resolve()}"]
-        command += [] if args.data_directory is None else [f"--data-directory={Path(args.data_directory).resolve()}"]
+        command += [f"--output={args.output}"]
+        command += [] if args.data_directory is None else [f"--data-directory={args.data_directory}"]
         command += [] if args.epoch_steps is None else [f"--epoch-steps={args.epoch_steps}"]
         process = subprocess.Popen([*command, *(cell.name for cell in cells)], cwd=ROOT)
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < end:
                 time.sleep(1)
                 write_lines(short, args.output, written)
         finally:
@@ -153,8 +158,12 @@ def main() -> None:
         "--epoch-steps", type=int, metavar="N", help="steps of an epoch, to rehearse; default: the text's"
     )
     args = parser.parse_args()
-    if not args.minutes > 0:
-        parser.error(f"--minutes is {args.minutes:g}; it must be above 0.")
+    require_positive(args, "epoch_steps")
+    if not 0 < args.minutes < math.inf:
+        parser.error(f"--minutes is {args.minutes:g}; it must be above 0 and finite.")
+    # The runs are started from another folder.
+    args.output = args.output.resolve()
+    args.data_directory = args.data_directory and str(Path(args.data_directory).resolve())
     run(args)
 
 

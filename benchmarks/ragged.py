@@ -40,6 +40,9 @@ def by_ragged_dot(x, gates, w, *, kept: int):
 def run(args):
     """All sizes of the arguments."""
     require_positive(args, "hidden", "block", "few_rows")
+    for h in args.hidden:
+        if h % args.block:
+            raise ValueError(f"--hidden {h} is not a multiple of --block {args.block}; choose a block that divides it.")
     results = Results(args.output)
     for h, dtype, rows in itertools.product(args.hidden, args.dtype, args.few_rows):
         grid = h // args.block, 4 * h // args.block
@@ -73,11 +76,7 @@ def main():
     parser.add_argument("--sparsity", type=float, default=0.75)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16", "float32"])
     parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

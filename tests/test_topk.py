@@ -81,6 +81,31 @@ def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
         assert len(counted) > 32
 
 
+@pytest.mark.parametrize(("n", "k"), [(4096, 1024), (4096, 410), (576, 288)])
+def test_guesses_take_few_counts(n, k):
+    """For normal scores some 7, two more for ties; bisection takes 11 to 18."""
+    counts = []
+    for seed in range(8):
+        scores = np.random.default_rng(seed).normal(size=(1, n)).astype(np.float32)
+        counted = []
+
+        def count(mask, counted=counted):
+            counted.append(mask)
+            return mask.sum(1, keepdims=True, dtype=jnp.int32)
+
+        def extremes(keys):
+            return keys.min(1, keepdims=True), keys.max(1, keepdims=True)
+
+        keys = topk.sortable(jnp.asarray(scores))
+        index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
+        with jax.disable_jit():
+            mask = topk.search(keys, index, jnp.zeros((1, 1), jnp.int32), count, k, n, early=True, extremes=extremes)
+        np.testing.assert_array_equal(mask, expected(scores, k))
+        counts.append(len(counted))
+    assert np.mean(counts) <= 9 + 2
+    assert max(counts) < 20
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 5, 200])
 @pytest.mark.parametrize("n", [1, 33, 576, 4096, topk.MAX_SCORES, topk.MAX_SCORES + 1])
