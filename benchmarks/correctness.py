@@ -35,7 +35,7 @@ from bwds import ModelConfig, language_model, topk_gates
 from bwds.gating import init_gate
 from bwds.linear import GateOptions, apply_linear
 from pallas_kernels import to_block_major
-from pallas_kernels.topk import MAX_SCORES, largest
+from pallas_kernels.topk.search import MAX_SCORES, largest
 
 EXACT, SINGLE = 1e-4, 4e-3
 GRID, BLOCK = (12, 48), 128
@@ -48,14 +48,14 @@ MANY = 16
 
 def module_here() -> tuple[str, ModuleType]:
     """The implementation that ``block_sparse_matmul`` takes here, by name, and its module."""
-    from pallas_kernels import xla
+    from pallas_kernels.block_sparse import xla
 
     if jax.default_backend() == "gpu":
-        from pallas_kernels import triton
+        from pallas_kernels.block_sparse import triton
 
         return "triton", triton
     if jax.default_backend() == "tpu":
-        from pallas_kernels import mosaic_tpu
+        from pallas_kernels.block_sparse import mosaic_tpu
 
         return "mosaic_tpu", mosaic_tpu
     return "xla", xla

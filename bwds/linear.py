@@ -32,7 +32,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
-from pallas_kernels.gated import fuses, gated_matmul
+from pallas_kernels.gated.api import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
 
 Params = dict[str, Any]

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.block_sparse.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
 from pallas_kernels.mesh_axes import alike, zeros
 from pallas_kernels.sizes import at_most, is_known
-from pallas_kernels.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
 
 SMALL = 2**21
 """Bytes of ``w`` up to which XLA's product is as fast with one row and faster with four: it lies in a cache then."""
@@ -37,7 +37,7 @@ def _plain(x, w):
 
 @jax.custom_jvp
 def _streamed(x, w):
-    """Reads ``STREAMS`` rows of ``w`` in turn, where they lie; see ``xla_decode``."""
+    """Reads ``STREAMS`` rows of ``w`` in turn, where they lie; see ``block_sparse.xla_decode``."""
     x, w = alike(x, w)
     k, n = w.shape
     scales = x.astype(jnp.float32).reshape(-1, k)

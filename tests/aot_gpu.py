@@ -125,7 +125,7 @@ def compile_all(dump: Path, ptxas: str, sizes: list[int]) -> None:
     import jax.numpy as jnp
 
     sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton
+    from pallas_kernels.block_sparse import triton
 
     mesh, sharding = h200()
     k, n = INPUTS, OUTPUTS

@@ -34,7 +34,7 @@ def compile_gates(dump: Path, ptxas: str) -> None:
     import jax
 
     sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton_gates
+    from pallas_kernels.gated import triton_gates
 
     mesh, sharding = h200()
     n = GRID[0] * GRID[1]

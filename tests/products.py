@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from pallas_kernels import from_block_major, reference, to_block_major
+from pallas_kernels import from_block_major, to_block_major
+from pallas_kernels.block_sparse import reference
 
 NAMES = ("y", "dx", "dw", "dgates")
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, language_model
 from bwds.collectives import DATA, MODEL
 from bwds.training.sharding import Placement
-from pallas_kernels.mosaic_tpu_plan import plan_tiles
+from pallas_kernels.block_sparse.mosaic_tpu_plan import plan_tiles
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu_pod_compile.jsonl"

@@ -7,7 +7,8 @@ import oracle
 import pytest
 from products import NAMES, assert_matches, expected, problem, run, without_nan
 
-from pallas_kernels import to_block_major, triton
+from pallas_kernels import to_block_major
+from pallas_kernels.block_sparse import triton
 
 # Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

@@ -10,8 +10,9 @@ import oracle
 import pytest
 
 from bwds.linear import GateOptions, apply_linear, init_linear, prepare
-from pallas_kernels import gated, triton_gates
-from pallas_kernels.topk import largest
+from pallas_kernels.gated import api as gated
+from pallas_kernels.gated import triton_gates
+from pallas_kernels.topk.search import largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 

@@ -24,10 +24,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.layout import block_shape
-from pallas_kernels.mesh_axes import result
-from pallas_kernels.mosaic_tpu_plan import Plan, kept_list, plan_tiles
-from pallas_kernels.mosaic_tpu_tiles import (
+from pallas_kernels.block_sparse.mosaic_tpu_plan import Plan, kept_list, plan_tiles
+from pallas_kernels.block_sparse.mosaic_tpu_tiles import (
     LANES,
     block_at,
     columns,
@@ -38,7 +36,9 @@ from pallas_kernels.mosaic_tpu_tiles import (
     pad_rows,
     to_lanes,
 )
-from pallas_kernels.mosaic_tpu_weights import weight_gradient
+from pallas_kernels.block_sparse.mosaic_tpu_weights import weight_gradient
+from pallas_kernels.layout import block_shape
+from pallas_kernels.mesh_axes import result
 from pallas_kernels.sizes import is_known
 
 __all__ = ["check", "forward", "input_gradients", "weight_gradient"]

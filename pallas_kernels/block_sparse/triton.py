@@ -33,12 +33,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels import triton_kernels
+from pallas_kernels.block_sparse import triton_kernels
+from pallas_kernels.block_sparse.triton_kernels import Plan
 from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
 from pallas_kernels.sizes import is_known
-from pallas_kernels.triton_kernels import Plan
 
 PROGRAMS = 132
 """Programs that occupy the chip: the multiprocessors of an H100 or H200."""

@@ -7,7 +7,7 @@ take more than 256. Only where it never comes to k, because the k-th largest has
 settles which of them are in. It takes a traced k, and every row its own threshold. On one core of an AMD EPYC a mask
 made of ``lax.top_k`` takes about twice as long for a quarter of 4,096 scores, and nine times for 64 rows of them. On an
 accelerator each count would be a launch or two, and an end that data decide a wait for the host, so there the whole
-search is one kernel (``topk_tpu``, which bisects, and ``topk_triton``); rows that are too long for it take all the
+search is one kernel (``tpu``, which bisects, and ``triton``); rows that are too long for it take all the
 steps of a bisection.
 """
 
@@ -31,7 +31,7 @@ MAX_SCORES = 32_768
 """Of one row in a kernel: 64 a thread on a GPU."""
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 Extremes = Callable[..., tuple[Any, Any]]
-KERNELS = {"tpu": "topk_tpu", "cuda": "topk_triton"}
+KERNELS = {"tpu": "tpu", "cuda": "triton"}
 """Modules of this package by platform."""
 
 
@@ -80,7 +80,7 @@ def _kernels(scores) -> dict[str, Callable[..., Any]]:
     kernels = {}
     for platform, name in KERNELS.items():
         with contextlib.suppress(ImportError):
-            module = importlib.import_module(f"pallas_kernels.{name}")
+            module = importlib.import_module(f"pallas_kernels.topk.{name}")
             kernels[platform] = kernel_on(platform, module.largest, jax.ShapeDtypeStruct(scores.shape, bool))
     return kernels
 

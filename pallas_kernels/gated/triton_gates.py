@@ -10,11 +10,11 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import triton
-from pallas_kernels.gate_values import scaled_scores
+from pallas_kernels.block_sparse import triton
+from pallas_kernels.gated.gate_values import scaled_scores
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
-from pallas_kernels.topk import LOWEST, score, search, sortable
+from pallas_kernels.topk.search import LOWEST, score, search, sortable
 
 MAX_SCORES = 16_384
 """Of one row, with rows and columns of the grid rounded up to powers of two: 32 a thread. Twice as many do not fit the

@@ -15,11 +15,11 @@ so forward and backward are three products, as many as dense has.
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels import xla_decode
+from pallas_kernels.block_sparse import xla_decode
+from pallas_kernels.block_sparse.xla_decode import columns
 from pallas_kernels.layout import from_block_major, to_block_major
 from pallas_kernels.mesh_axes import zeros
 from pallas_kernels.sizes import at_most, is_known
-from pallas_kernels.xla_decode import columns
 
 DECODE_ROWS = 16
 # Rows of a large batch that are taken at a time, so that temporaries stay in cache.

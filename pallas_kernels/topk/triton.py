@@ -1,4 +1,4 @@
-"""The search of ``topk`` as one Pallas kernel for NVIDIA GPUs (Triton).
+"""``search`` as one Pallas kernel for NVIDIA GPUs (Triton).
 
 A program holds all scores of its row in registers. It reads them once and writes one mask: between scores and gates
 there is one launch, and nothing waits for the host.
@@ -11,11 +11,11 @@ from jax import lax
 
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
-from pallas_kernels.topk import search_in_kernel
+from pallas_kernels.topk.search import search_in_kernel
 
 
 def largest(scores, k, *, interpret=False):
-    """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``topk.largest``."""
+    """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``search.largest``."""
     rows, n = scores.shape
     width = max(pl.next_power_of_2(n), 32)
     # A block as wide as a power of two: past the end of a row nothing is read or written, where ``inside`` is false.

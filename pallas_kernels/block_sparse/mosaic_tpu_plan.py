@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.mosaic_tpu_tiles import LANES, SPARE_BYTES, pad_rows, round_up
+from pallas_kernels.block_sparse.mosaic_tpu_tiles import LANES, SPARE_BYTES, pad_rows, round_up
 
 TILE_ROWS = (512, 256, 128, 64, 32, 16)
 TILE_BYTES = 32 * 2**20

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels import vjp
+from pallas_kernels.block_sparse import vjp
+from pallas_kernels.block_sparse.vjp import Modules
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
-from pallas_kernels.vjp import Modules
 
 PLATFORMS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "cuda"}
 """Modules of this package, and the platform each is for; None: all of them."""
@@ -25,7 +25,7 @@ PLATFORMS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "cud
 
 def _module(name: str) -> ModuleType:
     # Imported when it is needed: a named implementation needs no other.
-    return importlib.import_module(f"pallas_kernels.{name}")
+    return importlib.import_module(f"pallas_kernels.block_sparse.{name}")
 
 
 def _suited(name: str, x, w, gates) -> ModuleType | None:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.api import block_sparse_matmul
-from pallas_kernels.gate_values import gate_values
+from pallas_kernels.block_sparse.api import block_sparse_matmul
+from pallas_kernels.gated.gate_values import gate_values
 from pallas_kernels.platforms import kernel_on
-from pallas_kernels.topk import largest
+from pallas_kernels.topk.search import largest
 
 
 def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
@@ -26,7 +26,7 @@ def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
     if implementation not in (None, "triton"):
         return False
     try:
-        from pallas_kernels import triton_gates
+        from pallas_kernels.gated import triton_gates
     except ImportError:
         # This jax has no such compiler.
         return False
@@ -59,7 +59,7 @@ def gated_matmul(
         activation, normalization: as ``gate_values`` takes them.
         implementation: of the product and the choice: None or "triton".
     """
-    from pallas_kernels import triton_gates
+    from pallas_kernels.gated import triton_gates
 
     def steps(x, w, scores, bias, k):
         whole = scores + bias[None, :]

@@ -1,4 +1,4 @@
-"""The search of ``topk`` as one Pallas kernel for TPUs (Mosaic).
+"""``search`` as one Pallas kernel for TPUs (Mosaic).
 
 A program holds all scores of its rows in VMEM. It reads them once and writes one mask: between scores and gates there
 is one launch, and nothing waits for the host.
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.block_sparse.mosaic_tpu_tiles import LANES, pad_rows, round_up
 from pallas_kernels.mesh_axes import result
-from pallas_kernels.mosaic_tpu_tiles import LANES, pad_rows, round_up
-from pallas_kernels.topk import search_in_kernel
+from pallas_kernels.topk.search import search_in_kernel
 
 TILE_BYTES = 2**20
 """Scores of one program."""
 
 
 def largest(scores, k, *, interpret=False):
-    """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``topk.largest``."""
+    """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``search.largest``."""
     rows, n = scores.shape
     width = round_up(n, LANES)
     tile = min(round_up(rows, 8), max(8, TILE_BYTES // (4 * width) // 8 * 8))

@@ -20,7 +20,7 @@ def low_rank(x: Float[Array, "*b K"], down: Float[Array, "K r"], up: Float[Array
     rows = math.prod(x.shape[:-1])
     flat, down, up = alike(x.reshape(rows, x.shape[-1]), down, up)
     try:
-        from pallas_kernels import triton_low_rank
+        from pallas_kernels.gated import triton_low_rank
 
         takes = triton_low_rank.takes(flat, down, up)
     except ImportError:
@@ -41,7 +41,7 @@ def _by_platform(x, down, up):
 
 @jax.custom_batching.custom_vmap
 def _forward(x, down, up):
-    from pallas_kernels import triton_low_rank
+    from pallas_kernels.gated import triton_low_rank
 
     out = jax.ShapeDtypeStruct((x.shape[0], up.shape[1]), jnp.float32)
     return lax.platform_dependent(x, down, up, cuda=kernel_on("cuda", triton_low_rank.low_rank, out), default=_plain)

@@ -15,9 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.layout import block_shape
-from pallas_kernels.mesh_axes import result
-from pallas_kernels.mosaic_tpu_tiles import (
+from pallas_kernels.block_sparse.mosaic_tpu_tiles import (
     LANES,
     SPARE_BYTES,
     block_at,
@@ -29,6 +27,8 @@ from pallas_kernels.mosaic_tpu_tiles import (
     tiles_of_blocks,
     to_lanes,
 )
+from pallas_kernels.layout import block_shape
+from pallas_kernels.mesh_axes import result
 
 TILE_FEATURES = 1024
 """Side of a tile of output blocks: enough products for every byte of x and dy. Of longer blocks fewer are in a tile."""
