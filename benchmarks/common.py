@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
+from benchmarks import ROOT
 from bwds import cli
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Timing(tuple):
@@ -145,7 +144,13 @@ def pinned() -> str:
 
 def script(main: Callable[[], None]) -> NoReturn:
     """Ends the process as the commands of bwds end: see ``bwds.cli.run``."""
-    sys.exit(cli.run(lambda _: main(), f"benchmarks/{Path(sys.argv[0]).name}", sys.argv[1:]))
+    sys.exit(cli.run(lambda _: main(), typed()[0], sys.argv[1:]))
+
+
+def typed() -> list[str]:
+    """The script and the arguments of this process; of a module the name behind ``-m``, not the path of its file."""
+    spec = sys.modules["__main__"].__spec__
+    return sys.argv if spec is None else [f"-m {spec.name}", *sys.argv[1:]]
 
 
 def revision() -> dict[str, Any]:
@@ -183,7 +188,7 @@ def environment() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
         **(cuda() if device.platform == "gpu" else {}),
         **revision(),
-        "command": pinned() + " ".join(["python", *sys.argv]),
+        "command": pinned() + " ".join(["python", *typed()]),
     }
 
 

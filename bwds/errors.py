@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
-    """Whether an error is a ``ValueError`` that a ``raise`` of this project, or of the script of ``main``, has raised.
+    """Whether an error is a ``ValueError`` from a ``raise`` of this project, or of the script or package of ``main``.
 
     Those of libraries, and of Python itself in the middle of our own code, are no sentences for the user.
     """
@@ -17,8 +17,10 @@ def is_refusal(error: BaseException, main: Callable[..., object] | None = None) 
         at = at.tb_next
     raised = at.tb_frame.f_code
     package = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    beside = main is not None and Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
-    ours = package in ("bwds", "pallas_kernels") or beside
+    ours = package in ("bwds", "pallas_kernels")
+    if main is not None:
+        own = (main.__globals__.get("__package__") or "").partition(".")[0]
+        ours |= package == own or Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
     return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
 
 

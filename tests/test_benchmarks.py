@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import common
+from benchmarks.measure import baselines, calls, kernels, train_step
+from benchmarks.measure.train_step import resized
 from bwds.config import Config, DataConfig, ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -23,11 +26,9 @@ TINY = ["--hidden", "32", "--sparsity", "0.5"]
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs a benchmark by its ``main``; the lines that it wrote, by kind. What it measures first is small."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    calls, common = importlib.import_module("calls"), importlib.import_module("common")
 
     def run(name, *arguments):
-        module, output = importlib.import_module(name), tmp_path / "lines.jsonl"
+        module, output = importlib.import_module(f"benchmarks.measure.{name}"), tmp_path / "lines.jsonl"
         short = {
             "matmul_rate": functools.partial(common.matmul_rate, size=64),
             "copy_bandwidth": functools.partial(common.copy_bandwidth, megabytes=1),
@@ -82,7 +83,6 @@ def test_products_of_many_rows(command):
 
 
 def test_sharded_products_are_those_of_one_device(command):
-    kernels = importlib.import_module("kernels")
     args = argparse.Namespace(sparsity=[0.5], block=16, implementation=None, devices=8)
     x, w, _, gate = kernels.arrays(2, 64, 16, "float32", 2)
     options = kernels.GateOptions((4, 16))
@@ -106,7 +106,6 @@ def test_sharded_products_are_those_of_one_device(command):
 
 
 def test_calls_in_one_program_are_all_made_one_after_the_other(command):
-    calls = importlib.import_module("calls")
     made = []
 
     @jax.jit
@@ -171,7 +170,6 @@ def test_the_profile_of_a_word_has_every_part(command, cell):
 
 
 def test_training_steps(command, monkeypatch):
-    train_step = importlib.import_module("train_step")
     model = ModelConfig(vocab_size=20, cell="qrnn", num_layers=1, block_size=32)
     monkeypatch.setitem(train_step.PRESETS, "tiny", Config(model, DataConfig(batch_size=2, sequence_length=3)))
     arguments = ["tiny", "--hidden", "32", "--sparsity", "0.5", "0.75", "--turns", "3"]
@@ -185,7 +183,6 @@ def test_training_steps(command, monkeypatch):
 
 
 def test_another_width_has_blocks_of_128_where_they_fit(command):
-    train_step = importlib.import_module("train_step")
     widths = {hidden: train_step.resized("ptb-lstm-small", hidden, None).model for hidden in (None, 96, 1536)}
     assert [(m.hidden_size, m.block_size) for m in widths.values()] == [(256, 32), (96, 32), (1536, 128)]
 
@@ -194,9 +191,6 @@ def test_another_width_has_blocks_of_128_where_they_fit(command):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pytorch_beside_ours(command, dtype):
     pytest.importorskip("torch", reason="the baseline needs the extra bench")
-    import baselines
-    from train_step import resized
-
     config = resized("ptb-lstm-small", 16, dtype)
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=(4, 6), dtype=np.int32)
     step = baselines.training(config, tokens)["pytorch"]
@@ -240,7 +234,6 @@ def test_a_mistake_is_a_sentence_and_writes_nothing(command, arguments, tmp_path
 
 
 def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
-    common = importlib.import_module("common")
     found = common.environment()
     assert len(found["revision"]) == 40
     assert found["modified"] in (True, False)
@@ -252,7 +245,6 @@ def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
 
 
 def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_path):
-    common = importlib.import_module("common")
     unknown = {"revision": "unknown", "modified": False}
     # A copy without a history: by itself, and in the repository of something else.
     monkeypatch.setattr(common, "ROOT", tmp_path)
@@ -267,6 +259,6 @@ def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_pa
 
 
 def test_every_benchmark_answers_errors_in_one_place():
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         _, found, end = path.read_text().partition('if __name__ == "__main__":\n')
-        assert not found or end == "    script(main)\n" or end.startswith("    sys.exit(run(main, ")
+        assert not found or end == "    script(main)\n" or end.splitlines()[-1].startswith("    sys.exit(run(main, ")

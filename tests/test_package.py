@@ -99,8 +99,8 @@ def test_what_cites_bwds_cites_this_version():
 def test_what_a_text_says_to_install_is_there():
     """bwds is on no package index: extras are those of a clone."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob(".ci/*")]
-    for path in [*pages, *SOURCES, *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob(".ci/*")]
+    for path in [*pages, *SOURCES, *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/*.py")]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"bwds\[|pip install bwds|URL_OF", text), path
         named = re.findall(r"pip install [^\n]*\.\[([\w,]+)\]", text)

@@ -200,7 +200,7 @@ def test_a_layer_on_a_gpu(rows, dtype):
 
 @pytest.fixture(scope="module")
 def compiled_ahead_of_time(compile_for_a_gpu) -> list[dict]:
-    return compile_for_a_gpu("aot_gpu_decode.py")
+    return compile_for_a_gpu("aot_gpu_decode")
 
 
 def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):

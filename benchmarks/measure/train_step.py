@@ -1,7 +1,7 @@
 """Time of one whole training step, block-wise dynamic against dense of the same size, in turns.
 
-    python benchmarks/train_step.py [PRESET ...] [--hidden 1536] [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16]
-                                    [--turns 9] [--output FILE]
+    python -m benchmarks.measure.train_step [PRESET ...] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
+                                           [--dtype float32 bfloat16] [--turns 9] [--output FILE]
 
 The step is that of train.py: forward, backward, clipping and optimiser, on random tokens. --hidden takes another width
 than the preset's, with blocks of 128 where they divide it, else of the preset's size. All sparsities of a model take
@@ -17,9 +17,9 @@ import itertools
 
 import jax
 import numpy as np
-from baselines import training
-from common import Results, fields, matmul_rate, require_positive, require_turns, script, time_in_turns
 
+from benchmarks.common import Results, fields, matmul_rate, require_positive, require_turns, script, time_in_turns
+from benchmarks.measure.baselines import training
 from bwds import PRESETS, cost, language_model, num_kept_blocks
 from bwds.training.optim import make_optimizer
 from bwds.training.step import init_state, train_step

@@ -1,8 +1,8 @@
 """The block-sparse product against the dense one.
 
-    python benchmarks/kernels.py [decode] [batched] [--output FILE] [--implementation NAME] [--hidden 1536 4096]
-                                 [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
-                                 [--rows 64 2240] [--rotate-mib 128] [--devices 1]
+    python -m benchmarks.measure.kernels [decode] [batched] [--output FILE] [--implementation NAME] [--hidden 1536 4096]
+                                        [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
+                                        [--rows 64 2240] [--rotate-mib 128] [--devices 1]
 
 decode: products of few rows (--few-rows 1 4 16), [H] -> [4H]; given the gates (with the indexing that needs) and from
 the input on (the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the
@@ -26,11 +26,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from calls import timed
-from common import Results, copy_bandwidth, fields, matmul_rate, require_positive, script
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.common import Results, copy_bandwidth, fields, matmul_rate, require_positive, script
+from benchmarks.measure.calls import timed
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.collectives import MODEL
 from bwds.gating import gate_scores, init_gate

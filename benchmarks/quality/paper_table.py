@@ -1,6 +1,6 @@
 """The paper's comparison in a given time on one accelerator: dense, dynamic and magnitude-pruned, side by side.
 
-    python benchmarks/paper_table.py --minutes M --output DIR [--data-directory DIR] [--preset ptb-lstm]
+    python -m benchmarks.quality.paper_table --minutes M --output DIR [--data-directory DIR] [--preset ptb-lstm]
 
 One device trains three models at a time, which fills the gaps between launches. First each trains a few steps, which
 compiles the programs and tells how many epochs fit; schedules are then set to end with them, and reproduce.py runs the
@@ -20,9 +20,9 @@ import sys
 import time
 from pathlib import Path
 
-from common import ROOT, require_positive, script
-from grid import SEEDS, Cell, matching, read_line, shortened
-
+from benchmarks import ROOT
+from benchmarks.common import require_positive, script
+from benchmarks.quality.grid import SEEDS, Cell, matching, read_line, shortened
 from bwds.training.metrics import METRICS_FILE, read_metrics
 
 VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         if seed != SEEDS[0] and time.monotonic() + needed > end:
             print(f"seed {seed}: no time for {needed:.0f} s more", flush=True)
             break
-        command = [sys.executable, "benchmarks/reproduce.py", f"--epochs={epochs}", f"--jobs={len(cells)}"]
+        command = [sys.executable, str(ROOT / "benchmarks/reproduce.py"), f"--epochs={epochs}", f"--jobs={len(cells)}"]
         command += [f"--output={args.output}"]
         command += [] if args.data_directory is None else [f"--data-directory={args.data_directory}"]
         command += [] if args.epoch_steps is None else [f"--epoch-steps={args.epoch_steps}"]

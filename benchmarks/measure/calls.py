@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import Timing, time_in_turns
 from jax import lax
+
+from benchmarks.common import Timing, time_in_turns
 
 CALLS, TURNS = 16, 4
 """One program is a loop of so many turns, each of at least so many calls: its own kernels count little beside them."""

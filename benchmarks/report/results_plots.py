@@ -4,8 +4,8 @@ import math
 from itertools import groupby
 from pathlib import Path
 
-from intervals import Estimate
-from plots import panels
+from benchmarks.quality.intervals import Estimate
+from benchmarks.report.plots import panels
 
 HIGHEST, HIGHEST_IN_CURVES = 1.4, 1.8
 """Upper ends of the axes, against the lowest value."""

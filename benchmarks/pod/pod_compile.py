@@ -1,6 +1,6 @@
 """Compiles the training step for slices of a TPU pod, without one, and counts what every chip would hold, do and send.
 
-    python benchmarks/pod_compile.py [--preset ptb-lstm wikitext103-qrnn] [--topology v5e:16x16 v5p:4x4x4 v6e:16x16]
+    python -m benchmarks.pod.pod_compile [--preset ptb-lstm wikitext103-qrnn] [--topology v5e:16x16 v5p:4x4x4 v6e:16x16]
                                      [--rows 8] [--mesh.model 1] [--mesh.shard-optimizer] [--output FILE]
 
 It is the step of train.py with its Pallas kernels, spread over a mesh of the slice's chips by the same code, compiled
@@ -35,16 +35,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-import hlo
-import hlo_counts
 import jax
 import jax.numpy as jnp
-from common import Results, cores, script
 from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from tpus import chip_of
 
+from benchmarks.common import Results, cores, script
+from benchmarks.pod import hlo, hlo_counts
+from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, cost, language_model
 from bwds.collectives import DATA, MODEL, cross_entropy
 from bwds.training.optim import make_optimizer

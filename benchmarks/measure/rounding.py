@@ -1,6 +1,6 @@
 """How far apart two training runs get that differ in rounding only: on one device, and on two that share the rows.
 
-    python benchmarks/rounding.py [PRESET] [--steps 40] [--activation linear softplus] [--output FILE]
+    python -m benchmarks.measure.rounding [PRESET] [--steps 40] [--activation linear softplus] [--output FILE]
 
 Each step of the run on one device is also done on two, from the same state: ``one_step`` is the relative distance of
 the two changes of the parameters. While it is as small as rounding, nothing else differs between one device and two.
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import Results, require_positive, script
 
+from benchmarks.common import Results, require_positive, script
 from bwds import PRESETS, language_model
 from bwds.data import load_corpus
 from bwds.data.batches import train_batch

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tables import MISSING, number, table
-from tpus import CHIPS, SOURCES, chip_of
+from benchmarks.pod.tpus import CHIPS, SOURCES, chip_of
+from benchmarks.report.tables import MISSING, number, table
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -227,7 +227,7 @@ def _plot(path: Path, cases: list[Case]) -> str:
         path.unlink(missing_ok=True)
         return ""
     # Here, since tables need no matplotlib.
-    from plots import panels
+    from benchmarks.report.plots import panels
 
     with panels(path, len(series)) as axes:
         for axis, (title, line) in zip(axes, series.items(), strict=True):

@@ -9,8 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import cores
 from jax import lax
+
+from benchmarks.common import cores
 
 
 def baseline(config, first, steps):

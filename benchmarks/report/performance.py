@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tables import MISSING, number, table, write_csv
+from benchmarks.report.tables import MISSING, number, table, write_csv
 
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
@@ -338,7 +338,7 @@ def _plot(path: Path, runs: list[Run], kind: str, ratios: dict[str, str]) -> str
 
 def _draw(path: Path, found: dict[str, dict[tuple[str, str], dict[float, float]]], labels: list[str]) -> None:
     # Here, since tables need no matplotlib.
-    from plots import panels
+    from benchmarks.report.plots import panels
 
     sizes = sorted(
         {size for panel in found.values() for size, _ in panel}, key=lambda s: (int(s.split()[1].strip(",")), s)

@@ -1,7 +1,7 @@
 """Where the time of a word goes, on a CPU: a trace of greedy decoding, its operations sorted by what they are for.
 
-    python benchmarks/word_profile.py [--cell lstm qrnn] [--hidden 1536] [--sparsity 0.5 0.75 0.9] [--gate-rank RANK]
-                                      [--output FILE]
+    python -m benchmarks.measure.word_profile [--cell lstm qrnn] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
+                                             [--gate-rank RANK] [--output FILE]
 
 A word of a rollout is one turn of a compiled loop. The trace has a time for every operation in it, and the program's
 text tells from which part of the model each comes: scores of the gates, choice (the threshold among the scores, the
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from common import Results, fields, require_positive, script, time_in_turns
-from decode import parameters
-from hlo import Instruction, Program, parse
 
+from benchmarks.common import Results, fields, require_positive, script, time_in_turns
+from benchmarks.measure.decode import parameters
+from benchmarks.pod.hlo import Instruction, Program, parse
 from bwds import ModelConfig, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
 

@@ -1,6 +1,6 @@
 """Are the kernels of this device right? Each against float64 in NumPy, on the device itself.
 
-    python benchmarks/correctness.py [--small] [--output FILE]
+    python -m benchmarks.measure.correctness [--small] [--output FILE]
 
 The product and its three gradients, with NaN in every block that no row keeps and with columns of blocks that are
 empty, full and in between; the choice of the k largest; a layer's fused gate and product; the gradients of whole
@@ -24,18 +24,14 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import ROOT, Results, cores, script
 
-sys.path.append(str(ROOT / "tests"))
-
-import oracle
-import products
-
+from benchmarks.common import Results, cores, script
 from bwds import ModelConfig, language_model, topk_gates
 from bwds.gating import init_gate
 from bwds.linear import GateOptions, apply_linear
 from pallas_kernels import to_block_major
 from pallas_kernels.topk.search import MAX_SCORES, largest
+from tests import oracle, products
 
 EXACT, SINGLE = 1e-4, 4e-3
 GRID, BLOCK = (12, 48), 128

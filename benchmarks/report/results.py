@@ -1,7 +1,8 @@
 """docs/results.md, its plots and docs/results.csv: the comparison of perplexities.
 
 The prose is in results_template.md; names in braces are filled in. Raw lines are those of benchmarks/reproduce.py, one
-file a cell; which cells there should be is in benchmarks/grid.py. The page is right with none, some or all of them.
+file a cell; which cells there should be is in benchmarks/quality/grid.py. The page is right with none,
+some or all of them.
 """
 
 import dataclasses
@@ -12,10 +13,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from grid import GATES, HEADLINE, PAPER, PUBLISHED, SIZES, SMALL, SWEEP, SWEPT, cells, read_line, variants
-from intervals import Estimate, difference, mean
-from tables import MISSING, table, write_csv
-
+from benchmarks.quality.grid import (
+    GATES,
+    HEADLINE,
+    PAPER,
+    PUBLISHED,
+    SIZES,
+    SMALL,
+    SWEEP,
+    SWEPT,
+    cells,
+    read_line,
+    variants,
+)
+from benchmarks.quality.intervals import Estimate, difference, mean
+from benchmarks.report.tables import MISSING, table, write_csv
 from bwds import PRESETS, cost
 
 Line = dict[str, Any]
@@ -174,7 +186,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
     if not done:
         return text
     # Here, since tables need no matplotlib.
-    from results_plots import draw
+    from benchmarks.report.results_plots import draw
 
     costs = {name: _relative(made[0]) for name, made in done.items()}
     tests = {name: mean(values(made, "test_perplexity")) for name, made in done.items()}

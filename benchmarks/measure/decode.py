@@ -1,8 +1,8 @@
 """Tokens per second of whole models: block-wise dynamic at several sparsities, dense, and what one would take instead.
 
-    python benchmarks/decode.py [--cell lstm qrnn] [--hidden 1536] [--batch 1 4 16] [--sparsity 0.5 0.75 0.9]
-                                [--dtype float32 bfloat16] [--gate-source learned norm] [--gate-rank RANK]
-                                [--implementation NAME] [--vocab 10000] [--output FILE]
+    python -m benchmarks.measure.decode [--cell lstm qrnn] [--hidden 1536] [--batch 1 4 16] [--sparsity 0.5 0.75 0.9]
+                                       [--dtype float32 bfloat16] [--gate-source learned norm] [--gate-rank RANK]
+                                       [--implementation NAME] [--vocab 10000] [--output FILE]
 
 Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
 rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
@@ -21,9 +21,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from baselines import baseline
-from common import Results, copy_bandwidth, fields, require_positive, require_turns, script, time_in_turns
 
+from benchmarks.common import Results, copy_bandwidth, fields, require_positive, require_turns, script, time_in_turns
+from benchmarks.measure.baselines import baseline
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
 

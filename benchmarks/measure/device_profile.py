@@ -1,7 +1,7 @@
 """Where the time of a word and of a training step goes on an accelerator: a trace, its kernels by time.
 
-    python benchmarks/device_profile.py [--hidden 4096] [--dtype bfloat16 float32] [--sparsity 0.5 0.75]
-                                        [--gate-rank 128] [--preset ptb-lstm] [--output FILE]
+    python -m benchmarks.measure.device_profile [--hidden 4096] [--dtype bfloat16 float32] [--sparsity 0.5 0.75]
+                                               [--gate-rank 128] [--preset ptb-lstm] [--output FILE]
 
 Words of greedy decoding of the LSTM, dense and at each sparsity, and training steps of the preset, dense and dynamic.
 One line each: launches a step, the time that kernels were running and the time between the first and the last of them,
@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Results, require_positive, script
-from decode import parameters
-from train_step import dynamic, resized, stepper
 
+from benchmarks.common import Results, require_positive, script
+from benchmarks.measure.decode import parameters
+from benchmarks.measure.train_step import dynamic, resized, stepper
 from bwds import PRESETS, ModelConfig, language_model
 from bwds.generate import greedy_rollout
 

@@ -7,7 +7,7 @@ import math
 import re
 from typing import NamedTuple
 
-from hlo import Computation, Instruction, Program, executions
+from benchmarks.pod.hlo import Computation, Instruction, Program, executions
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 

@@ -1,6 +1,7 @@
 """A rehearsal of hardware.py for a machine that has no network and few packages, on a CPU.
 
-    python benchmarks/rehearse_hardware.py --data-directory DIR [--python python3.12] [--minutes 12] [--keep FOLDER]
+    python -m benchmarks.measure.rehearse_hardware --data-directory DIR [--python python3.12] [--minutes 12]
+                                                  [--keep FOLDER]
 
 Makes an environment of exactly what such a machine had (``BARE``), beside it the wheels of hardware_wheels.txt, and a
 bare copy of the repository's files without .git. There it runs hardware.py: killed twice in the middle, once with
@@ -20,9 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import ROOT
 from bwds.cli import run
 
-ROOT = Path(__file__).resolve().parents[1]
 BARE = (
     "jax==0.11.2 numpy==2.5.2 flax==0.12.10 optax==0.2.8 orbax-checkpoint==0.12.6 matplotlib tqdm pytest hypothesis "
     "jaxtyping==0.3.11"
@@ -107,4 +108,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "benchmarks/rehearse_hardware.py", sys.argv[1:]))
+    sys.exit(run(main, "-m benchmarks.measure.rehearse_hardware", sys.argv[1:]))

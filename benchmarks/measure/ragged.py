@@ -1,7 +1,7 @@
 """The block-sparse product against jax.lax.ragged_dot given the same work.
 
-    python benchmarks/ragged.py [--hidden 1536] [--block 128] [--few-rows 1 16] [--sparsity 0.75] [--dtype bfloat16]
-                                [--output FILE]
+    python -m benchmarks.measure.ragged [--hidden 1536] [--block 128] [--few-rows 1 16] [--sparsity 0.75]
+                                       [--dtype bfloat16] [--output FILE]
 
 ragged_dot multiplies rows that are sorted by group, each group with a matrix of its own. Here a group is a block of the
 weight, and its rows are those of the inputs that keep it: each (row, kept block) is one row of ``K / R`` features.
@@ -14,11 +14,11 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-from calls import timed
-from common import Results, fields, require_positive, script
 from jax import lax
-from kernels import arrays
 
+from benchmarks.common import Results, fields, require_positive, script
+from benchmarks.measure.calls import timed
+from benchmarks.measure.kernels import arrays
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.gating import gate_scores
 
