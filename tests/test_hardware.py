@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import hardware as script
+from benchmarks.quality.paper_table import one_step
+
 ROOT = Path(__file__).parents[1]
 
 PART = """
 import json, sys, time
 from pathlib import Path
-from benchmarks.measure import hardware as command
-from benchmarks.quality.paper_table import one_step
 
 name, seconds, code = sys.argv[1].split(",")
 output = Path(next(a for a in sys.argv if a.startswith("--output=")).removeprefix("--output="))
@@ -37,7 +38,7 @@ sys.exit(int(code))
 @pytest.fixture
 def hardware(monkeypatch, tmp_path):
     """The module, with parts of this test's own and a second to spare."""
-    hardware = command
+    hardware = script
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/__init__.py").touch()
     (tmp_path / "benchmarks/part.py").write_text(PART)
@@ -175,7 +176,7 @@ def test_the_epochs_that_fit_count_all_runs_that_share_the_device(monkeypatch, t
 
 
 def test_every_part_is_a_command_of_the_benchmarks():
-    for parts in (command.LARGE, command.SMALL):
+    for parts in (script.LARGE, script.SMALL):
         assert len({part.name for part in parts}) == len(parts)
         for part in parts:
             assert importlib.util.find_spec(f"benchmarks.{part.command.split()[0]}") is not None
