@@ -24,11 +24,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.measure.hardware_page import Line, how_it_ended, page
+from benchmarks.measure.hardware_parts import LARGE, SMALL, Part, chosen
 from bwds.output import say
 
 SPARE = 3.0
@@ -39,99 +40,6 @@ LEAST = 10.0
 _PROGRAM = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 ENDS_WITH_PARENT = [sys.executable, "-c", _PROGRAM] if sys.platform == "linux" else []
 """Runs a command that Linux ends when this process is killed, so that no part runs on beside the next ones."""
-
-Line = dict[str, Any]
-
-
-class Part(NamedTuple):
-    """A module of ``benchmarks`` and its arguments.
-
-    ``seconds`` are expected, and three times as many, at least 90, are its limit.
-    Without ``seconds`` it takes what is left, and is told how much that is.
-    """
-
-    name: str
-    tells: str
-    seconds: int | None
-    command: str
-
-
-LARGE = (
-    Part("right", "every kernel against float64 on the device", 90, "measure.correctness"),
-    Part(
-        "products",
-        "products of decoding against dense, H 4096",
-        40,
-        "measure.kernels decode --hidden 4096 --dtype bfloat16 float32 --gate-rank 128",
-    ),
-    Part(
-        "models",
-        "whole LSTMs of 2 x 4096, and cuDNN's",
-        60,
-        "measure.decode --cell lstm --hidden 4096 --batch 1 --sparsity 0.5 0.75 --dtype bfloat16 float32 "
-        "--gate-rank 128 --steps 64",
-    ),
-    Part(
-        "steps", "training steps of ptb-lstm", 50, "measure.train_step ptb-lstm --sparsity 0.5 --dtype float32 bfloat16"
-    ),
-    Part(
-        "batched",
-        "products of training and their gradients, H 1536",
-        40,
-        "measure.kernels batched --rows 128 2240 --dtype float32 bfloat16 --sparsity 0.5",
-    ),
-    Part("profile", "which kernels a word and a training step take", 40, "measure.device_profile"),
-    Part(
-        "other-products",
-        "products of decoding, H 1536 and 8192",
-        60,
-        "measure.kernels decode --hidden 1536 8192 --dtype bfloat16 float32 --gate-rank 128",
-    ),
-    Part("rival", "jax.lax.ragged_dot on the kept blocks", 30, "measure.ragged --hidden 1536 4096"),
-    Part("table", "the paper's comparison: ptb-lstm dense, dynamic and pruned", None, "quality.paper_table"),
-)
-SMALL = (
-    Part("right", "every product against float64", 60, "measure.correctness --small"),
-    Part(
-        "products",
-        "products of decoding against dense, H 512",
-        10,
-        "measure.kernels decode --hidden 512 --few-rows 1 4 --sparsity 0.5 0.9 --rotate-mib 32",
-    ),
-    Part(
-        "models",
-        "whole LSTMs of 2 x 512",
-        15,
-        "measure.decode --cell lstm --hidden 512 --batch 1 --sparsity 0.5 0.9 --vocab 2000 --turns 5",
-    ),
-    Part("steps", "training steps of quick", 40, "measure.train_step quick --sparsity 0.5 --turns 3"),
-    Part(
-        "batched",
-        "products of training and their gradients, H 256",
-        10,
-        "measure.kernels batched --hidden 256 --block 32 --rows 64 --sparsity 0.5",
-    ),
-    Part(
-        "profile",
-        "which operations a word takes",
-        15,
-        "measure.device_profile --hidden 256 --block 32 --vocab 1000 --sparsity 0.5 --dtype float32 --gate-rank 16 "
-        "--preset",
-    ),
-    Part("rival", "jax.lax.ragged_dot on the kept blocks", 15, "measure.ragged --hidden 256 --block 32"),
-    Part(
-        "pays",
-        "words a second by width: from where on skipping pays",
-        60,
-        "measure.decode --cell lstm --hidden 512 1024 2048 4096 --batch 1 --gate-rank 64 --steps 2 --turns 3",
-    ),
-    Part(
-        "table",
-        "the paper's comparison, rehearsed: some steps of ptb-lstm-small",
-        None,
-        "quality.paper_table --preset ptb-lstm-small --epoch-steps 20",
-    ),
-)
 
 
 class Output:
@@ -227,143 +135,6 @@ def end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
-
-
-# The page -------------------------------------------------------------------------------------------------------------
-
-
-def _of(kind: str, text: Callable[[Line], str]) -> Callable[[list[Line]], list[str]]:
-    return lambda lines: [text(line) for line in lines if line["benchmark"] == kind]
-
-
-def _right(lines: list[Line]) -> list[str]:
-    cases = [line for line in lines if line["benchmark"] == "correct"]
-    wrong = [line for line in cases if not line["right"]]
-    names = [f"wrong: {json.dumps({k: v for k, v in line.items() if k != 'benchmark'})}" for line in wrong]
-    return [f"{len(cases) - len(wrong)} of {len(cases)} cases right", *names] if cases else []
-
-
-def _decode(line: Line) -> str:
-    return (
-        f"H {line['hidden']}, {line['rows']} rows, {line['dtype']}, sparsity {line['sparsity']}: "
-        f"product {line['speedup_product']:.2f}x dense, with its gate {line['speedup_layer']:.2f}x; "
-        f"{line['product_us']:.0f} us, bound {line['bound_us']:.0f}; dense {line['dense_us']:.0f}, "
-        f"bound {line['dense_bound_us']:.0f}"
-    )
-
-
-def _model(line: Line) -> str:
-    others = [
-        f"{line[key]:.2f}x {key.removeprefix('speedup_over_')}" for key in line if key.startswith("speedup_over_")
-    ]
-    return (
-        f"{line['cell'].upper()} {line['layers']} x {line['hidden']}, {line['dtype']}, batch {line['batch']}, sparsity "
-        f"{line['sparsity']}: {line['dynamic_tokens_per_second']:,.0f} words a second, {', '.join(others)}"
-    )
-
-
-def _batched(line: Line) -> str:
-    return (
-        f"{line['rows']} rows, H {line['hidden']}, {line['dtype']}, sparsity {line['sparsity']}: value and gradients "
-        f"take {line['sparse_over_dense']:.2f} times dense's {line['dense_us']:.0f} us"
-    )
-
-
-def _step(line: Line) -> str:
-    return (
-        f"{line['preset']}, {line['dtype']}, sparsity {line['sparsity']}: {line['dynamic_over_dense']:.2f} times "
-        f"dense's {line['dense_ms']:.1f} ms"
-    )
-
-
-def _profile(line: Line) -> str:
-    of = {k: v for k, v in line.items() if k not in ("benchmark", "kernels", "launches", "kernels_us", "span_us")}
-    words = ", ".join(f"{k} {v}" for k, v in of.items() if v is not None)
-    return f"{words}: {line['launches']:.0f} launches, busy {line['kernels_us']:.0f} of {line['span_us']:.0f} us"
-
-
-def _quality(line: Line) -> str:
-    if "failed" in line:
-        return f"{line['cell']}: {line['failed']}"
-    return (
-        f"{line['cell']}: validation {line['validation_perplexity']:.2f}, test {line['test_perplexity']:.2f}, "
-        f"cost {line['relative_cost']:.2f} of dense"
-    )
-
-
-def _rival(line: Line) -> str:
-    return (
-        f"H {line['hidden']}, {line['rows']} rows, {line['dtype']}, sparsity {line['sparsity']}: the product takes "
-        f"{line['product_over_ragged']:.2f} times ragged_dot's {line['ragged_us']:.0f} us"
-    )
-
-
-SECTIONS = {
-    "Are the kernels right?": _right,
-    "Products of decoding": _of("decode", _decode),
-    "Whole models": _of("model_decode", _model),
-    "Training steps": _of("train_step", _step),
-    "Products of training": _of("batched", _batched),
-    "Launches": _of("profile", _profile),
-    "jax.lax.ragged_dot": _of("rival", _rival),
-    "The paper's comparison": _of("quality", _quality),
-}
-
-
-def pays(lines: list[Line]) -> str | None:
-    """From which width on one stream is faster with blocks skipped than dense; None where no width was measured."""
-    found: dict[float, dict[int, float]] = {}
-    for line in lines:
-        if line["benchmark"] == "model_decode" and line["batch"] == 1 and line["dtype"] == "float32":
-            best = min(line[key] for key in line if key.startswith("speedup_over_"))
-            found.setdefault(line["sparsity"], {})[line["hidden"]] = best
-    parts = []
-    for sparsity, widths in sorted(found.items()):
-        faster = [h for h in sorted(widths) if all(widths[w] > 1.0 for w in widths if w >= h)]
-        parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
-    return None if not parts else "Skipping pays here: " + ", ".join(parts) + ", against the best dense model timed."
-
-
-def page(lines: list[Line], parts: list[Part]) -> str:
-    """The summary, in Markdown."""
-    environment = next((line for line in lines if line["benchmark"] == "environment"), None)
-    ended = {line["part"]: line for line in lines if line["benchmark"] == "part"}
-    text = ["# What this machine tells", ""]
-    if environment is not None:
-        name = environment["processor"] if environment["platform"] == "cpu" else environment["device"]
-        text += [f"{name}, {environment['cores']} cores, jax {environment['jax']}, Python {environment['python']}.", ""]
-    if answer := pays(lines):
-        text += [answer, ""]
-    for title, section in SECTIONS.items():
-        if found := section(lines):
-            text += [f"## {title}", "", *(f"- {line}" for line in found), ""]
-    text += ["## Parts", ""]
-    for part in parts:
-        text.append(f"- {part.name}: {how_it_ended(ended.get(part.name))} ({part.tells})")
-    return "\n".join(text) + "\n"
-
-
-def how_it_ended(line: Line | None) -> str:
-    """In words."""
-    if line is None:
-        return "not run"
-    if line["exit_code"] is None:
-        return f"cut off after {line['seconds']:.0f} s"
-    return f"done in {line['seconds']:.0f} s" if line["exit_code"] == 0 else f"failed with status {line['exit_code']}"
-
-
-# The command ----------------------------------------------------------------------------------------------------------
-
-
-def chosen(parts: tuple[Part, ...], only: list[str] | None, after: str | None) -> list[Part]:
-    """Those that the arguments name. Raises ``ValueError`` for a name that none has."""
-    names = [part.name for part in parts]
-    for name in [*(only or []), *filter(None, [after])]:
-        if name not in names:
-            raise ValueError(f"There is no part {name!r} here; the parts are {', '.join(names)}.")
-    if after is not None:
-        parts = parts[names.index(after) + 1 :]
-    return [part for part in parts if only is None or part.name in only]
 
 
 def main(arguments: list[str]) -> None:
