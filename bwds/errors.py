@@ -3,6 +3,7 @@
 import dis
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
@@ -16,12 +17,17 @@ def is_refusal(error: BaseException, main: Callable[..., object] | None = None) 
     while at.tb_next is not None:
         at = at.tb_next
     raised = at.tb_frame.f_code
-    package = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    package = _package(at.tb_frame.f_globals)
     ours = package in ("bwds", "pallas_kernels")
     if main is not None:
-        own = (main.__globals__.get("__package__") or "").partition(".")[0]
-        ours |= package == own or Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
+        beside = Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
+        ours |= beside or package == _package(main.__globals__) != ""
     return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _package(module: dict[str, Any]) -> str:
+    """The outermost package of a module, also of one that is run as a script; empty for a file in no package."""
+    return (module.get("__package__") or "").partition(".")[0]
 
 
 def too_little_memory(error: Exception) -> str | None:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import common
+from benchmarks import environment, timing
+from benchmarks.command import script
 from benchmarks.measure import baselines, calls, kernels, train_step
 from benchmarks.measure.train_step import resized
 from bwds.config import Config, DataConfig, ModelConfig
@@ -30,13 +31,13 @@ def command(monkeypatch, tmp_path):
     def run(name, *arguments):
         module, output = importlib.import_module(f"benchmarks.measure.{name}"), tmp_path / "lines.jsonl"
         short = {
-            "matmul_rate": functools.partial(common.matmul_rate, size=64),
-            "copy_bandwidth": functools.partial(common.copy_bandwidth, megabytes=1),
+            "matmul_rate": functools.partial(timing.matmul_rate, size=64),
+            "copy_bandwidth": functools.partial(timing.copy_bandwidth, megabytes=1),
         }
         for function, smaller in short.items():
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, smaller)
-        quick = functools.partial(common.time_in_turns, least=1e-4)
+        quick = functools.partial(timing.time_in_turns, least=1e-4)
         monkeypatch.setattr(calls, "time_in_turns", lambda cases, turns=3: quick(cases, turns=turns))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--output", str(output)])
         module.main()
@@ -227,35 +228,35 @@ MISTAKES = {
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
 def test_a_mistake_is_a_sentence_and_writes_nothing(command, arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        command(*arguments)
+        script(functools.partial(command, *arguments))
     assert end.value.code == 2
     assert MISTAKES[arguments] in capsys.readouterr().err
     assert not (tmp_path / "lines.jsonl").exists()
 
 
 def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
-    found = common.environment()
+    found = environment.environment()
     assert len(found["revision"]) == 40
     assert found["modified"] in (True, False)
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: {3, 1})
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 4)
-    assert common.environment()["command"].startswith("taskset -c 1,3 python ")
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 2)
-    assert common.environment()["command"].startswith("python ")
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {3, 1})
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 4)
+    assert environment.environment()["command"].startswith("taskset -c 1,3 python ")
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    assert environment.environment()["command"].startswith("python ")
 
 
 def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_path):
     unknown = {"revision": "unknown", "modified": False}
     # A copy without a history: by itself, and in the repository of something else.
-    monkeypatch.setattr(common, "ROOT", tmp_path)
-    monkeypatch.setattr(common, "__file__", str(tmp_path / "benchmarks" / "common.py"))
-    assert common.revision() == unknown
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "benchmarks" / "environment.py"))
+    assert environment.revision() == unknown
     person = ["-c", "user.name=a", "-c", "user.email=b"]
     for words in (["init", "-q"], [*person, "commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert common.revision() == unknown
+    assert environment.revision() == unknown
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert common.environment().items() >= unknown.items()
+    assert environment.environment().items() >= unknown.items()
 
 
 def test_every_benchmark_answers_errors_in_one_place():

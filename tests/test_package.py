@@ -138,6 +138,7 @@ def test_imports_follow_the_layers(path):
     packages = {name.partition(".")[0] for name in names}
     if not place.startswith(MAY_IMPORT_THEM):
         assert not packages & TRAINING_PACKAGES
+    assert "benchmarks" not in packages
     if place.startswith("pallas_kernels/"):
         assert "bwds" not in packages
     if place.startswith("bwds/"):
@@ -145,6 +146,6 @@ def test_imports_follow_the_layers(path):
         assert known <= next((layers for folder, layers in LAYERS.items() if place.startswith(folder)), set())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
+@pytest.mark.parametrize("path", [*SOURCES, *ROOT.glob("benchmarks/**/*.py")], ids=relative)
 def test_file_is_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

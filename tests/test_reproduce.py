@@ -13,7 +13,8 @@ import tiny_run
 
 from benchmarks.quality import reproduce
 from benchmarks.quality.grid import Cell, read_line, result_path
-from benchmarks.quality.reproduce import Stopwatch, course, keep, run_cell, state
+from benchmarks.quality.reproduce import course, keep, run_cell, state
+from benchmarks.quality.stopwatch import Stopwatch
 from benchmarks.report.results import COLUMNS
 from bwds.training import loop
 from bwds.training.metrics import METRICS_FILE

@@ -12,20 +12,20 @@ What float32 may cost is 1e-4 with exact products, and 4e-3 with the single TF32
 what bfloat16 may cost is half as much again as the last rounding of the exact result.
 """
 
-import argparse
 import dataclasses
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import Results, cores, script
+from benchmarks.command import parser, script
+from benchmarks.environment import cores
+from benchmarks.lines import Results
 from bwds import ModelConfig, language_model, topk_gates
 from bwds.gating import init_gate
 from bwds.linear import GateOptions, apply_linear
@@ -219,10 +219,9 @@ def check(case):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="small sizes, as a CPU can interpret them")
-    parser.add_argument("--output", type=Path, help="JSONL file that results are appended to")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--small", action="store_true", help="small sizes, as a CPU can interpret them")
+    args = options.parse_args()
     results = Results(args.output)
     everything = list(cases(args.small))
     wrong = 0

@@ -14,7 +14,6 @@ The bound is the bytes of weights that one step has to read, those of the kept b
 bandwidth of a large copy.
 """
 
-import argparse
 import dataclasses
 import math
 from functools import partial
@@ -22,8 +21,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import Results, copy_bandwidth, fields, require_positive, require_turns, script, time_in_turns
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.baselines import baseline
+from benchmarks.timing import copy_bandwidth, fields, require_turns, time_in_turns
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
 
@@ -168,33 +169,30 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", nargs="+", choices=["lstm", "qrnn"], default=["lstm", "qrnn"])
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1536], help="width of every layer")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="streams decoded side by side")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--vocab", type=int, default=10_000)
-    parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
-    parser.add_argument(
+    options = parser(
+        __doc__,
+        cell=["lstm", "qrnn"],
+        hidden=[1536],
+        sparsity=[0.5, 0.75, 0.9],
+        dtype=["float32"],
+        block=128,
+        gate_rank=None,
+        vocab=10_000,
+        turns=9,
+        implementation=None,
+    )
+    options.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="streams decoded side by side")
+    options.add_argument("--layers", type=int, default=2)
+    options.add_argument(
         "--gate-source",
         nargs="+",
         choices=["learned", "norm"],
         default=["learned"],
         help="what chooses the blocks: a gate, or norms, which take no product",
     )
-    parser.add_argument("--gate-rank", type=int, help="rank of learned gates; default: full")
-    parser.add_argument("--implementation", help="of the block-sparse product; default: the best one here")
-    parser.add_argument("--steps", type=int, default=16, help="words of one rollout")
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--max-gib", type=float, default=16.0, help="models that together take more are left out")
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    options.add_argument("--steps", type=int, default=16, help="tokens of one rollout")
+    options.add_argument("--max-gib", type=float, default=16.0, help="models that together take more are left out")
+    run(options.parse_args())
 
 
 if __name__ == "__main__":

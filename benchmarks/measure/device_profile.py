@@ -9,7 +9,6 @@ and the kernels with the most time, each with its launches and microseconds a st
 tells more, the operations of all threads stand in for kernels.
 """
 
-import argparse
 import collections
 import tempfile
 from pathlib import Path
@@ -18,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import Results, require_positive, script
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.decode import parameters
 from benchmarks.measure.train_step import dynamic, resized, stepper
 from bwds import PRESETS, ModelConfig, language_model
@@ -107,18 +107,19 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=4096, help="width of both layers that decode")
-    parser.add_argument("--vocab", type=int, default=10_000)
-    parser.add_argument("--block", type=int, default=128)
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75])
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16", "float32"])
-    parser.add_argument("--gate-rank", type=int, default=128)
-    parser.add_argument("--preset", nargs="*", default=["ptb-lstm"], help="whose training steps to trace")
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
+    options = parser(
+        __doc__,
+        hidden=4096,
+        vocab=10_000,
+        block=128,
+        sparsity=[0.5, 0.75],
+        dtype=["bfloat16", "float32"],
+        gate_rank=128,
+    )
+    options.add_argument("--preset", nargs="*", default=["ptb-lstm"], help="whose training steps to trace")
+    args = options.parse_args()
     if unknown := set(args.preset) - PRESETS.keys():
-        parser.error(f"preset {', '.join(sorted(unknown))} is unknown; choose from {', '.join(PRESETS)}")
+        raise ValueError(f"Preset {', '.join(sorted(unknown))} is unknown; choose from {', '.join(PRESETS)}.")
     run(args)
 
 

@@ -19,7 +19,6 @@ bound is dense's FLOPs at the measured rate of a large matmul.
 All cases of a width take turns with its dense products. On a GPU or TPU many calls are one program.
 """
 
-import argparse
 import itertools
 import math
 
@@ -29,8 +28,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.common import Results, copy_bandwidth, fields, matmul_rate, require_positive, script
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.calls import timed
+from benchmarks.timing import copy_bandwidth, fields, matmul_rate
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.collectives import MODEL
 from bwds.gating import gate_scores, init_gate
@@ -233,7 +234,7 @@ def run(args):
     parts = args.parts or ("decode", "batched")
     if args.devices > 1:
         if "batched" in parts:
-            raise ValueError("Only the part decode is sharded over devices; name it: kernels.py decode --devices 2.")
+            raise ValueError("Only the part decode is sharded over devices; name it: kernels decode --devices 2.")
         jax.config.update("jax_num_cpu_devices", args.devices)
         if jax.device_count() != args.devices:
             raise ValueError(f"JAX has {jax.device_count()} devices here and --devices is {args.devices}.")
@@ -243,24 +244,23 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="decode, batched; both if none is named")
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    parser.add_argument("--implementation", help="of the block-sparse product; default: the best one here")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1536], help="H of products [H] -> [4H]")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
-    parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
-    parser.add_argument("--few-rows", type=int, nargs="+", default=[1, 4, 16], help="of the products of decoding")
-    parser.add_argument("--rows", type=int, nargs="+", default=[64, 2240], help="of the batched product")
-    parser.add_argument("--gate-rank", type=int, help="rank of the gate of a layer; default: full")
-    parser.add_argument("--rotate-mib", type=float, default=128.0, help="kept blocks of all copies of a weight; 0: one")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices that block columns are sharded over")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    options = parser(
+        __doc__,
+        hidden=[1536],
+        sparsity=[0.5, 0.75, 0.9],
+        block=128,
+        dtype=["float32"],
+        few_rows=[1, 4, 16],
+        gate_rank=None,
+        implementation=None,
+    )
+    options.add_argument("parts", nargs="*", help="decode, batched; both if none is named")
+    options.add_argument("--rows", type=int, nargs="+", default=[64, 2240], help="of the batched product")
+    options.add_argument(
+        "--rotate-mib", type=float, default=128.0, help="kept blocks of all copies of a weight; 0: one"
+    )
+    options.add_argument("--devices", type=int, default=1, help="CPU devices that block columns are sharded over")
+    run(options.parse_args())
 
 
 if __name__ == "__main__":

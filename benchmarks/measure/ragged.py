@@ -9,16 +9,17 @@ Sorting the pairs, collecting their inputs and adding up their results by block 
 masks are; the gates are given to both.
 """
 
-import argparse
 import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.common import Results, fields, require_positive, script
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.calls import timed
 from benchmarks.measure.kernels import arrays
+from benchmarks.timing import fields
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.gating import gate_scores
 
@@ -69,14 +70,11 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1536], help="H of products [H] -> [4H]")
-    parser.add_argument("--block", type=int, default=128)
-    parser.add_argument("--few-rows", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--sparsity", type=float, default=0.75)
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16", "float32"])
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    run(parser.parse_args())
+    run(
+        parser(
+            __doc__, hidden=[1536], block=128, few_rows=[1, 16], sparsity=0.75, dtype=["bfloat16", "float32"]
+        ).parse_args()
+    )
 
 
 if __name__ == "__main__":

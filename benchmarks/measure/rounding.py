@@ -11,7 +11,6 @@ grow alike, the model amplifies what differs, whatever it is.
 Text, optimiser and batches are those of the preset, without dropout.
 """
 
-import argparse
 import dataclasses
 from functools import partial
 
@@ -20,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import Results, require_positive, script
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from bwds import PRESETS, language_model
 from bwds.data import load_corpus
 from bwds.data.batches import train_batch
@@ -87,15 +87,14 @@ def measure(results, preset, activation, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", default="quick", choices=PRESETS)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--activation", nargs="+", choices=["linear", "softplus"], default=["linear", "softplus"])
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("preset", nargs="?", default="quick", choices=PRESETS)
+    options.add_argument("--steps", type=int, default=40)
+    options.add_argument("--activation", nargs="+", choices=["linear", "softplus"], default=["linear", "softplus"])
+    args = options.parse_args()
     require_positive(args, "steps")
     if jax.device_count() < 2:
-        parser.error("there is one device; on a CPU, JAX_NUM_CPU_DEVICES=2 makes two.")
+        raise ValueError("There is one device; on a CPU, JAX_NUM_CPU_DEVICES=2 makes two.")
     results = Results(args.output)
     for activation in args.activation:
         measure(results, args.preset, activation, args.steps)

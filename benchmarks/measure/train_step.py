@@ -11,15 +11,16 @@ The bound is six floating-point operations a token for each weight of the produc
 measured rate of a large matmul: over a batch every block is kept by some row.
 """
 
-import argparse
 import dataclasses
 import itertools
 
 import jax
 import numpy as np
 
-from benchmarks.common import Results, fields, matmul_rate, require_positive, require_turns, script, time_in_turns
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.baselines import training
+from benchmarks.timing import fields, matmul_rate, require_turns, time_in_turns
 from bwds import PRESETS, cost, language_model, num_kept_blocks
 from bwds.training.optim import make_optimizer
 from bwds.training.step import init_state, train_step
@@ -104,20 +105,9 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presets", nargs="*", default=["ptb-lstm-small", "ptb-qrnn-small"], metavar="PRESET")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[None], help="default: that of the preset")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[None], help="default: that of the preset")
-    parser.add_argument(
-        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=[None], help="default: that of the preset"
-    )
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    parser.add_argument("--turns", type=int, default=9)
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    options = parser(__doc__, hidden=[None], sparsity=[None], dtype=[None], turns=9)
+    options.add_argument("presets", nargs="*", default=["ptb-lstm-small", "ptb-qrnn-small"], metavar="PRESET")
+    run(options.parse_args())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ gates' values, and the mask), product (of the kept blocks, with their list), sof
 without a trace stands beside the sum. Run it on one core, where nothing overlaps.
 """
 
-import argparse
 import collections
 import re
 import tempfile
@@ -19,9 +18,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import Results, fields, require_positive, script, time_in_turns
+from benchmarks.command import parser, require_positive, script
+from benchmarks.lines import Results
 from benchmarks.measure.decode import parameters
 from benchmarks.pod.hlo import Instruction, Program, parse
+from benchmarks.timing import fields, time_in_turns
 from bwds import ModelConfig, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
 
@@ -125,18 +126,11 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", nargs="+", choices=["lstm", "qrnn"], default=["lstm", "qrnn"])
-    parser.add_argument("--hidden", type=int, nargs="+", default=[1536], help="width of every layer")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.9])
-    parser.add_argument("--block", type=int, default=128, help="rows and columns of a block")
-    parser.add_argument("--gate-rank", type=int, help="rank of the gates; default: full")
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except ValueError as error:
-        parser.error(str(error))
+    run(
+        parser(
+            __doc__, cell=["lstm", "qrnn"], hidden=[1536], sparsity=[0.5, 0.75, 0.9], block=128, gate_rank=None
+        ).parse_args()
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ to machine code by libtpu (pip install libtpu) on a machine that needs no TPU. A
 The times are bounds: each count over the published rate of the chip. Nothing is run, so nothing is measured.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -41,7 +40,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.common import Results, cores, script
+from benchmarks.command import parser, script
+from benchmarks.environment import cores
+from benchmarks.lines import Results
 from benchmarks.pod import hlo, hlo_counts
 from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, cost, language_model
@@ -238,19 +239,18 @@ def line_or_reason(name: str, config: Config, topology: str, rows: int, options:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", nargs="+", choices=PRESET_NAMES, default=PRESET_NAMES)
-    parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="a chip and a shape, like v5e:16x16")
-    parser.add_argument("--rows", nargs="+", type=int, default=[8], help="text streams for each place along data")
-    parser.add_argument("--mesh.model", dest="model", type=int, default=1, help="chips that share columns and words")
-    parser.add_argument("--mesh.shard-optimizer", dest="shard_optimizer", action="store_true")
-    parser.add_argument("--data.vocab-limit", dest="vocab_limit", type=int, help="fewer words than the preset has")
-    parser.add_argument("--output", help="JSONL file that results are appended to")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--preset", nargs="+", choices=PRESET_NAMES, default=PRESET_NAMES)
+    command.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="a chip and a shape, like v5e:16x16")
+    command.add_argument("--rows", nargs="+", type=int, default=[8], help="text streams for each place along data")
+    command.add_argument("--mesh.model", dest="model", type=int, default=1, help="chips that share columns and words")
+    command.add_argument("--mesh.shard-optimizer", dest="shard_optimizer", action="store_true")
+    command.add_argument("--data.vocab-limit", dest="vocab_limit", type=int, help="fewer words than the preset has")
+    args = command.parse_args()
     if min(args.model, *args.rows) < 1:
-        parser.error("--rows and --mesh.model must be at least 1")
+        command.error("--rows and --mesh.model must be at least 1")
     if importlib.util.find_spec("libtpu") is None:
-        parser.error("the TPU compiler is not installed; pip install libtpu")
+        command.error("the TPU compiler is not installed; pip install libtpu")
     configs = {}
     for name in args.preset:
         config = PRESETS[name]
@@ -267,10 +267,10 @@ def main():
             for future in found:
                 line = future.result()
                 if isinstance(line, str):
-                    parser.exit(1, f"{line}\n")
+                    command.exit(1, f"{line}\n")
                 results.write("pod_compile", **line)
         except ValueError as error:
-            parser.error(str(error))
+            command.error(str(error))
         finally:
             pool.shutdown(cancel_futures=True)
 

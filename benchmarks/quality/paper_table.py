@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks import ROOT
-from benchmarks.common import require_positive, script
+from benchmarks.command import require_positive, script
 from benchmarks.quality.grid import SEEDS, Cell, matching, read_line, shortened
 from bwds.training.metrics import METRICS_FILE, read_metrics
 

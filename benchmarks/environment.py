@@ -1,0 +1,87 @@
+"""Where and how a benchmark runs: device, versions, revision, and the command."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.backend import get_backend
+
+from benchmarks import ROOT
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pinned() -> str:
+    """What a command begins with to run on the cores that this process may use; nothing where these are all."""
+    if cores() == (os.cpu_count() or 1):
+        return ""
+    return f"taskset -c {','.join(map(str, sorted(os.sched_getaffinity(0))))} "
+
+
+def typed() -> list[str]:
+    """The script and the arguments of this process; of a module the name behind ``-m``, not the path of its file."""
+    spec = sys.modules["__main__"].__spec__
+    return sys.argv if spec is None else [f"-m {spec.name}", *sys.argv[1:]]
+
+
+def revision() -> dict[str, Any]:
+    """The commit, and whether files differ from it; "unknown" where this file is tracked by none, or there is no git.
+
+    Results and the pages made of them are not counted. A copy without a repository is told by ``BWDS_REVISION`` which
+    commit it is of.
+    """
+    if told := os.environ.get("BWDS_REVISION"):
+        return {"revision": told, "modified": False}
+    paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
+    try:
+        # First: a copy without a repository of its own may lie in one that knows nothing of it.
+        _git("ls-files", "--error-unmatch", __file__)
+        commit = _git("rev-parse", "HEAD")
+        return {"revision": commit, "modified": bool(_git("diff", "--name-only", "HEAD", "--", *paths))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"revision": "unknown", "modified": False}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, revision and command: what anyone needs to run it again."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cores": cores(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
+        **(cuda() if device.platform == "gpu" else {}),
+        **revision(),
+        "command": pinned() + " ".join(["python", *typed()]),
+    }
+
+
+def cuda() -> dict[str, str]:
+    """Versions of CUDA as JAX's client names it, and of the packages of JAX, cuDNN and cuBLAS that are installed."""
+    found = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
+    packages = {name: v for name, v in found.items() if name.startswith(("jax-cuda", "nvidia-cudnn", "nvidia-cublas"))}
+    return {"cuda": get_backend().platform_version, **dict(sorted(packages.items()))}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
