@@ -13,11 +13,7 @@ import jax
 from jax.extend.backend import get_backend
 
 from benchmarks import ROOT
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from bwds.timing import cores
 
 
 def pinned() -> str:

@@ -5,6 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from bwds.timing import Timing
+
+
+def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
+    """Median and quartiles of each call, as they are written down."""
+    scale = {"us": 1e6, "ms": 1e3}[unit]
+    medians = {f"{name}_{unit}": t.median * scale for name, t in times.items()}
+    return medians | {f"{name}_quartiles_{unit}": [float(f"{q * scale:.5g}") for q in t] for name, t in times.items()}
 
 
 class Results:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import environment, timing
+from benchmarks import bounds, environment
 from benchmarks.command import script
 from benchmarks.measure import baselines, calls, kernels, train_step
 from benchmarks.measure.train_step import resized
 from bwds.config import Config, DataConfig, ModelConfig
+from bwds.timing import time_in_turns
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "32", "--sparsity", "0.5"]
@@ -31,13 +32,13 @@ def command(monkeypatch, tmp_path):
     def run(name, *arguments):
         module, output = importlib.import_module(f"benchmarks.measure.{name}"), tmp_path / "lines.jsonl"
         short = {
-            "matmul_rate": functools.partial(timing.matmul_rate, size=64),
-            "copy_bandwidth": functools.partial(timing.copy_bandwidth, megabytes=1),
+            "matmul_rate": functools.partial(bounds.matmul_rate, size=64),
+            "copy_bandwidth": functools.partial(bounds.copy_bandwidth, megabytes=1),
         }
         for function, smaller in short.items():
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, smaller)
-        quick = functools.partial(timing.time_in_turns, least=1e-4)
+        quick = functools.partial(time_in_turns, least=1e-4)
         monkeypatch.setattr(calls, "time_in_turns", lambda cases, turns=3: quick(cases, turns=turns))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--output", str(output)])
         module.main()

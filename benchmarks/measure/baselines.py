@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.environment import cores
+from bwds.timing import cores
 
 
 def baseline(config, first, steps):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.timing import Timing, time_in_turns
+from bwds.timing import Timing, time_in_turns
 
 CALLS, TURNS = 16, 4
 """One program is a loop of so many turns, each of at least so many calls: its own kernels count little beside them."""

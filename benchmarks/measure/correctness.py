@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.command import parser, script
-from benchmarks.environment import cores
 from benchmarks.lines import Results
 from bwds import ModelConfig, language_model, topk_gates
 from bwds.gating import init_gate
 from bwds.linear import GateOptions, apply_linear
+from bwds.timing import cores
 from pallas_kernels import to_block_major
 from pallas_kernels.topk.search import MAX_SCORES, largest
 from tests import oracle, products

@@ -21,12 +21,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from benchmarks.bounds import copy_bandwidth
 from benchmarks.command import parser, require_positive, script
-from benchmarks.lines import Results
+from benchmarks.lines import Results, fields
 from benchmarks.measure.baselines import baseline
-from benchmarks.timing import copy_bandwidth, fields, require_turns, time_in_turns
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
+from bwds.timing import require_turns, time_in_turns
 
 
 def parameters(config):

@@ -28,10 +28,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.bounds import copy_bandwidth, matmul_rate
 from benchmarks.command import parser, require_positive, script
-from benchmarks.lines import Results
+from benchmarks.lines import Results, fields
 from benchmarks.measure.calls import timed
-from benchmarks.timing import copy_bandwidth, fields, matmul_rate
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.collectives import MODEL
 from bwds.gating import gate_scores, init_gate

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.command import parser, require_positive, script
-from benchmarks.lines import Results
+from benchmarks.lines import Results, fields
 from benchmarks.measure.calls import timed
 from benchmarks.measure.kernels import arrays
-from benchmarks.timing import fields
 from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gates
 from bwds.gating import gate_scores
 

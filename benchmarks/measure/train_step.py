@@ -17,11 +17,12 @@ import itertools
 import jax
 import numpy as np
 
+from benchmarks.bounds import matmul_rate
 from benchmarks.command import parser, require_positive, script
-from benchmarks.lines import Results
+from benchmarks.lines import Results, fields
 from benchmarks.measure.baselines import training
-from benchmarks.timing import fields, matmul_rate, require_turns, time_in_turns
 from bwds import PRESETS, cost, language_model, num_kept_blocks
+from bwds.timing import require_turns, time_in_turns
 from bwds.training.optim import make_optimizer
 from bwds.training.step import init_state, train_step
 

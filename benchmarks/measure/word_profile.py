@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.command import parser, require_positive, script
-from benchmarks.lines import Results
+from benchmarks.lines import Results, fields
 from benchmarks.measure.decode import parameters
 from benchmarks.pod.hlo import Instruction, Program, parse
-from benchmarks.timing import fields, time_in_turns
 from bwds import ModelConfig, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
+from bwds.timing import time_in_turns
 
 STEPS, WORDS = 16, 10_000
 PARTS = ("scores", "choice", "product", "softmax", "rest")

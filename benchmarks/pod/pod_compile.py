@@ -41,12 +41,12 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.command import parser, script
-from benchmarks.environment import cores
 from benchmarks.lines import Results
 from benchmarks.pod import hlo, hlo_counts
 from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, cost, language_model
 from bwds.collectives import DATA, MODEL, cross_entropy
+from bwds.timing import cores
 from bwds.training.optim import make_optimizer
 from bwds.training.pruning import constrain
 from bwds.training.sharding import Placement, over_devices

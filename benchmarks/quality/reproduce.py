@@ -39,15 +39,16 @@ import numpy as np
 from benchmarks import ROOT
 from benchmarks.command import require_positive
 from benchmarks.environment import environment
+from benchmarks.lines import fields
 from benchmarks.quality.grid import Cell, cells, matching, read_line, result_path, shortened
 from benchmarks.quality.stopwatch import Stopwatch
-from benchmarks.timing import fields, time_in_turns
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
 from bwds.files import temporary_name, write_text
 from bwds.generate import greedy_rollout
 from bwds.linear import Params
+from bwds.timing import time_in_turns
 from bwds.training import NonFiniteError, train
 from bwds.training.checkpoint import last_checkpoints
 from bwds.training.evaluation import evaluate

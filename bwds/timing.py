@@ -1,10 +1,11 @@
-"""Times in turns, and measured bounds.
+"""How long functions take, side by side.
 
 Two functions are never timed one after the other but in turns, so that a busy machine slows both. A time is the
 median over the turns, given with its quartiles.
 """
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -12,9 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-
-from benchmarks.environment import cores
 
 
 class Timing(tuple):
@@ -74,37 +72,20 @@ def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
         list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
 
 
-def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
-    """Median and quartiles of each call, as they are written down."""
-    scale = {"us": 1e6, "ms": 1e3}[unit]
-    medians = {f"{name}_{unit}": t.median * scale for name, t in times.items()}
-    return medians | {f"{name}_quartiles_{unit}": [float(f"{q * scale:.5g}") for q in t] for name, t in times.items()}
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Bytes a second of a large update in place, read and written."""
-    x = jnp.zeros((megabytes * 2**18,), jnp.float32)
-    bytes_moved = 2 * x.nbytes
-    update = jax.jit(lambda x: x + 1.0, donate_argnums=0)
-
-    def call():
-        nonlocal x
-        x = update(x)
-        return x
-
-    return bytes_moved / time_in_turns({"copy": call}, turns=7)["copy"].median
-
-
-def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
-    """Floating-point operations a second of a square product, two for a multiply-add.
+def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
+    """From which width on skipping blocks pays, in a sentence.
 
     Args:
-        dtype: of the matrices.
-        size: rows and columns; None: 2048 on a CPU, 8192 on anything that a smaller product does not fill.
+        speedups: by sparsity and width, how many times as fast as the dense model.
+        against: which dense model that is.
     """
-    if size is None:
-        size = 2048 if jax.default_backend() == "cpu" else 8192
-    # A chip draws less power, and may run faster, on matrices of ones.
-    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(lambda x: x @ x)
-    return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median
+    parts = []
+    for sparsity, widths in sorted(speedups.items()):
+        faster = [h for h in sorted(widths) if all(widths[w] > 1.0 for w in widths if w >= h)]
+        parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
+    return f"Skipping pays here: {', '.join(parts)}, against {against}."
