@@ -20,16 +20,16 @@ from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import alike
 
 PLATFORMS = {"reference": None, "xla": None, "mosaic_tpu": "tpu", "triton": "cuda"}
-"""Modules of this package, and the platform each is for; None: all of them."""
+"""The platform of each implementation, which is a module of this package; None: every platform."""
 
 
 def _module(name: str) -> ModuleType:
-    # Imported when it is needed: a named implementation needs no other.
+    # The import waits until the module is needed, because a named implementation needs no other.
     return importlib.import_module(f"pallas_kernels.block_sparse.{name}")
 
 
 def _suited(name: str, x, w, gates) -> ModuleType | None:
-    """The module, unless it refuses these arguments or this jax has no such compiler."""
+    """The module; None if it refuses these arguments or this jax has no such compiler."""
     try:
         module = _module(name)
         module.check(x, w, gates)
@@ -39,11 +39,11 @@ def _suited(name: str, x, w, gates) -> ModuleType | None:
 
 
 def _choose(implementation: str | None, x, w, gates) -> Modules:
-    """The module that is named, or for each platform the best that takes these arguments.
+    """The named module, or for each platform the best one that takes these arguments.
 
     Raises ``ValueError`` where a named one cannot run.
     """
-    # As the modules get them: with one leading dimension.
+    # The modules get arrays with one leading dimension, so their checks do too.
     x, gates = _flat(x, 1), _flat(gates, 2)
     if implementation is None:
         kernels = ((platform, _suited(name, x, w, gates)) for name, platform in PLATFORMS.items() if platform)
@@ -109,18 +109,18 @@ def _check(x, w, gates) -> None:
         raise ValueError(f"w has shape {w.shape}; it must be [K, N], or block-major [C, R, K/R, N/C].")
 
 
-# A call outside of any jit compiles its loops once, not every time.
+# Without this jit, a call outside of any other jit would compile its loops every time.
 _jitted_product = jax.jit(vjp.product, static_argnums=0)
 
 
 def _flat(array, trailing: int):
-    """One leading dimension for all of them."""
+    """``array`` with all dimensions but the ``trailing`` last ones joined into one."""
     leading = array.shape[: array.ndim - trailing]
     return array.reshape(math.prod(leading), *array.shape[len(leading) :])
 
 
 def _columns(w) -> Any:
-    """The mesh axes that block columns are spread along."""
+    """The mesh axes that block columns are sharded over."""
     return tuple(spec_of(w))[0 if w.ndim == 4 else -1] if w.ndim else None
 
 
@@ -137,19 +137,19 @@ def block_sparse_matmul(
     Sums are accumulated in float32 and cast once to the dtype of ``x``. Products of float32 are as exact as those of
     a dense product on the same platform: ``jax_default_matmul_precision`` says how exact.
 
-    Differentiable in ``x``, ``w`` and ``gates``, in reverse mode and at every order; the support of the gates is a
-    constant of differentiation, so the gradient of an omitted gate is zero. There is no forward mode: of a Hessian take
-    ``jax.jacrev`` twice. Up to 16 rows (the product of the leading dimensions and, under ``vmap`` with one weight for
-    all, the number of examples) a block that no row keeps is never read.
+    Differentiable in ``x``, ``w`` and ``gates``, in reverse mode and at every order. The support of the gates is a
+    constant of differentiation, so the gradient of an omitted gate is zero. There is no forward mode: for a Hessian,
+    apply ``jax.jacrev`` twice. Up to 16 rows, a block that no row keeps is never read. The number of rows is the
+    product of the leading dimensions and, under ``vmap`` with one weight for all, of the number of examples.
 
     The platform is the one that a program is lowered for; ``jax.export`` takes one or several. For "cuda" it asks for
-    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, as nobody promises that
-    a later XLA still reads such a kernel. Leading dimensions may be symbols of ``jax.export``: kernels want numbers, so
-    such a program goes through "xla", and reads every block unless a constraint says that there are at most 16 rows.
-    What ``jax.export`` makes is written with the help of flatbuffers, in the extra ``export``.
+    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, because nobody promises
+    that a later XLA still reads such a kernel. Leading dimensions may be symbols of ``jax.export``. Kernels need
+    numbers, so such a program takes "xla", and reads every block unless a constraint says that there are at most 16
+    rows. Writing an exported program to a file needs flatbuffers, in the extra ``export``.
 
-    The arrays may lie on a mesh, of axes of type Auto or Explicit: y is spread as the rows of ``x`` and the columns of
-    ``w``.
+    The arrays may lie on a mesh whose axes have type Auto or Explicit: y is sharded as the rows of ``x`` and the
+    columns of ``w`` are.
 
     Args:
         x: input [..., K], float32 or bfloat16.
@@ -197,7 +197,7 @@ def block_sparse_weight_gradient(
 ) -> Float[Array, "..."]:
     """Cotangent of ``w`` alone, summed over all leading dimensions: once after a recurrent backward pass.
 
-    Of ``w`` only shape, layout and dtype matter.
+    Only the shape, layout and dtype of ``w`` matter, not its values.
     """
     modules = _choose(implementation, x, w, gates)
     return vjp.weight_gradient(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))

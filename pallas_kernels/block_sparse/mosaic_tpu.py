@@ -1,8 +1,8 @@
 """Pallas kernels for TPUs (Mosaic): forward, and the gradients of x and gates in one pass over the kept blocks.
 
-Why kernels: XLA has no product that takes the blocks of a weight from a list known only at run time. Here ``w`` stays
+XLA has no product that takes the blocks of a weight from a list known only at run time; these kernels do. ``w`` stays
 in HBM. A sorted list of the blocks that some row keeps drives a ring of asynchronous copies into VMEM, several blocks
-to an iteration, and every block is multiplied when it has arrived:
+per iteration, and every block is multiplied when it has arrived:
 
     forward           y[:, c] += gates[:, r, c] * (x[:, r] @ w[r, c])
     dx and dgates     q = dy[:, c] @ w[r, c]^T;  dx[:, r] += gates[:, r, c] * q;  dgates[:, r, c] = <x[:, r], q>
@@ -44,15 +44,15 @@ from pallas_kernels.sizes import is_known
 __all__ = ["check", "forward", "input_gradients", "weight_gradient"]
 
 MAX_BLOCKS = 65_536
-"""Blocks of one weight: their list, two int32 each, takes half of the 1 MiB of SMEM."""
+"""Blocks of one weight. Their list has two int32 for each, which is half of the 1 MiB of SMEM."""
 MAX_BLOCK_SIZE = 2**20
 MAX_FEATURES = 2**17
 CHUNK_ROWS = 256
-"""Rows of one dot: with more of them the result does not fit the vector registers by far."""
+"""Rows of one dot: the result of more rows is far too large for the vector registers."""
 
 
 def check(x, w, gates) -> None:
-    """Raises ValueError for arguments that fit together but not these kernels.
+    """Raises ValueError for arguments that fit each other but not these kernels.
 
     They take float32 or bfloat16, blocks of multiples of 128 in both dimensions, up to 2^20 weights a block, up to
     ``MAX_BLOCKS`` blocks and up to ``MAX_FEATURES`` features.
@@ -93,7 +93,7 @@ def check(x, w, gates) -> None:
 
 
 def forward(x, w, gates, *, interpret=False):
-    """y [b, N] in the dtype of ``x``; see ``reference.forward``. The arguments are what ``check`` lets pass."""
+    """y [b, N] in the dtype of ``x``; see ``reference.forward``. ``check`` has accepted the arguments."""
     rows, num_r, num_c = gates.shape
     bk, bn = block_shape(w, gates)
     if rows == 0:
@@ -140,7 +140,7 @@ def input_gradients(x, w, gates, dy, *, interpret=False):
     return dx[:rows], jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
 
 
-# A grid step (t, g): tile t of rows, group g of output blocks.
+# Grid step (t, g) works on tile t of rows and group g of output blocks.
 
 
 def _whole(plan: Plan, features: int):
@@ -156,7 +156,7 @@ def _lanes(plan: Plan, lanes):
 
 
 def _call(kernel, lists, inputs, w, outputs, interpret):
-    """Runs a kernel over its grid; the first output decides what is accumulated."""
+    """Runs a kernel over its grid; the kernel accumulates its first output in scratch memory, in float32."""
     plan = kernel.keywords["plan"]
     return pl.pallas_call(
         kernel,
@@ -180,9 +180,9 @@ def _call(kernel, lists, inputs, w, outputs, interpret):
 def _walk(lists, w, buffer, semaphores, plan: Plan, shape, before, use):
     """Calls ``use(r, c, block)`` for every kept block of this group, and ``before()`` while the first are under way.
 
-    The blocks come through a ring of ``slots``, each of ``unroll`` blocks with one semaphore, which counts bytes: only
-    when all blocks of a slot have been waited for is any of them certain to be there. Blocks that do not fill a slot
-    come last and in a loop of their own, so that none is copied twice.
+    The blocks come through a ring of ``slots``. A slot holds ``unroll`` blocks and has one semaphore, which counts
+    bytes. So a block is certain to have arrived only after the wait for all blocks of its slot. Blocks that do not fill
+    a slot come last, in a loop of their own, so that no block is copied twice.
     """
     starts, rows, cols = lists
     group = pl.program_id(1)

@@ -1,4 +1,4 @@
-"""How the work of the TPU kernels over kept blocks is cut: the list of blocks, and tiles and a ring that fit VMEM."""
+"""How the TPU kernels cut their work: the list of kept blocks, and tiles and a ring of blocks that fit VMEM."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ TILE_ROWS = (512, 256, 128, 64, 32, 16)
 TILE_BYTES = 32 * 2**20
 """VMEM for the tiles of inputs, gates and outputs; the smallest VMEM is 64 MiB a core (v5p, TPU7x)."""
 RING_BYTES = 4 * 2**20
-"""Blocks under way or waiting: above bandwidth times latency."""
+"""VMEM for blocks under way or waiting: more than bandwidth times latency."""
 
 
 def kept_list(kept, group: int):
     """The list of kept blocks of a mask [M, m], sorted by M, and where in it every group of ``group`` M begins.
 
-    Returns (starts [groups + 1], M [M * m], m [M * m]), int32. Entries past the last start are undefined. By a
-    sort, because a scatter on a TPU writes one element after another.
+    Returns (starts [groups + 1], M [M * m], m [M * m]), int32. Entries past the last start are undefined. A sort makes
+    the list, because a scatter on a TPU writes one element after another.
     """
     size = kept.size
     groups = pl.cdiv(kept.shape[0], group)
-    # The order among the omitted does not matter; a stable sort would carry an index with every element.
+    # The sort need not be stable, as the order of omitted blocks does not matter: a stable one sorts indices too.
     order = jnp.sort(jnp.where(kept.reshape(size), jnp.arange(size, dtype=jnp.int32), size), stable=False)
     counts = pad_rows(kept, groups * group).reshape(groups, group * kept.shape[1]).sum(1, dtype=jnp.int32)
     starts = jnp.concatenate([jnp.zeros((1,), jnp.int32), jnp.cumsum(counts)])
@@ -32,8 +32,8 @@ def kept_list(kept, group: int):
 
 
 class Plan(NamedTuple):
-    """How the work is cut: ``rows`` after padding, in tiles of ``tile``; ``group`` output blocks a grid step;
-    ``unroll`` blocks an iteration, a power of two; ``slots`` iterations under way, a power of two; VMEM in bytes."""
+    """How the work is cut: ``rows`` after padding, in tiles of ``tile``; ``group`` output blocks per grid step;
+    ``unroll`` blocks per iteration and ``slots`` iterations under way, both powers of two; ``vmem`` in bytes."""
 
     rows: int
     tile: int
@@ -44,9 +44,10 @@ class Plan(NamedTuple):
 
 
 def num_cores() -> int:
-    """TensorCores of one device, between which the steps of a grid are divided: two on v4 and v5p, otherwise one.
+    """TensorCores of one device, which share the steps of a grid: two on v4 and v5p, otherwise one.
 
-    One where no TPU is at hand: a program compiled elsewhere for v4 or v5p leaves a core idle in products of few rows.
+    It is one where no TPU is present. So a program compiled elsewhere for v4 or v5p leaves a core idle in products of
+    few rows.
     """
     return getattr(jax.devices()[0], "num_cores", 1)
 
@@ -56,10 +57,10 @@ def _power_of_two(limit: int) -> int:
 
 
 def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) -> Plan:
-    """Tiles that fit VMEM: of the widths, ``whole`` is in VMEM at once, the others are widths of one output block.
+    """Tiles that fit VMEM. ``whole`` features are in VMEM at once; the other widths are those of one output block.
 
-    Every tile is held twice, one copy being worked on and one under way. The smallest fits whatever
-    ``mosaic_tpu.check`` lets pass. Where all rows are one tile, the groups are as many for every core.
+    VMEM holds every tile twice: one copy in use, one under way. The smallest tile fits for all arguments that
+    ``mosaic_tpu.check`` accepts. Where all rows are one tile, every core gets the same number of groups.
     """
     size = w.dtype.itemsize
     sublanes = 32 // size

@@ -1,8 +1,8 @@
 """How the TPU kernels see their operands: blocks of either layout, rows in whole registers, gates in lanes.
 
-A gate [b, R, C] whose last dimension is R or C would be padded to 128 lanes many times over. So the gates of a tile
-of blocks, the ones a grid step needs, lie side by side in lanes: [tiles, b, lanes], lane = row in tile * columns of a
-tile + column in tile.
+Gates [b, R, C] with R or C as their last dimension would be padded to 128 lanes, many times their size. So the gates
+of a tile of blocks, which one grid step needs, lie side by side in lanes: [tiles, b, lanes], where lane = row in tile *
+columns of a tile + column in tile.
 """
 
 import jax
@@ -27,12 +27,12 @@ def block_at(ref, r, c, shape: tuple[int, int]):
 
 
 def columns(block, width: int):
-    """The columns of a block, at a place that the compiler knows to begin a register."""
+    """The columns of a block, as a slice that the compiler knows to start at a register."""
     return pl.ds(pl.multiple_of(block * width, LANES), width)
 
 
 def pad_rows(array, rows: int):
-    """``array`` with zeros behind, ``rows`` in all."""
+    """``array`` padded with rows of zeros to ``rows`` in all."""
     missing = rows - array.shape[0]
     return jnp.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1))) if missing else array
 
@@ -61,7 +61,7 @@ def from_lanes(lanes, shape: tuple[int, int, int], tile: tuple[int, int]):
 
 
 def lane_window(lane, rows: int):
-    """The 128 lanes around a lane, for indexing, and where in them it is, as a mask [rows, 128]."""
+    """The slice of the 128 lanes around a lane, and a mask [rows, 128] of the lane's place in it."""
     window = pl.ds(pl.multiple_of(jnp.bitwise_and(lane, -LANES), LANES), LANES)
     mine = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1) == jnp.bitwise_and(lane, LANES - 1)
     return window, mine
@@ -76,8 +76,8 @@ def gate_column(gates_ref, rows: slice, lane):
 def dot(a, b, *, transpose_b: bool = False):
     """a @ b, or a @ b^T, in float32, at the precision of ``jax_default_matmul_precision``.
 
-    Mosaic knows two of them: one bfloat16 pass, and full float32, which stands for all between and is refused for
-    bfloat16 operands, whose products one pass makes exactly.
+    Mosaic has two precisions: one bfloat16 pass, and full float32, which also serves everything in between. It refuses
+    full float32 for bfloat16 operands; one pass multiplies those exactly.
     """
     chosen = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
     single = chosen in (None, "default", "fastest", "bfloat16", "BF16_BF16_F32")

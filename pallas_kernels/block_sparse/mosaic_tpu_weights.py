@@ -1,10 +1,10 @@
 """Pallas kernel for TPUs (Mosaic): the gradient of the weight, dw[r, c] = x[:, r]^T @ (gates[:, r, c] * dy[:, c]).
 
-Compute-bound: the sum runs over all rows, so many output blocks share each tile of x and dy that comes in. The grid
+The kernel is compute-bound: the sum runs over all rows, and many output blocks share each tile of x and dy. The grid
 runs over tiles of output blocks and, innermost, over tiles of rows; sums stay in VMEM in float32. A block that no row
-keeps costs one test a tile and is written as zeros. Here the gate differs along the summed dimension, so it stands
-before the dot, in float32; for bfloat16 the scaled operand is taken as the sum of two bfloat16 numbers, two products
-instead of one, because a single one loses a digit of the result.
+keeps costs one test per tile and is written as zeros. The gate varies along the summed dimension, so it is applied
+before the dot, in float32. For bfloat16 the scaled operand is split into a sum of two bfloat16 numbers, which takes two
+products, because one bfloat16 number would lose a digit of the result.
 """
 
 import functools
@@ -31,12 +31,12 @@ from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 
 TILE_FEATURES = 1024
-"""Side of a tile of output blocks: enough products for every byte of x and dy. Of longer blocks fewer are in a tile."""
+"""Side of a tile of output blocks: enough products for every byte of x and dy. Of long blocks a tile has fewer."""
 TILE_ROWS = 256
 
 
 def weight_gradient(x, w, gates, dy, *, interpret=False):
-    """dw like ``w``, of which nothing but layout and dtype is read; see ``reference.weight_gradient``."""
+    """dw in the layout and dtype of ``w``, whose values are not read; see ``reference.weight_gradient``."""
     rows, num_r, num_c = gates.shape
     bk, bn = shape = block_shape(w, gates)
     if rows == 0:
@@ -72,7 +72,7 @@ def weight_gradient(x, w, gates, dy, *, interpret=False):
 
 
 class Cut(NamedTuple):
-    """How the work is cut: a ``tile`` of so many blocks down and across, ``step`` rows at a time; VMEM in bytes."""
+    """How the work is cut: ``tile`` blocks down and across, ``step`` rows at a time; ``vmem`` in bytes."""
 
     tile: tuple[int, int]
     step: int
@@ -80,19 +80,19 @@ class Cut(NamedTuple):
 
 
 def cut(rows, w, gates) -> Cut:
-    """Tiles of at most ``TILE_FEATURES``^2 weights, as many as ``mosaic_tpu.check`` lets a block have."""
+    """Tiles of at most ``TILE_FEATURES``^2 weights, which is also the limit for a block in ``mosaic_tpu.check``."""
     (_, num_r, num_c), (bk, bn) = gates.shape, block_shape(w, gates)
     tile = _blocks_in_tile(num_r, bk, bn), _blocks_in_tile(num_c, bn, bk)
     height, width, size = tile[0] * bk, tile[1] * bn, w.dtype.itemsize
     step = min(TILE_ROWS, round_up(rows, LANES))
     lanes = round_up(tile[0] * tile[1], LANES)
-    # Tiles in VMEM: sums once, everything that comes and goes twice.
+    # VMEM holds the sums once, and every input and output tile twice.
     vmem = height * width * (4 + 2 * size) + 2 * step * ((height + width) * size + lanes * 4) + SPARE_BYTES
     return Cut(tile, step, vmem)
 
 
 def _blocks_in_tile(number: int, size: int, other_size: int) -> int:
-    """Blocks along one side of a tile, less where the other side is a long block; the tiles as equal as can be."""
+    """Blocks along one side of a tile, fewer where a block's other side is long; tiles are as equal as possible."""
     features = TILE_FEATURES**2 // max(TILE_FEATURES, other_size)
     return pl.cdiv(number, pl.cdiv(number, max(1, features // size)))
 
@@ -129,7 +129,7 @@ def _kernel(kept, x, dy, gates, dw, sums, *, tile, shape):
 
 
 def _split_dot(a, b):
-    """a @ b for a float32 ``b``, with as many digits of it as ``a`` has twice."""
+    """a @ b for a float32 ``b``, which is taken with twice the digits of ``a``'s dtype."""
     if a.dtype == jnp.float32:
         return dot(a, b)
     high = b.astype(a.dtype)

@@ -1,6 +1,6 @@
 """The oracle: the block-sparse product and its gradients as dense einsums that touch every block.
 
-Nothing is skipped and temporaries are large; every other implementation is held against this one.
+It skips nothing, and its temporaries are large. The tests compare every other implementation with this one.
 Sums are accumulated in float32 and cast once.
 """
 
@@ -11,7 +11,7 @@ from pallas_kernels.layout import from_block_major, to_block_major
 
 
 def _blocks(w, gates):
-    """The weight as float32 [C, R, K/R, N/C], whichever layout it is in."""
+    """The weight as float32 [C, R, K/R, N/C], from either layout."""
     *_, r, c = gates.shape
     if w.ndim == 2:
         w = to_block_major(w, (w.shape[0] // r, w.shape[1] // c))

@@ -1,26 +1,25 @@
 """Pallas-Triton kernels for NVIDIA GPUs with tensor cores: the block-sparse product and its three gradients.
 
-XLA can skip a block on a GPU only by copying the kept ones first. Here a program owns a tile of the result and walks
-the blocks that matter to it:
+XLA on a GPU can skip blocks only if it copies the kept ones first. Here a program owns a tile of the result and walks
+over the blocks that contribute to it:
 
     forward         program (rows, columns of y):  y  += gates[:, r, c] * (x[:, r] @ w[r, c])
     dx and dgates   program (rows, columns of x):  q   = dy[:, c] @ w[r, c]^T;  dx += gates[:, r, c] * q;
                                                    dgates[:, r, c] = <x[:, r], q>
     dw              program (tile of w):           dw += x[:, r]^T @ (gates[:, r, c] * dy[:, c])
 
-Which blocks those are is a bit mask, one or more words of 32 bits for each tile of rows and block column (or block
-row): made in one pass over the gates, so there is no list, no sort and no atomic addition. A block that no row of the
-tile keeps is not read, at any number of rows. Every row has its own gate, applied to the float32 result of the dot, so
-nothing but w, x and the result moves. One row is a matrix-vector product on the ordinary cores; two to
-16 rows are padded to the 16 of the smallest tensor-core product. A large block is walked in parts. Where a result has
-too few tiles to occupy the chip, several programs share the walk, each taking one kept block in so many, and their sums
-are added up outside.
+A bit mask says which blocks these are: one or more words of 32 bits for each tile of rows and block column (or block
+row). One pass over the gates makes it, so there is no list, no sort and no atomic addition. A block that no row of the
+tile keeps is not read, for any number of rows. Each row's gate is applied to the float32 result of the dot, so only w,
+x and the result move. One row is a matrix-vector product on the ordinary cores; two to 16 rows are padded to 16, the
+smallest tensor-core product. A large block is walked in parts. Where a result has too few tiles to occupy the chip,
+several programs share the walk: with n of them, each takes every n-th kept block, and their sums are added outside.
 
-Numerics: sums are accumulated in float32 and cast once. Products of float32 are those of XLA's dense product: one TF32
-product where ``jax_default_matmul_precision`` is not set, three, about as exact as float32, with "float32" or
-"highest"; of one row always float32. Products of bfloat16 are exact. In dw the gate stands before the dot, and for
-bfloat16 the scaled rows are carried by two terms, so that dw too errs by no more than its last rounding; that costs a
-second product, the fourth where dense has three.
+Numerics: sums are accumulated in float32 and cast once. Products of float32 are as exact as XLA's dense product: one
+TF32 product where ``jax_default_matmul_precision`` is not set; three TF32 products, about as exact as float32, where it
+is "float32" or "highest"; for one row always float32. Products of bfloat16 are exact. In dw the gate is applied before
+the dot. For bfloat16 the scaled rows are split into two terms, so that dw errs only by its last rounding. This costs a
+second product, so a training step has four products where dense has three.
 
 Bytes, forward of up to 16 rows: the kept blocks once, and x once for every ``owned`` columns of y.
 """
@@ -43,9 +42,9 @@ from pallas_kernels.sizes import is_known
 PROGRAMS = 132
 """Programs that occupy the chip: the multiprocessors of an H100 or H200."""
 FEW_ROWS = 16
-"""Up to these a product is bound by the bytes of ``w``."""
+"""Up to this many rows a product is bound by the bytes of ``w``."""
 FEW_ROWS_PROGRAMS = 6 * PROGRAMS
-"""Programs that keep enough reads under way, and leave none to wait for the fullest column."""
+"""So many programs keep enough reads under way, and no program has to wait for the fullest column."""
 SMALLEST_BLOCK = 16
 """Rows and columns of the smallest tensor-core product."""
 MOST_SPLITS = 8
@@ -87,7 +86,7 @@ def forward(
 
 
 def product(x, w, gates, words=None, *, interpret: bool = False):
-    """``forward`` of gates [R, C, b], float32; ``words``: what ``_words`` makes of them, where that is known."""
+    """``forward`` for float32 gates [R, C, b]; ``words``: the bit masks of ``_words`` if the caller has them."""
     (num_r, num_c, _), k = gates.shape, x.shape[1]
     n = w.size // k
     block = k // num_r, n // num_c
@@ -121,7 +120,7 @@ def input_gradients(
     )
     dx, dgates = _call(triton_kernels.input_gradients_kernel, plan, out, words, by_row, x, w, dy)
     dgates = dgates.reshape(parts).sum((1, 3)).transpose(2, 0, 1)
-    # What no program visited is not initialised, and may be NaN: it is selected away, not multiplied.
+    # An entry that no program visited is not initialised and may be NaN, so it is selected away, not multiplied by 0.
     return _add_splits(dx, x.dtype), jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
 
 
@@ -133,12 +132,12 @@ def weight_gradient(
     *,
     interpret: bool = False,
 ) -> Float[Array, "..."]:
-    """dw like ``w``, of which nothing but layout and dtype is used; see ``reference.weight_gradient``."""
+    """dw in the layout and dtype of ``w``, whose values are not read; see ``reference.weight_gradient``."""
     check(x, w, gates)
     if x.shape[0] == 0:
         return jnp.zeros_like(w)
     bk, bn = block_shape(w, gates)
-    # Of rows and columns of w; of float32 the fastest on an H100.
+    # Rows and columns of w in a tile of dw. For float32 these are the fastest on an H100.
     narrow = x.dtype == jnp.bfloat16
     down, across = min(bk, 128 if narrow else 32), min(bn, 128)
     row_tile = 16 if x.shape[0] <= FEW_ROWS else 64
@@ -152,7 +151,7 @@ def weight_gradient(
         splits=1,
         parts=1,
         block=(bk, bn),
-        # Three products of float32 want more registers than one.
+        # Three TF32 products need more registers than one.
         num_warps=4 if not narrow and triton_kernels.takes_single_products() else 8,
         num_stages=3 if narrow else 2,
         interpret=interpret,
@@ -167,7 +166,7 @@ def weight_gradient(
 
 
 class Tile(NamedTuple):
-    """Rows and columns of the part of a result that a program owns, and how it is run."""
+    """Rows and columns of the part of a result that a program owns, and how the program is run."""
 
     rows: int
     owned: int
@@ -183,15 +182,16 @@ UP_TO_16_ROWS = {
 OF_BFLOAT16 = [Tile(128, 128, 8), Tile(64, 128, 8), Tile(64, 64), Tile(64, 32)]
 FORWARD = {"float32": [Tile(128, 64), Tile(32, 64), Tile(32, 32)], "bfloat16": OF_BFLOAT16}
 BACKWARD = {"float32": [Tile(128, 128, 8), Tile(64, 32)], "bfloat16": OF_BFLOAT16}
-"""Largest first. Timing on an H100 chose those of float32 with more than 16 rows (K = 1536) and the first of one row of
-bfloat16 (K = 4096); among those of one row of float32 it found no difference, and the others have not been timed."""
+"""Largest first. Timings on an H100 chose the tiles of float32 with more than 16 rows (K = 1536) and the first tile of
+one row of bfloat16 (K = 4096). They showed no difference among tiles for one row of float32. The others have not been
+timed."""
 
 
 def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
     """The largest tiles that still occupy the chip; ``result`` and ``walked``: (blocks, size).
 
-    Several programs share a walk where there are too few, but none of few rows has less than four blocks to choose
-    from.
+    Several programs share a walk where there are too few programs. With few rows each of them still gets four blocks or
+    more to choose from.
     """
     rows, dtype = x.shape[0], str(x.dtype)
     few = rows <= FEW_ROWS
@@ -206,7 +206,7 @@ def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
             break
     step = min(walked[1], 64 if wide or (rows == 1 and owned > 64) else 128)
     wanted = FEW_ROWS_PROGRAMS if few else enough
-    # Halves, quarters and eighths of a walk were timed; ``most`` may be another number.
+    # Only halves, quarters and eighths of a walk were timed, so the number is a power of two where ``most`` allows it.
     splits = pl.next_power_of_2(pl.cdiv(wanted, tiles * strips))
     return Plan(
         rows=rows,
@@ -225,12 +225,12 @@ def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
 
 
 def _rows_last(gates):
-    """Gates as float32 [R, C, b], so that the gates of one block lie side by side."""
+    """Gates as float32 [R, C, b]: the gates of one block are contiguous."""
     return gates.astype(jnp.float32).transpose(1, 2, 0)
 
 
 def _by_tile(gates, row_tile):
-    """Which gates [R, C, b] are not zero, tile by tile: bool [R, C, tiles, row_tile]."""
+    """Where gates [R, C, b] are not zero, by tile of rows: bool [R, C, tiles, row_tile]."""
     r, c, rows = gates.shape
     tiles = pl.cdiv(rows, row_tile)
     return jnp.pad(gates != 0, ((0, 0), (0, 0), (0, tiles * row_tile - rows))).reshape(r, c, tiles, row_tile)
@@ -239,8 +239,8 @@ def _by_tile(gates, row_tile):
 def _words(kept, axis):
     """Bit masks of what is kept along one axis of bool [R, C, tiles, row_tile]: int32 [words, ..., tiles, 1].
 
-    Bit i of word j stands for entry 32 j + i. Kernels join the masks along the last axis; here there is one for all
-    rows of a tile. It is written as one reduction, which XLA fuses into one or two small kernels.
+    Bit i of word j stands for entry 32 j + i. Kernels join the masks along the last axis; here that axis has one mask,
+    for all rows of a tile. The masks are made by one reduction, which XLA fuses into one or two small kernels.
     """
     kept = jnp.moveaxis(kept, axis, 0)
     words = pl.cdiv(kept.shape[0], 32)
@@ -256,7 +256,7 @@ def _result(plan: Plan, width, x):
 
 
 def _add_splits(parts, dtype):
-    # Written out, the sum becomes part of what comes next; as a reduction it would be a kernel of its own.
+    # XLA fuses a sum that is written out into the next operation; a reduction would be a kernel of its own.
     return functools.reduce(jnp.add, list(parts)).astype(dtype)
 
 

@@ -1,7 +1,7 @@
-"""Inside the Triton kernels: what one program does. ``triton`` says what for, plans their sizes and launches them.
+"""The Triton kernels: what one program does. ``triton`` explains why, plans the sizes and launches the kernels.
 
-Arrays that a program holds have sizes that are powers of two: rows that are not there are read as zeros and not
-written. Offsets are block indices times constants, so that the compiler sees that 16 bytes can be moved at once.
+The arrays of a program have sizes that are powers of two. Rows past the end are read as zeros and not written. Offsets
+are block indices times constants, so that the compiler sees that it can move 16 bytes at once.
 """
 
 import functools
@@ -15,9 +15,9 @@ from pallas_kernels.pallas_triton import pl, pltriton
 
 
 class Plan(NamedTuple):
-    """Static sizes of one kernel. The result is cut into tiles of rows x ``owned``.
+    """Static sizes of one kernel. The result is cut into tiles of ``row_tile`` x ``owned``.
 
-    The walk goes by ``step``, ``parts`` of which make a block; ``splits`` programs share it.
+    The walk advances by ``step``; a block has ``parts`` steps. ``splits`` programs share one walk.
     """
 
     rows: int
@@ -100,8 +100,8 @@ def weight_gradient_kernel(plan: Plan, words_ref, gates_ref, x_ref, dy_ref, dw_r
         scaled = gate[:, None] * dy.astype(jnp.float32)
         if dy.dtype == jnp.float32:
             return total + _dot(plan, x, scaled, (0, 0))
-        # The gate stands before the dot, and one rounding of their product would double the error of dw: it is
-        # given as a sum of two, the first cut off by a mask, since a compiler may drop a cast and its inverse.
+        # The gate is applied before the dot, and rounding gate * dy once would double the error of dw. So the dot
+        # takes it as a sum of two terms. A mask cuts off the first, because a compiler may drop a cast and its inverse.
         high = lax.bitcast_convert_type(lax.bitcast_convert_type(scaled, jnp.int32) & ~0xFFFF, jnp.float32)
         total = total + _dot(plan, x, high.astype(dy.dtype), (0, 0))
         return total + _dot(plan, x, (scaled - high).astype(dy.dtype), (0, 0))
@@ -114,7 +114,7 @@ def weight_gradient_kernel(plan: Plan, words_ref, gates_ref, x_ref, dy_ref, dw_r
 
 
 def _position(plan: Plan):
-    """(row tile, strip, split) of this program; neighbours share a strip, and with it blocks of w in the cache."""
+    """(row tile, strip, split) of this program. Neighbours share a strip, and so share blocks of w in the cache."""
     index = pl.program_id(0)
     rest = lax.div(index, plan.tiles)
     return lax.rem(index, plan.tiles), lax.rem(rest, plan.strips), lax.div(rest, plan.strips)
@@ -123,8 +123,9 @@ def _position(plan: Plan):
 def _walk(plan: Plan, words_ref, split, where, body, carry):
     """``body(index, carry)`` for the parts of every ``plan.splits``-th block marked in ``words_ref[:, *where]``.
 
-    In ascending order, from the block at place ``split``. A block is marked if any of the words along the last axis
-    has its bit. Dealt out by place among those marked, all splits get as many, give or take one.
+    The order is ascending, and starts with the marked block at place ``split``. A block is marked if any of the words
+    along the last axis has its bit. Dealing blocks out by their place among the marked ones gives every split the same
+    number, give or take one.
     """
 
     def drop(_, bits):
@@ -150,7 +151,7 @@ def _walk(plan: Plan, words_ref, split, where, body, carry):
 
 
 def _weights(ref, plan: Plan, i, j, shape):
-    """Part (i, j) of the weight, cut into parts of ``shape``, whichever layout it is in."""
+    """Part (i, j) of the weight, cut into parts of ``shape``, in either layout."""
     rows, columns = shape
     if len(ref.shape) == 2:
         return ref.at[pl.ds(i * rows, rows), pl.ds(j * columns, columns)]
@@ -160,31 +161,32 @@ def _weights(ref, plan: Plan, i, j, shape):
 
 
 def _rows(plan: Plan, tile):
-    """The rows of a tile, and which of them there are."""
+    """The rows of a tile, and which of them lie before the end."""
     start = tile * plan.row_tile
     return pl.ds(start, plan.row_tile), start + jnp.arange(plan.row_tile, dtype=jnp.int32) < plan.rows
 
 
 def _load(ref, inside):
-    """Zeros where a row is not there."""
+    """Reads zeros past the last row."""
     return pltriton.load(ref, mask=jnp.broadcast_to(inside, ref.shape), other=0.0)
 
 
 def _store(ref, values, inside):
-    """Leaves out rows that are not there."""
+    """Writes nothing past the last row."""
     pltriton.store(ref, values.astype(ref.dtype), mask=jnp.broadcast_to(inside[:, None], ref.shape))
 
 
 def takes_single_products() -> bool:
-    """Whether one TF32 product stands for a product of float32: what ``jax_default_matmul_precision`` asks for."""
+    """Whether ``jax_default_matmul_precision`` lets one TF32 product stand for a product of float32."""
     chosen = jax.config.jax_default_matmul_precision  # pyrefly: ignore[missing-attribute]
     return chosen in (None, "default", "bfloat16", "BF16_BF16_F32", "TF32_TF32_F32")
 
 
 def _dot(plan: Plan, a, b, contracted):
-    """In float32. Of float32, at the precision of ``jax_default_matmul_precision``, as XLA's own product takes it.
+    """The product in float32; for float32 operands at ``jax_default_matmul_precision``, as XLA's own product.
 
-    The tensor cores know TF32: one pass where that is not set or names it, else three, about as exact as float32.
+    The tensor cores multiply in TF32: one pass where the precision is not set or is TF32, else three passes, about as
+    exact as float32.
     """
     precision = None
     if a.dtype == jnp.float32:

@@ -4,9 +4,9 @@ All three are derivatives of one function that is linear in each operand, T = su
 
     y = dT/d(dy)        dx, dgates = dT/dx, dT/d(gates)        dw = dT/dw
 
-so the derivatives of each are again these three, of other operands. The support of the gates is constant. Where what
-stands for gates is a cotangent of gates, which may be zero by chance, it comes with the ``support`` of the gates
-themselves; None: where ``gates`` are not zero.
+so the derivatives of each are again these three, with other operands. The support of the gates is constant. In a
+derivative, a cotangent may take the place of the gates. It can be zero by chance where a gate is not, so it comes with
+the ``support`` of the gates themselves; None: where ``gates`` are not zero.
 """
 
 import functools
@@ -22,14 +22,14 @@ from pallas_kernels.platforms import kernel_on
 from pallas_kernels.sizes import is_known
 
 Modules = tuple[tuple[str, ModuleType], ...]
-"""What runs where: (platform, module), the last one for every other platform under the name "default"."""
+"""Pairs (platform, module); the platform "default" stands for all that are not named, and comes last."""
 
 
 @functools.cache
 def _operation(name: str, modules: Modules) -> Callable[..., Any]:
     """``forward``, ``input_gradients`` or ``weight_gradient`` of (x, w, gates[, dy]), by platform and with a vmap.
 
-    The platform is that of the lowering, so a program exported for another machine holds the kernel of that one.
+    The platform is the one of the lowering, so a program exported for another machine holds that machine's kernel.
     """
 
     @jax.custom_batching.custom_vmap
@@ -39,7 +39,7 @@ def _operation(name: str, modules: Modules) -> Callable[..., Any]:
         if default is None:
             ((platform, function),) = functions.items()
             return kernel_on(platform, function, out, is_branch=False)(*arrays)
-        # By vmap an unknown number of examples may have come to the rows that a kernel was chosen for.
+        # A kernel was chosen for the rows without vmap; vmap may have added a number of examples that is not known.
         if not functions or not is_known(*arrays[0].shape):
             return default(*arrays)
         kernels = {platform: kernel_on(platform, function, out) for platform, function in functions.items()}
@@ -48,7 +48,7 @@ def _operation(name: str, modules: Modules) -> Callable[..., Any]:
     @operation.def_vmap
     def _(size, batched, *arrays):
         if batched[1] or name == "weight_gradient":
-            # A weight, or its gradient, for every example: one after the other.
+            # Every example has a weight, or a gradient of it, of its own: the examples run one after the other.
             mapped = [array for array, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
 
             def one(mapped):
@@ -57,7 +57,7 @@ def _operation(name: str, modules: Modules) -> Callable[..., Any]:
 
             out = lax.map(one, mapped)
         else:
-            # Examples are rows, and share every read of the weight.
+            # Examples become rows, so that all of them share every read of the weight.
             rows = [a if m else jnp.broadcast_to(a, (size, *a.shape)) for a, m in zip(arrays, batched, strict=True)]
             flat = [array.reshape(size * array.shape[1], *array.shape[2:]) for array in rows]
             flat[1] = arrays[1]
@@ -69,7 +69,7 @@ def _operation(name: str, modules: Modules) -> Callable[..., Any]:
 
 
 def _types(name: str, x, w, gates, dy=None) -> Any:
-    """Of the results of an operation."""
+    """Shapes and dtypes of the results of an operation."""
     if name == "forward":
         columns = w.shape[1] if w.ndim == 2 else w.shape[0] * w.shape[3]
         return jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)
@@ -107,7 +107,7 @@ def _input_gradients_bwd(modules, operands, cotangents):
     x, w, gates, dy, support = operands
     for_dx, for_dgates = cotangents
     kept = gates != 0 if support is None else support
-    # sum(for_dx * dx) and sum(for_dgates * dgates) are T with one operand replaced.
+    # sum(for_dx * dx) is T with for_dx in place of x, and sum(for_dgates * dgates) is T with for_dgates for gates.
     other = jnp.where(kept, for_dgates, 0)
     dx, _ = input_gradients(modules, x, w, other, dy, kept)
     _, dgates = input_gradients(modules, for_dx, w, gates, dy, support)

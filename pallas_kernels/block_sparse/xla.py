@@ -1,15 +1,15 @@
 """Portable path through plain XLA operations, written for CPUs.
 
-Two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads the kept
-blocks and no others. With more rows nearly every block is kept by some row, so all are computed, with the gate
-of each row applied behind the dot. There the loops are chosen so that each product is a large one and its result,
-at most [tile, N] or [tile, K], is used while it is in cache:
+There are two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
+only the kept blocks. With more rows, some row keeps nearly every block, so all blocks are computed, and each row's gate
+is applied after the dot. The loops are chosen so that each product is large and its result, at most [tile, N] or
+[tile, K], is used while it is in cache:
 
     forward           for each row block r:     y += gates[:, r] * (x[r] @ w[r])
     dx and dgates     for each column block c:  q = dy[c] @ w[:, c]^T;  dx += gates[:, :, c] * q;  dgates[c] = <x, q>
     dw                for each row block r:     dw[r] = x[r]^T @ (gates[:, r] * dy)
 
-so forward and backward are three products, as many as dense has.
+Forward and backward are three products in all, as many as a dense layer has.
 """
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from pallas_kernels.mesh_axes import zeros
 from pallas_kernels.sizes import at_most, is_known
 
 DECODE_ROWS = 16
-# Rows of a large batch that are taken at a time, so that temporaries stay in cache.
+# A large batch is cut into tiles of about this many rows, so that temporaries stay in cache.
 TILE_ROWS = 256
 
 
@@ -44,10 +44,10 @@ def input_gradients(x, w, gates, dy):
 
 
 def weight_gradient(x, w, gates, dy):
-    """dw like ``w``, of which nothing but layout and dtype is read; see ``reference.weight_gradient``."""
+    """dw in the layout and dtype of ``w``, whose values are not read; see ``reference.weight_gradient``."""
     rows, num_r, num_c = gates.shape
     (k, n) = x.shape[1], dy.shape[1]
-    # Here the gate stands before the dot; a product rounded to bfloat16 first would lose a digit.
+    # The gate is applied before the dot, in float32: rounding x or gate * dy to bfloat16 would lose a digit of dw.
     x_blocks = x.astype(jnp.float32).T.reshape(num_r, k // num_r, rows)
     dy = dy.reshape(rows, num_c, n // num_c).astype(jnp.float32)
 
@@ -60,7 +60,7 @@ def weight_gradient(x, w, gates, dy):
     return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
 
 
-# Batched: every block, gate behind the dot.
+# Batched: every block is computed, and the gate is applied after the dot.
 
 
 def _dot_transposed(a, b):

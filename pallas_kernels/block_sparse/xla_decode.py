@@ -1,14 +1,14 @@
 """Products of few rows through plain XLA operations, written for CPUs: loops over the list of kept blocks.
 
-Up to 16 rows a product is bound by the bytes of ``w``, and these read the kept blocks and no others. Two things decide
-how fast:
+Up to 16 rows a product is bound by the bytes of ``w``, so these loops read only the kept blocks. Two facts decide how
+fast they are:
 
 - XLA copies a slice before a dot, so a block would be read, written and read again. A sum of products of slices is one
-  fused loop that reads the weight where it lies: 1.6 to 2 times as fast at one row, on one core with a quarter of the
-  blocks of 128 x 128 kept. With several rows the dot wins in spite of the copy.
-- One core draws far more from memory by reading several places in turn than by reading on and on. So a block is cut
-  into ``STREAMS`` parts of consecutive rows, and each pass of the loop takes a piece of all of them: 8 are 1.1 to 1.8
-  times as fast as 4, and 16 within 10% of 8.
+  fused loop, which reads the weight in place: 1.6 to 2 times as fast for one row, on one core with a quarter of the
+  blocks of 128 x 128 kept. With several rows the dot is faster in spite of the copy.
+- One core gets far more bandwidth from several places in turn than from one long read. So a block is cut into
+  ``STREAMS`` parts of consecutive rows, and each pass of the loop takes a piece of every part: 8 parts are 1.1 to 1.8
+  times as fast as 4, and 16 are within 10% of 8.
 """
 
 import functools
@@ -23,8 +23,8 @@ from pallas_kernels.sizes import at_most
 
 STREAMS = 8
 STREAMED_ROWS = 4
-"""Rows up to which the fused loop is taken: at 4 it is faster than copy and dot by 4 to 10% for 4096 x 16384, slower by
-17 to 34% for 1536 x 6144, of which less has to come from memory; at 8 it is slower everywhere."""
+"""The fused loop serves up to this many rows. At 4 rows it is 4 to 10% faster than copy and dot for 4096 x 16384, and
+17 to 34% slower for 1536 x 6144, where less has to come from memory. At 8 rows it is slower for both."""
 
 
 def forward(x, w, gates):
@@ -99,11 +99,12 @@ def _by_column(w, gates, block, init, finish):
 def _walk(w, gates):
     """``walk(c, block, carry)``: ``carry = block(c, r, carry)`` for the blocks (r, c) of a column that some row keeps.
 
-    The rows r come from a table with a line for each column. A row's place in it is the running count of kept ones, and
-    the table is filled by comparing places: no sort and no scatter.
+    The rows r come from a table with a line for each column. A kept row's place in its line is the running count of
+    kept rows. Comparing places fills the table, without a sort or a scatter.
 
-    What a loop does to the whole weight, XLA moves out of it, and makes a copy of the weight: for bfloat16 the step to
-    its bits (see ``sliceable``). It moves nothing out of a branch, so there the loop body is one that is always taken.
+    XLA moves an operation on the whole weight out of the loop, and copies the weight there. For bfloat16 that operation
+    is the step to its bits (see ``sliceable``). XLA moves nothing out of a branch, so for bfloat16 the loop body is a
+    branch that is always taken.
     """
     num_r = gates.shape[1]
     kept = (gates != 0).any(0).T
@@ -125,9 +126,9 @@ def _walk(w, gates):
 
 
 def sliceable(w):
-    """A bfloat16 weight as its bits, uint16, anything else as it is; to be called where the slice is taken.
+    """A bfloat16 weight as its bits, uint16; any other weight as it is. Call it where the slice is taken.
 
-    XLA slices no bfloat16 on a CPU: it makes a float32 copy of the whole weight outside of the loop and slices that.
+    XLA cannot slice bfloat16 on a CPU: it copies the whole weight to float32 outside of the loop and slices that.
     """
     return lax.bitcast_convert_type(w, jnp.uint16) if w.dtype == jnp.bfloat16 else w
 

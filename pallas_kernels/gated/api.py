@@ -4,8 +4,8 @@
     gates = gate_values(scores + bias, kept)
     y     = block_sparse_matmul(x, w, gates)
 
-On an NVIDIA GPU a product of few rows is so short that launches count: between scores and product there is one kernel.
-Everywhere else, and in every derivative, it is these three steps.
+On an NVIDIA GPU a product of few rows is so short that launches count, so there one kernel does all that lies between
+scores and product. Everywhere else, and in every derivative, the operation is these three steps.
 """
 
 import functools
@@ -33,7 +33,7 @@ def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
     return triton_gates.takes(x, w, jax.ShapeDtypeStruct((x.shape[0], *grid), "float32"))
 
 
-# A call outside of any jit compiles once, not every time.
+# Without this jit, a call outside of any other jit would compile every time.
 @functools.partial(jax.jit, static_argnames=("grid", "activation", "normalization", "implementation"))
 def gated_matmul(
     x: Float[Array, "b K"],
@@ -47,17 +47,17 @@ def gated_matmul(
     normalization: str,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "b N"], Float[Array, "b R C"]]:
-    """(y, gates) of an input and the scores of its blocks, on an NVIDIA GPU by two kernels.
+    """(y, gates) of an input and the scores of its blocks; on an NVIDIA GPU two kernels compute them.
 
-    Derivatives, and products under ``vmap``, are those of the three steps.
+    Derivatives, and calls under ``vmap``, take the three steps.
 
     Args:
         x, w: as ``block_sparse_matmul`` takes them, b being at most 16 (``fuses`` says whether they fit).
-        scores, bias: what the scores are the sum of, row by row of the grid.
-        k: blocks kept.
-        grid: (R, C), of which n is the product.
+        scores, bias: the scores are their sum; n counts the blocks row by row of the grid.
+        k: number of blocks kept.
+        grid: (R, C), with n = R * C.
         activation, normalization: as ``gate_values`` takes them.
-        implementation: of the product and the choice: None or "triton".
+        implementation: None or "triton", for the product and the choice of blocks.
     """
     from pallas_kernels.gated import triton_gates
 

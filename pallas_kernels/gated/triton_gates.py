@@ -1,8 +1,8 @@
 """Gates of few rows on an NVIDIA GPU: one Triton kernel from the scores to all that the product asks for.
 
-At one row XLA would launch six small kernels between scores and product: bias, largest, scaling, sums, gates, words.
-Here a program holds the scores of its row in registers, arranged as the blocks are: it searches for the k largest (as
-``topk`` does), scales them, and writes the gates and the bit masks of kept blocks.
+For one row XLA would launch six small kernels between scores and product: bias, k largest, scaling, sums, gates and
+bit masks. Here a program holds the scores of its row in registers, arranged as the blocks are. It searches for the k
+largest (as ``topk`` does), scales them, and writes the gates and the bit masks of kept blocks.
 """
 
 import functools
@@ -17,8 +17,9 @@ from pallas_kernels.pallas_triton import pl, pltriton
 from pallas_kernels.topk.search import LOWEST, score, search, sortable
 
 MAX_SCORES = 16_384
-"""Of one row, with rows and columns of the grid rounded up to powers of two: 32 a thread. Twice as many do not fit the
-registers: compiled for sm_90a, some 400 bytes a thread are spilled, and here 40 at most, none in usual grids."""
+"""Scores of one row, with rows and columns of the grid rounded up to powers of two: 32 per thread. Twice as many do not
+fit the registers: compiled for sm_90a they spill some 400 bytes per thread. These spill 40 at most, and none in usual
+grids."""
 
 
 def takes(x, w, gates) -> bool:
@@ -42,7 +43,7 @@ def gated_matmul(
 
 
 def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpret=False):
-    """Gates [R, C, b] and their bit masks [words, C, 1, b] (``triton`` says of what), both as its kernels take them."""
+    """Gates [R, C, b] and their bit masks [words, C, 1, b], both in the form that the kernels of ``triton`` take."""
     rows, (num_r, num_c) = scores.shape[0], grid
     scale = functools.partial(scaled_scores, activation=activation, normalization=normalization)
     size = pl.next_power_of_2(num_r), pl.next_power_of_2(num_c)
@@ -50,7 +51,7 @@ def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpr
     return pl.pallas_call(
         functools.partial(_kernel, grid=grid, scale=scale),
         grid=(rows,),
-        # Blocks of powers of two: past the end of the grid nothing is read or written, where ``inside`` is false.
+        # Sides are powers of two. Past the end of the grid ``inside`` is false, and nothing is read or written.
         in_specs=[
             pl.BlockSpec((1,), lambda i: (0,)),
             pl.BlockSpec((None, *size), lambda i: (i, 0, 0)),
@@ -71,7 +72,7 @@ def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpr
 
 
 def _warps(scores: int) -> int:
-    """Few, which wait less for each other at every count, as long as registers hold the scores."""
+    """As few as can hold the scores in registers: fewer warps wait less for each other at every count."""
     return min(16 if scores > 8192 else 8, max(1, scores // 256))
 
 
@@ -83,7 +84,7 @@ def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
     scores += pltriton.load(bias_ref, mask=inside, other=0.0)
 
     def over_all(reduce, values):
-        # Axis by axis: Triton reduces one at a time.
+        # Triton reduces one axis at a time.
         return reduce(reduce(values, axis=1, keepdims=True), axis=0, keepdims=True)
 
     def count(mask):
@@ -93,12 +94,12 @@ def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
         return over_all(jnp.min, keys), over_all(jnp.max, keys)
 
     keys = jnp.where(inside, sortable(scores), LOWEST)
-    # What lies past the end of a row of the grid is beyond all that count, as ``search`` takes it.
+    # Entries past the end of a row of the grid get an index beyond all blocks, so ``search`` does not choose them.
     index = jnp.where(inside, r * num_c + c, num_r * num_c)
     zero, k, n = jnp.zeros((1, 1), jnp.int32), k_ref[0].astype(jnp.float32), num_r * num_c
     kept = search(keys, index, zero, count, k, n, early=True, extremes=extremes) & inside
     gates = scale(
-        # Made anew, so that no register keeps them during the search.
+        # Recomputed from the keys, so that the scores occupy no registers during the search.
         jnp.where(inside, score(keys), 0.0),
         kept,
         num_r * num_c,

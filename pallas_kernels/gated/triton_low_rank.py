@@ -3,10 +3,9 @@
     down    program (rows of ``down``, row of x):  their share of x @ down, float32
     up      program (columns of ``up``, row of x): the sum of all shares, times these columns
 
-Each reads its matrix once, by as many programs as keep the reads under way; with more rows tensor cores, and XLA, do
-better.
-On an H100, with a shorter search for the k largest besides, choosing the blocks of a layer of 4096 in bfloat16 went
-from 19 to 11 us at rank 128 (docs/performance.md).
+Each kernel reads its matrix once, with enough programs to keep reads under way. With more rows XLA, which uses tensor
+cores, is faster. On an H100, the choice of blocks of a layer of 4096 in bfloat16 at rank 128 went from 19 to 11 us; a
+shorter search for the k largest had a part in that (docs/performance.md).
 """
 
 import functools
@@ -22,7 +21,7 @@ MOST_ROWS = 4
 TILE, OWNED = 64, 32
 """Rows of ``down`` and columns of ``up`` that a program reads."""
 MOST_RANK = 256
-"""With these a program's part fits the registers."""
+"""Up to this rank, a program's part of a matrix fits the registers."""
 
 
 def takes(x, down, up) -> bool:
@@ -48,7 +47,7 @@ def low_rank(x, down, up, *, interpret: bool = False):
         out_shape=result((rows, shares, rank), jnp.float32, x),
         name="low_rank_down_kernel",
     )(x, down)
-    # Blocks of powers of two: past the end nothing is read or written.
+    # Sides are powers of two. Past the end nothing is read or written.
     return call(
         functools.partial(_up_kernel, shares=shares, n=n, dtype=x.dtype),
         grid=(pl.cdiv(n, OWNED), rows),
@@ -69,7 +68,7 @@ def _down_kernel(x_ref, down_ref, part_ref):
 
 def _up_kernel(parts_ref, up_ref, y_ref, *, shares, n, dtype):
     exists = lax.broadcasted_iota(jnp.int32, parts_ref.shape, 0) < shares
-    # Rounded as the inner product of the plain way is.
+    # The rounding matches the one of the inner product in ``low_rank``.
     inner = pltriton.load(parts_ref, mask=exists, other=0.0).sum(0).astype(dtype).astype(jnp.float32)
     columns = pl.program_id(0) * OWNED + jnp.arange(OWNED, dtype=jnp.int32) < n
     up = pltriton.load(up_ref, mask=jnp.broadcast_to(columns[None, :], up_ref.shape), other=0.0).astype(jnp.float32)

@@ -1,14 +1,16 @@
 """Marks the k largest of many scores, by a search for the k-th largest instead of a sort.
 
-Scores become integers in the same order, and a count says how many are at least as large as a guess. It ends when k
-are. The next guess lies between two others as the counts suggest (regula falsi), which finds a quarter or a tenth of
-4,096 normal scores with some 7 counts in the mean where bisection takes 17; every eighth is the middle, so that none
-take more than 256. Only where it never comes to k, because the k-th largest has equals, bisection over the index
-settles which of them are in. It takes a traced k, and every row its own threshold. On one core of an AMD EPYC a mask
-made of ``lax.top_k`` takes about twice as long for a quarter of 4,096 scores, and nine times for 64 rows of them. On an
-accelerator each count would be a launch or two, and an end that data decide a wait for the host, so there the whole
-search is one kernel (``tpu``, which bisects, and ``triton``); rows that are too long for it take all the
-steps of a bisection.
+Scores become integers in the same order. A count tells how many of them are at least as large as a guess, and the
+search ends when k are. Regula falsi makes the next guess: it interpolates between two earlier guesses by their counts.
+For a quarter or a tenth of 4,096 normal scores this takes some 7 counts on average, where bisection takes 17. Every
+eighth guess is the middle, so that no search takes more than 256. If scores equal to the k-th largest keep the count
+from ever being k, bisection over the index settles which of them are marked. k may be traced, and every row has its own
+threshold. On one core of an AMD EPYC a mask made of ``lax.top_k`` takes about twice as long for a quarter of 4,096
+scores, and nine times as long for 64 such rows.
+
+On an accelerator each count would be a launch or two, and the test for the end would wait for the host. So there the
+whole search is one kernel (``tpu``, which bisects, and ``triton``). Rows that are too long for a kernel take all steps
+of a bisection.
 """
 
 import contextlib
@@ -28,11 +30,11 @@ from pallas_kernels.platforms import kernel_on
 from pallas_kernels.sizes import is_known
 
 MAX_SCORES = 32_768
-"""Of one row in a kernel: 64 a thread on a GPU."""
+"""Scores of one row in a kernel: 64 per thread on a GPU."""
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 Extremes = Callable[..., tuple[Any, Any]]
 KERNELS = {"tpu": "tpu", "cuda": "triton"}
-"""Modules of this package by platform."""
+"""The kernel's module for each platform."""
 
 
 @takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))
@@ -40,12 +42,12 @@ KERNELS = {"tpu": "tpu", "cuda": "triton"}
 def largest(
     scores: Float[Array, "*b n"], k: int | Int32[Array, ""], *, implementation: str | None = None
 ) -> Bool[Array, "*b n"]:
-    """Marks the ``k`` largest of the last axis; among equals the first ones. The choice has no gradient.
+    """Marks the ``k`` largest of the last axis, the first ones among equals. The choice has no gradient.
 
     Args:
         scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
         k: between 1 and n, an int or a traced scalar.
-        implementation: of the products beside it: with "xla" or "reference" no platform takes a Pallas kernel.
+        implementation: of the product that follows: with "xla" or "reference" no platform takes a Pallas kernel.
     """
     flat = lax.stop_gradient(scores).reshape(-1, scores.shape[-1])
     kernels = implementation not in ("xla", "reference")
@@ -73,7 +75,7 @@ def _by_platform(kernels: bool) -> Callable[..., Any]:
 
 
 def _kernels(scores) -> dict[str, Callable[..., Any]]:
-    """The kernels for scores [b, n] by platform: those that this jax compiles, and none for rows that are too long."""
+    """The kernels that this jax has for scores [b, n], by platform; none for rows that are too long."""
     rows, n = scores.shape
     if not is_known(rows) or rows == 0 or n > MAX_SCORES:
         return {}
@@ -93,12 +95,12 @@ def sortable(scores):
 
 
 def score(keys):
-    """The float32 of which ``sortable`` made these integers."""
+    """The inverse of ``sortable``: the float32 scores of these integers."""
     return lax.bitcast_convert_type(jnp.where(keys < 0, keys ^ 0x7FFFFFFF, keys), jnp.float32)
 
 
 def plain(scores, k, *, early):
-    """``largest`` of every row of ``scores`` [b, n] by plain operations; ``early``: see ``search``."""
+    """``largest`` for every row of ``scores`` [b, n] with plain operations; ``early``: see ``search``."""
     keys = sortable(scores)
     zero = like(jnp.zeros((keys.shape[0], 1), jnp.int32), keys)
 
@@ -115,11 +117,11 @@ def plain(scores, k, *, early):
 def search_in_kernel(scores, k, n: int, extremes: Extremes | None = None):
     """What a kernel does: an int32 mask of the ``k`` largest among the first ``n`` of every row; see ``search``."""
     index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    # What fills the row up comes after everything, also after equals.
+    # The padding of a row sorts after everything, also after equals.
     keys = jnp.where(index < n, sortable(scores), LOWEST)
 
     def count(mask):
-        # In float32, which adds whole numbers this small exactly and which every reduction takes.
+        # Float32 adds whole numbers this small exactly, and every reduction takes it.
         return jnp.sum(jnp.where(mask, 1.0, 0.0), axis=1, keepdims=True)
 
     zero = jnp.zeros((scores.shape[0], 1), jnp.int32)
@@ -137,9 +139,10 @@ def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extrem
         count: how many of its row a mask like ``keys`` marks, like ``zero``.
         k: at most n, in the type of a count.
         n: keys of a row.
-        early: ends when all rows have found theirs, which a GPU cannot tell without waiting, except in a kernel.
-        extremes: the smallest and the largest of keys, like ``zero``, with which the search interpolates; None: it
-            bisects. Needs ``early``.
+        early: stop as soon as all rows have found their threshold. Outside of a kernel a GPU would wait for the host to
+            see that.
+        extremes: returns the smallest and the largest of keys, like ``zero``; the search then interpolates between
+            them, which needs ``early``. None: it bisects.
     """
     steps = (None, None) if early else (32, (n + 1).bit_length())
 
@@ -156,7 +159,7 @@ def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extrem
     def before(end):
         return above | (equal & (index < end))
 
-    # Where there are no more of them than k, nothing is left to search.
+    # Where no more than k keys reach the threshold, there is nothing left to search.
     start = jnp.where(count(keys >= threshold) > k, zero, n)
     return before(_bisect(start, zero + (n + 1), lambda end: k - count(before(end)), steps[1]))
 
@@ -164,28 +167,28 @@ def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extrem
 def _bisect(low, high, excess, steps: int | None):
     """A value in [low, high) whose excess is 0, or else the largest whose excess is not negative.
 
-    The excess is decreasing, and not negative for ``low``. ``low`` and ``high`` are int32 arrays. ``steps``: as many
-    halvings; None: as long as one is needed.
+    The excess is decreasing, and not negative for ``low``. ``low`` and ``high`` are int32 arrays. ``steps`` is the
+    number of halvings; None: halve until every row is done.
     """
 
     def halve(bounds):
         low, high = bounds
-        # Mean of two integers without overflow.
+        # The mean of two integers, without overflow.
         middle = (low & high) + ((low ^ high) >> 1)
         over = excess(middle)
         low, high = jnp.where(over >= 0, middle, low), jnp.where(over >= 0, high, middle)
         return low, jnp.where(over == 0, low + 1, high)
 
     if steps is None:
-        # As a sum of floats, since Triton knows no ``any``.
+        # Triton has no ``any``, so this is a sum of floats.
         return lax.while_loop(lambda b: jnp.sum(jnp.where(b[0] + 1 < b[1], 1.0, 0.0)) > 0, halve, (low, high))[0]
     return lax.fori_loop(0, steps, lambda _, bounds: halve(bounds), (low, high))[0]
 
 
 def _interpolate(low, high, excess, over_low, over_high):
-    """``_bisect`` with guesses by the Illinois variant of regula falsi on the scores, of which ``excess`` is a count.
+    """``_bisect`` with guesses by the Illinois variant of regula falsi on the scores.
 
-    A bound that stays for a second time counts half as much, so that it does not stay for long.
+    A bound that stays for a second time gets half the weight, so that it does not stay for long.
 
     Args:
         low, high: as ``_bisect`` takes them.
@@ -197,7 +200,7 @@ def _interpolate(low, high, excess, over_low, over_high):
         low, high, over_low, over_high, side, step = state
         left, right = score(low), score(high)
         between = sortable(left + (right - left) * (over_low / (over_low - over_high)))
-        # Where scores are so far apart that this is none between the two, and every eighth time, the middle.
+        # Every eighth guess is the middle. The clip keeps the others between the bounds, also after an overflow.
         middle = jnp.where(step == 7, (low & high) + ((low ^ high) >> 1), jnp.clip(between, low + 1, high - 1))
         over = excess(middle)
         reached, open_ = over >= 0, low + 1 < high
@@ -222,7 +225,7 @@ def _interpolate(low, high, excess, over_low, over_high):
         return jnp.sum(jnp.where(state[0] + 1 < state[1], 1.0, 0.0)) > 0
 
     over_low, over_high = (over.astype(jnp.float32) for over in (over_low, over_high))
-    # All is there if all are asked for.
+    # If all scores are asked for, the lowest bound is the threshold.
     high = jnp.where(over_low == 0, low + 1, high)
     zero = low - low
     return lax.while_loop(is_open, guess, (low, high, over_low, over_high, zero, zero))[0]

@@ -1,7 +1,7 @@
 """``search`` as one Pallas kernel for TPUs (Mosaic).
 
-A program holds all scores of its rows in VMEM. It reads them once and writes one mask: between scores and gates there
-is one launch, and nothing waits for the host.
+A program holds all scores of its rows in VMEM. It reads them once and writes one mask. So there is one launch between
+scores and gates, and nothing waits for the host.
 """
 
 import functools
@@ -15,7 +15,7 @@ from pallas_kernels.mesh_axes import result
 from pallas_kernels.topk.search import search_in_kernel
 
 TILE_BYTES = 2**20
-"""Scores of one program."""
+"""Bytes of the scores of one program."""
 
 
 def largest(scores, k, *, interpret=False):

@@ -1,7 +1,7 @@
 """``search`` as one Pallas kernel for NVIDIA GPUs (Triton).
 
-A program holds all scores of its row in registers. It reads them once and writes one mask: between scores and gates
-there is one launch, and nothing waits for the host.
+A program holds all scores of its row in registers. It reads them once and writes one mask. So there is one launch
+between scores and gates, and nothing waits for the host.
 """
 
 import functools
@@ -18,7 +18,7 @@ def largest(scores, k, *, interpret=False):
     """Marks the ``k`` largest of every row of ``scores`` [b, n]; see ``search.largest``."""
     rows, n = scores.shape
     width = max(pl.next_power_of_2(n), 32)
-    # A block as wide as a power of two: past the end of a row nothing is read or written, where ``inside`` is false.
+    # The width is a power of two. Past the end of a row ``inside`` is false, and nothing is read or written.
     block = pl.BlockSpec((1, width), lambda i: (i, 0))
     mask = pl.pallas_call(
         functools.partial(_kernel, n=n),
