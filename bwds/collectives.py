@@ -107,14 +107,14 @@ def look_up(table: Float[Array, "V H"], tokens: Int[Array, "*b"]) -> Float[Array
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
     """-log softmax(logits)[target] in nats, float32; the words may be spread along ``model``, and are not gathered."""
     logits = logits.astype(jnp.float32)
-    largest = lax.stop_gradient(logits.max(-1))
+    maximum = lax.stop_gradient(logits.max(-1))
     if MODEL in axes_of(logits):
-        largest = lax.pmax(largest, MODEL)
-    total = summed(jnp.exp(logits - largest[..., None]).sum(-1))
+        maximum = lax.pmax(maximum, MODEL)
+    total = summed(jnp.exp(logits - maximum[..., None]).sum(-1))
     place, here = _words_here(logits, logits.shape[-1], targets)
     chosen = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
     chosen = chosen if here is None else summed(jnp.where(here, chosen, 0.0))
-    return jnp.log(total) + largest - chosen
+    return jnp.log(total) + maximum - chosen
 
 
 def _words_here(array: Array, count: int, words: Int[Array, "*b"]) -> tuple[Int[Array, "*b"], Any]:

@@ -48,7 +48,7 @@ from bwds import PRESETS, Config, cost, language_model
 from bwds.collectives import DATA, MODEL, cross_entropy
 from bwds.timing import cores
 from bwds.training.optim import make_optimizer
-from bwds.training.pruning import constrain
+from bwds.training.pruning import hold_fixed
 from bwds.training.sharding import Placement, over_devices
 from bwds.training.step import init_state, train_step
 from pallas_kernels.mesh_axes import like
@@ -151,7 +151,7 @@ def compile_step(config: Config, placement: Placement) -> tuple[Any, str, Any]:
         DoesNotFitError: into the memory of a chip.
     """
     lm = language_model(config.model)
-    optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
+    optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
     fresh = functools.partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement)
     state = placement.template(fresh, jax.eval_shape(lambda: jax.random.key(0)))
     shape = (config.data.batch_size, config.data.sequence_length)

@@ -13,7 +13,7 @@ from bwds.model import language_model
 from bwds.training.checkpoint import best_checkpoints, last_checkpoints
 from bwds.training.identity import check_identity
 from bwds.training.optim import make_optimizer
-from bwds.training.pruning import constrain
+from bwds.training.pruning import hold_fixed
 from bwds.training.step import evaluated_params, init_state
 from bwds.training.workdir import VOCABULARY_FILE
 
@@ -39,7 +39,7 @@ def load_checkpoint(config: Config, workdir: Path, which: Literal["best", "last"
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
     lm = language_model(config.model)
     if which == "last":
-        optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
+        optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
         fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
         template = jax.eval_shape(fresh, jax.random.key(0))
         state, info = last_checkpoints(workdir, read_only=True).restore(template)

@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse.mosaic_tpu_plan import Plan, kept_list, plan_tiles
+from pallas_kernels.block_sparse.mosaic_tpu_plan import RingPlan, kept_list, plan_tiles
 from pallas_kernels.block_sparse.mosaic_tpu_tiles import (
     LANES,
     block_at,
@@ -143,15 +143,15 @@ def input_gradients(x, w, gates, dy, *, interpret=False):
 # Grid step (t, g) works on tile t of rows and group g of output blocks.
 
 
-def _whole(plan: Plan, features: int):
+def _whole(plan: RingPlan, features: int):
     return pl.BlockSpec((plan.tile, features), lambda t, g, *_: (t, 0))
 
 
-def _window(plan: Plan, width: int):
+def _window(plan: RingPlan, width: int):
     return pl.BlockSpec((plan.tile, plan.group * width), lambda t, g, *_: (t, g))
 
 
-def _lanes(plan: Plan, lanes):
+def _lanes(plan: RingPlan, lanes):
     return pl.BlockSpec((1, plan.tile, lanes.shape[2]), lambda t, g, *_: (g, t, 0))
 
 
@@ -177,7 +177,7 @@ def _call(kernel, lists, inputs, w, outputs, interpret):
     )(*lists, *(array for array, _ in inputs), w)
 
 
-def _walk(lists, w, buffer, semaphores, plan: Plan, shape, before, use):
+def _walk(lists, w, buffer, semaphores, plan: RingPlan, shape, before, use):
     """Calls ``use(r, c, block)`` for every kept block of this group, and ``before()`` while the first are under way.
 
     The blocks come through a ring of ``slots``. A slot holds ``unroll`` blocks and has one semaphore, which counts

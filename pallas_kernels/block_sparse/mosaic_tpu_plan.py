@@ -31,7 +31,7 @@ def kept_list(kept, group: int):
     return starts, lax.div(order, kept.shape[1]), lax.rem(order, kept.shape[1])
 
 
-class Plan(NamedTuple):
+class RingPlan(NamedTuple):
     """How the work is cut: ``rows`` after padding, in tiles of ``tile``; ``group`` output blocks per grid step;
     ``unroll`` blocks per iteration and ``slots`` iterations under way, both powers of two; ``vmem`` in bytes."""
 
@@ -56,7 +56,7 @@ def _power_of_two(limit: int) -> int:
     return 1 << max(0, limit.bit_length() - 1)
 
 
-def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) -> Plan:
+def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) -> RingPlan:
     """Tiles that fit VMEM. ``whole`` features are in VMEM at once; the other widths are those of one output block.
 
     VMEM holds every tile twice: one copy in use, one under way. The smallest tile fits for all arguments that
@@ -77,4 +77,4 @@ def plan_tiles(rows, num_outputs, w, shape, *, whole, outputs, lanes, inputs=0) 
     unroll = _power_of_two(max(1, min(256 // tile, 16, RING_BYTES // (4 * block))))
     slots = _power_of_two(max(2, min(32, RING_BYTES // (unroll * block))))
     vmem = fixed + group * each + slots * unroll * block + SPARE_BYTES
-    return Plan(round_up(rows, sublanes), tile, group, unroll, slots, vmem)
+    return RingPlan(round_up(rows, sublanes), tile, group, unroll, slots, vmem)

@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.block_sparse import triton_kernels
-from pallas_kernels.block_sparse.triton_kernels import Plan
+from pallas_kernels.block_sparse.triton_kernels import WalkPlan
 from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
@@ -141,7 +141,7 @@ def weight_gradient(
     narrow = x.dtype == jnp.bfloat16
     down, across = min(bk, 128 if narrow else 32), min(bn, 128)
     row_tile = 16 if x.shape[0] <= FEW_ROWS else 64
-    plan = Plan(
+    plan = WalkPlan(
         rows=x.shape[0],
         row_tile=row_tile,
         owned=across,
@@ -187,7 +187,7 @@ one row of bfloat16 (K = 4096). They showed no difference among tiles for one ro
 timed."""
 
 
-def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
+def _plan(x, block, tiles_of, *, result, walked, interpret) -> WalkPlan:
     """The largest tiles that still occupy the chip; ``result`` and ``walked``: (blocks, size).
 
     Several programs share a walk where there are too few programs. With few rows each of them still gets four blocks or
@@ -208,7 +208,7 @@ def _plan(x, block, tiles_of, *, result, walked, interpret) -> Plan:
     wanted = FEW_ROWS_PROGRAMS if few else enough
     # Only halves, quarters and eighths of a walk were timed, so the number is a power of two where ``most`` allows it.
     splits = pl.next_power_of_2(pl.cdiv(wanted, tiles * strips))
-    return Plan(
+    return WalkPlan(
         rows=rows,
         row_tile=tile.rows,
         owned=owned,
@@ -251,7 +251,7 @@ def _words(kept, axis):
     return lax.bitcast_convert_type(packed, jnp.int32)[..., None]
 
 
-def _result(plan: Plan, width, x):
+def _result(plan: WalkPlan, width, x):
     return result((plan.splits, plan.rows, width), x.dtype if plan.splits == 1 else jnp.float32, x)
 
 
@@ -260,7 +260,7 @@ def _add_splits(parts, dtype):
     return functools.reduce(jnp.add, list(parts)).astype(dtype)
 
 
-def _call(kernel, plan: Plan, out_shape, *operands):
+def _call(kernel, plan: WalkPlan, out_shape, *operands):
     return pl.pallas_call(
         functools.partial(kernel, plan),
         out_shape=out_shape,

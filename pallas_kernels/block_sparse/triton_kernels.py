@@ -14,7 +14,7 @@ from jax import lax
 from pallas_kernels.pallas_triton import pl, pltriton
 
 
-class Plan(NamedTuple):
+class WalkPlan(NamedTuple):
     """Static sizes of one kernel. The result is cut into tiles of ``row_tile`` x ``owned``.
 
     The walk advances by ``step``; a block has ``parts`` steps. ``splits`` programs share one walk.
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 # Kernels --------------------------------------------------------------------------------------------------------------
 
 
-def matvec_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
+def matvec_kernel(plan: WalkPlan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     _, strip, split = _position(plan)
     c = lax.div(strip, plan.block[1] // plan.owned)
 
@@ -55,7 +55,7 @@ def matvec_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     y_ref[split, 0, pl.ds(strip * plan.owned, plan.owned)] = total.sum(0).astype(y_ref.dtype)
 
 
-def forward_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
+def forward_kernel(plan: WalkPlan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     tile, strip, split = _position(plan)
     c = lax.div(strip, plan.block[1] // plan.owned)
     rows, inside = _rows(plan, tile)
@@ -70,7 +70,7 @@ def forward_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, y_ref):
     _store(y_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
 
 
-def input_gradients_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, dy_ref, dx_ref, dgates_ref):
+def input_gradients_kernel(plan: WalkPlan, words_ref, gates_ref, x_ref, w_ref, dy_ref, dx_ref, dgates_ref):
     tile, strip, split = _position(plan)
     r = lax.div(strip, plan.block[0] // plan.owned)
     rows, inside = _rows(plan, tile)
@@ -88,7 +88,7 @@ def input_gradients_kernel(plan: Plan, words_ref, gates_ref, x_ref, w_ref, dy_re
     _store(dx_ref.at[split, rows, pl.ds(strip * plan.owned, plan.owned)], total, inside)
 
 
-def weight_gradient_kernel(plan: Plan, words_ref, gates_ref, x_ref, dy_ref, dw_ref):
+def weight_gradient_kernel(plan: WalkPlan, words_ref, gates_ref, x_ref, dy_ref, dw_ref):
     i, j, split = _position(plan)
     r, c = lax.div(i, plan.block[0] // plan.step), lax.div(j, plan.block[1] // plan.owned)
 
@@ -113,14 +113,14 @@ def weight_gradient_kernel(plan: Plan, words_ref, gates_ref, x_ref, dy_ref, dw_r
 # Parts of them --------------------------------------------------------------------------------------------------------
 
 
-def _position(plan: Plan):
+def _position(plan: WalkPlan):
     """(row tile, strip, split) of this program. Neighbours share a strip, and so share blocks of w in the cache."""
     index = pl.program_id(0)
     rest = lax.div(index, plan.tiles)
     return lax.rem(index, plan.tiles), lax.rem(rest, plan.strips), lax.div(rest, plan.strips)
 
 
-def _walk(plan: Plan, words_ref, split, where, body, carry):
+def _walk(plan: WalkPlan, words_ref, split, where, body, carry):
     """``body(index, carry)`` for the parts of every ``plan.splits``-th block marked in ``words_ref[:, *where]``.
 
     The order is ascending, and starts with the marked block at place ``split``. A block is marked if any of the words
@@ -150,7 +150,7 @@ def _walk(plan: Plan, words_ref, split, where, body, carry):
     return lax.fori_loop(0, words_ref.shape[0], word, (split, carry))[1]
 
 
-def _weights(ref, plan: Plan, i, j, shape):
+def _weights(ref, plan: WalkPlan, i, j, shape):
     """Part (i, j) of the weight, cut into parts of ``shape``, in either layout."""
     rows, columns = shape
     if len(ref.shape) == 2:
@@ -160,7 +160,7 @@ def _weights(ref, plan: Plan, i, j, shape):
     return ref.at[lax.div(j, across), lax.div(i, down), pl.ds(i_in, rows), pl.ds(j_in, columns)]
 
 
-def _rows(plan: Plan, tile):
+def _rows(plan: WalkPlan, tile):
     """The rows of a tile, and which of them lie before the end."""
     start = tile * plan.row_tile
     return pl.ds(start, plan.row_tile), start + jnp.arange(plan.row_tile, dtype=jnp.int32) < plan.rows
@@ -182,7 +182,7 @@ def takes_single_products() -> bool:
     return chosen in (None, "default", "bfloat16", "BF16_BF16_F32", "TF32_TF32_F32")
 
 
-def _dot(plan: Plan, a, b, contracted):
+def _dot(plan: WalkPlan, a, b, contracted):
     """The product in float32; for float32 operands at ``jax_default_matmul_precision``, as XLA's own product.
 
     The tensor cores multiply in TF32: one pass where the precision is not set or is TF32, else three passes, about as
