@@ -64,7 +64,7 @@ class OptimConfig:
     activation_penalty: float = 0.0
     """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
     slowness_penalty: float = 0.0
-    """Weight in the objective of its mean squared change from step to step, before dropout (TAR)."""
+    """Weight of temporal activation regularisation: its mean squared change from step to step, before dropout (TAR)."""
     ema_decay: float = 0.0
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 

@@ -17,7 +17,7 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
-from bwds.collectives import MODEL, all_columns, cross_entropy, look_up, own_columns
+from bwds.collectives import MODEL, all_gather_columns, cross_entropy, local_columns, look_up
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.data.batches import train_batch
 from bwds.linear import apply_linear, gate_options, init_linear
@@ -181,7 +181,7 @@ def test_spread_columns_keep_the_same_blocks(scope, rank):
 
     def call(params, x):
         y, gating = apply_linear(params, x, options, 9 if scope == "matrix" else 2)
-        return all_columns(y), gating, own_columns(gating.gates, params["kernel"])
+        return all_gather_columns(y), gating, local_columns(gating.gates, params["kernel"])
 
     specs = placement.specs({"params": params})["params"]
     spread = over_devices(placement, call, (specs, P("data")), (P("data"), P("data"), P("data", None, MODEL)))
