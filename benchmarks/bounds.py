@@ -27,11 +27,11 @@ def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
 
     Args:
         dtype: of the matrices.
-        size: rows and columns; None: 2048 on a CPU, 8192 on anything that a smaller product does not fill.
+        size: rows and columns; None: 2048 on a CPU, 8192 elsewhere, as less would not fill a chip.
     """
     if size is None:
         size = 2048 if jax.default_backend() == "cpu" else 8192
-    # A chip draws less power, and may run faster, on matrices of ones.
+    # Random entries: a chip draws less power on matrices of ones, and may run faster.
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median

@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "turns": {"type": int, "help": "how often each call is timed"},
     "implementation": {"help": "of the block-sparse product; the best one here if it is not given"},
 }
-"""What several benchmarks ask for, in one form."""
+"""The options that several benchmarks share."""
 
 
 def parser(description: str | None, **defaults: Any) -> ArgumentParser:

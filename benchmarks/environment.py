@@ -17,29 +17,29 @@ from bwds.timing import cores
 
 
 def pinned() -> str:
-    """What a command begins with to run on the cores that this process may use; nothing where these are all."""
+    """The prefix of a command that runs on the cores of this process; empty if it may use all cores."""
     if cores() == (os.cpu_count() or 1):
         return ""
     return f"taskset -c {','.join(map(str, sorted(os.sched_getaffinity(0))))} "
 
 
 def typed() -> list[str]:
-    """The script and the arguments of this process; of a module the name behind ``-m``, not the path of its file."""
+    """The script and the arguments of this process; for a module, ``-m`` and its name in place of its path."""
     spec = sys.modules["__main__"].__spec__
     return sys.argv if spec is None else [f"-m {spec.name}", *sys.argv[1:]]
 
 
 def revision() -> dict[str, Any]:
-    """The commit, and whether files differ from it; "unknown" where this file is tracked by none, or there is no git.
+    """The commit, and whether files differ from it; "unknown" if git does not track this file, or there is no git.
 
-    Results and the pages made of them are not counted. A copy without a repository is told by ``BWDS_REVISION`` which
-    commit it is of.
+    Changes of results, and of the pages made of them, do not count. In a copy without a repository, the variable
+    ``BWDS_REVISION`` may name the commit.
     """
     if told := os.environ.get("BWDS_REVISION"):
         return {"revision": told, "modified": False}
     paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
     try:
-        # First: a copy without a repository of its own may lie in one that knows nothing of it.
+        # This comes first: a copy may lie inside another repository, which does not track it.
         _git("ls-files", "--error-unmatch", __file__)
         commit = _git("rev-parse", "HEAD")
         return {"revision": commit, "modified": bool(_git("diff", "--name-only", "HEAD", "--", *paths))}

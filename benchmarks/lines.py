@@ -1,4 +1,4 @@
-"""Raw results: one JSON line a case, the environment first."""
+"""Raw results: one JSON line per case, after a line for the environment."""
 
 import json
 from pathlib import Path

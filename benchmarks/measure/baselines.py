@@ -1,7 +1,7 @@
 """LSTM language models as other libraries run them: PyTorch's, which is cuDNN's on an NVIDIA GPU, and cuDNN's in JAX.
 
-Each has the sizes of a dense model of ours: embedding, LSTM layers, softmax; greedy decoding of one word after the
-other, and one step of training.
+Each has an embedding, LSTM layers and a softmax of the same sizes as our dense model. They are timed at greedy decoding
+of one token after the other, and at one training step.
 """
 
 from functools import partial
@@ -15,12 +15,12 @@ from bwds.timing import cores
 
 
 def baseline(config, first, steps):
-    """{name: a call that decodes ``steps`` words in each stream}, empty where there is nothing to compare with.
+    """{name: a call that decodes ``steps`` tokens in each stream}; empty where there is nothing to compare with.
 
     Args:
         config: of the dense model.
-        first: the word that each stream starts with, [B].
-        steps: words of one call.
+        first: the token that each stream starts with, [B].
+        steps: tokens of one call.
     """
     platform = jax.default_backend()
     if config.cell != "lstm":
@@ -28,17 +28,17 @@ def baseline(config, first, steps):
     if platform == "cpu":
         return pytorch(config, first, steps)
     if platform == "gpu":
-        # JAX has that of cuDNN in float32 only.
+        # JAX offers cuDNN's LSTM in float32 only.
         in_jax = {"cudnn": cudnn(config, first, steps)} if config.dtype == "float32" else {}
         return in_jax | pytorch_on_a_gpu(config, first, steps)
     return {}
 
 
 def training(config, tokens):
-    """{name: a call that trains one step}, empty where there is nothing to compare with.
+    """{name: a call that trains one step}; empty where there is nothing to compare with.
 
-    ``torch.nn.LSTM`` on a CPU with the same sizes, dropout, clipping and optimiser; in bfloat16 under ``autocast``. The
-    recurrent state goes from step to step.
+    It is ``torch.nn.LSTM`` on a CPU with the same sizes, dropout, clipping and optimiser; in bfloat16 under
+    ``autocast``. The recurrent state is carried from step to step.
 
     Args:
         config: of a dense run.
@@ -78,8 +78,8 @@ def training(config, tokens):
 def pytorch(config, first, steps):
     """``torch.nn.LSTM`` with a loop in Python, the usual way; nothing if torch is not installed.
 
-    Once as it comes, with oneDNN, which lays the weights out anew at every call, and once without it, which for one
-    step at a time is many times faster.
+    It runs once with oneDNN, the default, and once without. oneDNN lays the weights out anew at every call, so for one
+    step at a time PyTorch is many times faster without it.
     """
     torch = _torch()
     if torch is None:
@@ -100,11 +100,11 @@ def pytorch(config, first, steps):
 
 
 def pytorch_on_a_gpu(config, first, steps):
-    """``torch.nn.LSTM``, which calls cuDNN: with a loop in Python, and all words of a call as one CUDA graph.
+    """``torch.nn.LSTM``, which calls cuDNN: with a loop in Python, and all tokens of a call as one CUDA graph.
 
-    The graph is to PyTorch what jit is to JAX; without it the loop waits for Python. In float16 where the model is in
-    bfloat16: PyTorch copies the weights of an LSTM of bfloat16 at every call, which takes three times as long. Nothing
-    if torch is not installed.
+    The graph is to PyTorch what jit is to JAX; without it the loop waits for Python. Where our model is in bfloat16,
+    PyTorch's is in float16, because PyTorch copies the weights of a bfloat16 LSTM at every call, which takes three
+    times as long. Nothing if torch is not installed.
     """
     torch = _torch()
     if torch is None:
@@ -137,7 +137,7 @@ def pytorch_on_a_gpu(config, first, steps):
 
     calls, stream = {f"pytorch{suffix}": finished(decode)}, torch.cuda.Stream()
     try:
-        # What is captured has to have run before, on another stream than the default one.
+        # PyTorch captures only what has run before, on a stream other than the default one.
         with torch.cuda.stream(stream):
             decode()
         stream.synchronize()

@@ -1,9 +1,9 @@
 """Times of short functions, called over and over with one weight after the other.
 
-On a CPU each call is one of Python's: its dispatch takes some 10 us, a product hundreds. On a GPU or TPU a product may
-take less than its dispatch, so many calls are one program there: a loop over the weights, each in a place of its own,
-since an index into an array of all of them would copy one. (On a CPU in bfloat16 a loop changes what XLA makes of a
-product, for better or worse; in float32 both ways give the same times.)
+On a CPU Python makes each call: the dispatch takes some 10 us, a product hundreds. On a GPU or TPU a product may take
+less than its dispatch, so there one program makes many calls. It loops over the weights, which are separate arrays,
+because an index into one array of all weights would copy a weight. (On a CPU in bfloat16 the loop changes what XLA
+makes of a product, for better or worse; in float32 both ways give the same times.)
 """
 
 import itertools
@@ -19,19 +19,19 @@ from jax import lax
 from bwds.timing import Timing, time_in_turns
 
 CALLS, TURNS = 16, 4
-"""One program is a loop of so many turns, each of at least so many calls: its own kernels count little beside them."""
+"""One program loops for ``TURNS`` turns of at least ``CALLS`` calls, so its own kernels count little."""
 
 Case = tuple[Callable[..., Any], tuple[Any, ...], list[Any]]
-"""``function(*inputs, weight)``, jitted; its inputs; weights that the calls take in turn."""
+"""The jitted ``function(*inputs, weight)``; its inputs; the weights that the calls take in turn."""
 
 
 @partial(jax.jit, static_argnames=("function", "turns"))
 def chained(function: Callable[..., Any], inputs: tuple[Any, ...], weights: list[Any], *, turns: int) -> Any:
-    """Calls the function with every weight, ``turns`` times over, none before the last one is done.
+    """Calls the function with every weight, ``turns`` times over, each call after the one before it has ended.
 
-    The barrier keeps the calls of a turn apart: none is merged with another, or done once for all. The next turn's
-    inputs depend on all results of this one, so nothing can move out of the loop; they stay the same unless there is
-    a NaN. Beside the calls a turn takes three small kernels on a GPU.
+    The barrier keeps the calls of a turn apart, so that XLA neither merges two of them nor makes one serve for all. The
+    inputs of the next turn depend on all results of this one, so nothing can move out of the loop; their values change
+    only if there is a NaN. On a GPU a turn adds three small kernels to the calls.
     """
 
     def turn(_: Any, state: Any) -> Any:
@@ -49,7 +49,7 @@ def chained(function: Callable[..., Any], inputs: tuple[Any, ...], weights: list
 def repeated(
     function: Callable[..., Any], inputs: tuple[Any, ...], weights: list[Any]
 ) -> tuple[Callable[[], Any], int]:
-    """A call without arguments, and how many of the function it is."""
+    """A call without arguments, and how many calls of the function it makes."""
     if jax.default_backend() == "cpu":
         turn = itertools.cycle(weights)
         return lambda: function(*inputs, next(turn)), 1

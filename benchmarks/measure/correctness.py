@@ -2,14 +2,14 @@
 
     python -m benchmarks.measure.correctness [--small] [--output FILE]
 
-The product and its three gradients, with NaN in every block that no row keeps and with columns of blocks that are
-empty, full and in between; the choice of the k largest; a layer's fused gate and product; the gradients of whole
-models. Sizes are those of the times beside which these lines stand; --small is for a device that is an interpreter.
-One line a case: the largest error of each result as a share of its largest entry, and how large it may be. Ends with
-status 1 if one is larger.
+The cases are the product and its three gradients, with NaN in every block that no row keeps and with columns of blocks
+that are empty, full and in between; the choice of the k largest; a layer's fused gate and product; and the gradients of
+whole models. Sizes are those of the benchmarks that take times; --small is for a CPU. Each case gets one line: the
+largest error of each result as a share of its largest entry, and the error that is allowed. The exit status is 1 if an
+error is larger.
 
-What float32 may cost is 1e-4 with exact products, and 4e-3 with the single TF32 product that a GPU takes by default;
-what bfloat16 may cost is half as much again as the last rounding of the exact result.
+In float32 an error of 1e-4 is allowed with exact products, and 4e-3 with the single TF32 product that a GPU takes by
+default. In bfloat16 it is one and a half times the last rounding of the exact result.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ from tests import oracle, products
 
 EXACT, SINGLE = 1e-4, 4e-3
 GRID, BLOCK = (12, 48), 128
-"""Of a layer of 1536."""
+"""Blocks of a layer of 1536, and their size."""
 WIDE = (32, 128)
-"""Of a layer of 4096."""
+"""Blocks of a layer of 4096."""
 MANY = 16
-"""Of more rows some are compared: an oracle in NumPy takes its time."""
+"""Of more rows than this only some are compared, because an oracle in NumPy is slow."""
 
 
 def module_here() -> tuple[str, ModuleType]:
@@ -64,7 +64,7 @@ def share(actual, wanted) -> float:
 
 
 def rounded(wanted, dtype: str) -> float:
-    """What the last rounding of an exact result costs."""
+    """The error that the last rounding of an exact result may cost."""
     return 0.0 if dtype == "float32" else 1.5 * share(jnp.asarray(wanted, dtype), wanted)
 
 
@@ -72,7 +72,7 @@ def product(rows, grid, block, dtype, layout, precision="float32"):
     """(errors, allowed) of y, dx, dw and dgates."""
     name, module = module_here()
     p = products.problem(rows, grid=grid, block=block, dtype=dtype)
-    # Of many rows these read every block, as dense products do.
+    # For many rows XLA's products read every block, as dense products do.
     if name == "xla" and rows > 16:
         p = products.without_nan(p)
     with jax.default_matmul_precision(precision):
@@ -91,7 +91,7 @@ def product(rows, grid, block, dtype, layout, precision="float32"):
 
 
 def sampled(p, actual):
-    """Some rows of y, dx and dgates, and some columns of dw, which sums over all rows: (actual, wanted)."""
+    """(actual, wanted) of some rows of y, dx and dgates, and of some columns of dw, which sums over all rows."""
     some, (y, dx, dw, dgates) = slice(None, None, max(1, len(p.x) // 16)), actual
     few = products.Problem(p.x[some], p.w, p.gates[some], p.dy[some])
     wanted_y, wanted_dx, _, wanted_dgates = products.expected(few)
@@ -101,7 +101,7 @@ def sampled(p, actual):
 
 
 def choice(rows, n):
-    """Which are the k largest, with equal ones among them; the share that is wrong."""
+    """The k largest of scores that have equals among them: the share of wrong marks."""
     scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(3)
     errors = {}
     for k in sorted({1, (n + 1) // 2, n}):
@@ -111,7 +111,7 @@ def choice(rows, n):
 
 
 def gates(rows, activation):
-    """Gates of scores that are apart from each other."""
+    """Gates of scores without equals."""
     scores = np.random.default_rng(0).permutation(rows * 576).reshape(rows, *GRID) / 576.0 - rows / 2 + 0.3
     wanted = oracle.gates(np.float32(scores), 144, activation)
     actual = topk_gates(jnp.asarray(scores, jnp.float32), sparsity=0.75, activation=activation)
@@ -119,7 +119,7 @@ def gates(rows, activation):
 
 
 def layer(rows, dtype, rank, grid, block):
-    """A layer's output, as decoding computes it, from the choice it made."""
+    """A layer's output in decoding, against the oracle with the blocks that the layer chose."""
     r, c = grid
     w = jax.random.normal(jax.random.key(0), (r * block, c * block), dtype) * (r * block) ** -0.5
     x = jax.random.normal(jax.random.key(1), (rows, r * block), dtype)
@@ -136,7 +136,7 @@ def layer(rows, dtype, rank, grid, block):
 
 
 def model(cell, batch):
-    """Gradients of a language model beside those of the same model with plain products."""
+    """Gradients of a language model, against those of the same model with the reference products."""
     config = ModelConfig(vocab_size=200, hidden_size=256, block_size=32, cell=cell, gate_activation="softplus")
     tokens = jnp.asarray(np.random.default_rng(0).integers(200, size=(batch, 12)), jnp.int32)
     params = language_model(config).init(jax.random.key(0))
@@ -156,7 +156,7 @@ def model(cell, batch):
             return np.concatenate([oracle.f64(leaf).ravel() for leaf in jax.tree.leaves(run(params))])
 
     actual, wanted = gradients(None), gradients("reference")
-    # One norm for all: a choice of blocks that rounding turns over is a share of it.
+    # One norm for all gradients, so that a choice of blocks that rounding changes is only a share of it.
     return {"gradients": float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))}, {"gradients": 1e-3}
 
 
@@ -186,7 +186,7 @@ def cases(small: bool):
         sizes += [sizes[-1] | {"rows": b, "grid": WIDE, "block": (128, 128)} for b in (1, 16)]
         sizes += [sizes[-1] | {"rows": b, "grid": GRID, "precision": None} for b in (16, 128)]
     if jax.default_backend() == "tpu":
-        # Its kernels take multiples of 128.
+        # The TPU kernels take block sizes that are multiples of 128.
         sizes = [size for size in sizes if not any(side % 128 for side in size["block"])]
     yield from (("product", size, partial(product, **size)) for size in sizes)
     for b in (1, 16):
@@ -225,7 +225,7 @@ def main():
     results = Results(args.output)
     everything = list(cases(args.small))
     wrong = 0
-    # Most of the time goes into compilers, one core each.
+    # Most of the time goes into compilation, which uses one core per program.
     with ThreadPoolExecutor(cores()) as pool:
         for line in pool.map(check, everything):
             results.write("correct", implementation=module_here()[0], **line)

@@ -4,14 +4,14 @@
                                        [--dtype float32 bfloat16] [--gate-source learned norm] [--gate-rank RANK]
                                        [--implementation NAME] [--vocab 10000] [--output FILE]
 
-Greedy decoding from the embedding to the most probable word, gates, selection and indexing included, all words of a
-rollout under one jit. The streams of a batch start with different words. Parameters are random: speed does not depend
-on their values. All models of one size take turns, those of several gate sources too; those in bfloat16 also with the
-dense one in float32, which on a CPU may be the faster one. Instead of the dense LSTM one would take PyTorch's (if torch
-is installed), on a GPU cuDNN's.
+Decoding is greedy, from the embedding to the most probable token, and includes gates, selection and indexing. One jit
+makes all tokens of a rollout. The streams of a batch start with different tokens. Parameters are random: speed does not
+depend on their values. All models of one size take turns, also those of several gate sources. Models in bfloat16 also
+take turns with the dense one in float32, which may be faster on a CPU. Dense LSTMs of other libraries stand beside
+ours: PyTorch's if torch is installed, and cuDNN's on a GPU.
 
-The bound is the bytes of weights that one step has to read, those of the kept blocks and of everything dense, over the
-bandwidth of a large copy.
+The bound is the bytes of weights that one step has to read (the kept blocks and everything dense), over the bandwidth
+of a large copy.
 """
 
 import dataclasses
@@ -31,26 +31,26 @@ from bwds.timing import require_turns, time_in_turns
 
 
 def parameters(config):
-    """A function of a key to parameters laid out for decoding, in one program that keeps no other copy of them."""
+    """A function from a key to parameters laid out for decoding: one program, which keeps no other copy of them."""
 
     def make(key):
         params = language_model(config).init(key)
-        # At first the biases of gates outweigh their inputs, and all streams keep much the same blocks. In training
-        # inputs grow; ten times the embedding lets them decide.
+        # At initialisation the biases of gates outweigh their inputs, so all streams would keep much the same blocks.
+        # Inputs grow in training. An embedding that is ten times as large lets them decide here too.
         return decode_params(params | {"embedding": 10 * params["embedding"]}, config)
 
     return jax.jit(make)
 
 
 def gibibytes(configs):
-    """What the parameters of all these models take."""
+    """Memory of the parameters of all these models, in GiB."""
     leaves = jax.tree.leaves([jax.eval_shape(parameters(config), jax.random.key(0)) for config in configs])
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) / 2**30
 
 
 @partial(jax.jit, static_argnames=("lm",))
 def share_read(lm, params, token, carry):
-    """Of all blocks, those that some stream of the batch keeps."""
+    """The fraction of blocks that some stream of the batch keeps."""
     usage = lm.apply(params, token, carry)[2].usage
     return jnp.stack([(used > 0).mean() for used in usage.values()]).mean()
 
@@ -64,7 +64,7 @@ def dense_models(dynamic):
 
 
 def by_source(dynamic, sources):
-    """The dynamic models of each gate source, of which only a gate that is learned has a rank."""
+    """The dynamic model of each gate source; only a learned gate has a rank."""
     return {
         source: dataclasses.replace(dynamic, gate_source=source, gate_rank=None if source == "norm" else rank)
         for source, rank in ((source, dynamic.gate_rank) for source in sources)
@@ -72,7 +72,7 @@ def by_source(dynamic, sources):
 
 
 def decode(results, args, bandwidth, dynamic, batch, params):
-    """One line a gate source and sparsity, all from the same turns."""
+    """Writes one line per gate source and sparsity, all from the same turns."""
     first = jnp.arange(batch) * (dynamic.vocab_size // batch)
 
     def rollout(config, params):
@@ -97,7 +97,7 @@ def decode(results, args, bandwidth, dynamic, batch, params):
         tokens, carry = calls[source, sparsity]()
         share = float(share_read(language_model(config), params[source], tokens[:, -1:], carry))
         costs = cost(config)
-        # The cost is that of one stream; several keep more blocks between them.
+        # ``costs`` are those of one stream; several streams together keep more blocks.
         more = share * (costs.dense - costs.softmax) - costs.blocks
         read = costs.bytes_read + more * jnp.dtype(config.dtype).itemsize
         mine = {name: per_step[name] for name in other} | {"dynamic": per_step[source, sparsity]}
@@ -134,7 +134,7 @@ def run(args):
     if not args.max_gib > 0:
         raise ValueError(f"--max-gib is {args.max_gib:g}; it must be above 0.")
     if max(args.batch) > args.vocab:
-        raise ValueError(f"batch is {max(args.batch)}; it must be at most {args.vocab}, the words of the vocabulary.")
+        raise ValueError(f"batch is {max(args.batch)}; it must be at most {args.vocab}, the tokens of the vocabulary.")
     cases = [
         ModelConfig(
             vocab_size=args.vocab,
@@ -157,7 +157,7 @@ def run(args):
     results.write("copy", bytes_per_second=bandwidth)
     for dynamic in cases:
         models, gated = dense_models(dynamic), by_source(dynamic, args.gate_source)
-        # The dense one twice: the model of another library is as large.
+        # The dense model counts twice, because another library's model is as large.
         needed = gibibytes([*gated.values(), *models.values(), models["dense"]])
         if needed > args.max_gib:
             name = f"{dynamic.cell} {dynamic.hidden_size} {dynamic.dtype}"

@@ -1,12 +1,12 @@
-"""Where the time of a word and of a training step goes on an accelerator: a trace, its kernels by time.
+"""Where the time of a token and of a training step goes on an accelerator: a trace, its kernels by time.
 
     python -m benchmarks.measure.device_profile [--hidden 4096] [--dtype bfloat16 float32] [--sparsity 0.5 0.75]
                                                [--gate-rank 128] [--preset ptb-lstm] [--output FILE]
 
-Words of greedy decoding of the LSTM, dense and at each sparsity, and training steps of the preset, dense and dynamic.
-One line each: launches a step, the time that kernels were running and the time between the first and the last of them,
-and the kernels with the most time, each with its launches and microseconds a step. On a CPU, where ``word_profile``
-tells more, the operations of all threads stand in for kernels.
+It traces greedy decoding of the LSTM, dense and at each sparsity, and training steps of the preset, dense and dynamic.
+Each gets one line: launches per step, the time that kernels were running, the time between the first and the last of
+them, and the kernels with the most time, each with its launches and microseconds per step. On a CPU the operations of
+all threads stand in for kernels; ``word_profile`` tells more there.
 """
 
 import collections

@@ -5,15 +5,16 @@
     python benchmarks/hardware.py --only pays
 
 Are the kernels right on this device, how fast are they, and what does training with them come to? The parts run in
-order of value until the time is up, each in a process of its own that may not take longer than its limit; one that
-fails is reported, and the next one runs. DIR/lines.jsonl gets a line for every case as soon as it is measured,
-DIR/log.txt what the parts say, and DIR/summary.md a page with the ratios, what ran and what is left; it is written anew
-after each part. The same command goes on with the parts that have not ended yet. DIR/cache keeps compiled programs.
+order of value until the time is up. Each runs in a process of its own, which may not take longer than its limit. If one
+fails, that is reported, and the next one runs. DIR/lines.jsonl gets a line for every case as soon as it is measured.
+DIR/log.txt gets the output of the parts. DIR/summary.md is a page with the ratios, what ran and what is left; it is
+written anew after each part. The same command goes on with the parts that have not ended yet. DIR/cache keeps compiled
+programs.
 
-A GPU and a TPU run their kernels at the sizes of the paper and above, a CPU the same parts at small sizes. --only pays
+A GPU or TPU runs its kernels at the sizes of the paper and above, a CPU the same parts at small sizes. --only pays
 answers one question on a CPU, in a minute: from which width on does skipping blocks pay here?
 
-The text is Penn Treebank; --data-directory names a folder with its three files, and nothing is downloaded then.
+The text is Penn Treebank. With --data-directory, a folder of its three files, nothing is downloaded.
 """
 
 import argparse
@@ -33,13 +34,13 @@ from benchmarks.measure.hardware_parts import LARGE, SMALL, Part, chosen
 from bwds.output import say
 
 SPARE = 3.0
-"""Seconds that a part gets to end by itself, and that the last page takes."""
+"""Seconds that a part gets to end by itself; writing the last page gets as many."""
 LEAST = 10.0
-"""Seconds under which no part is begun."""
+"""No part begins with less than so many seconds left."""
 
 _PROGRAM = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 ENDS_WITH_PARENT = [sys.executable, "-c", _PROGRAM] if sys.platform == "linux" else []
-"""Runs a command that Linux ends when this process is killed, so that no part runs on beside the next ones."""
+"""Prefix of a command that Linux ends when this process is killed, so that no part runs on beside the next ones."""
 
 
 class Output:
@@ -50,7 +51,7 @@ class Output:
         self.cache, self.runs = folder / "cache", folder
         folder.mkdir(parents=True, exist_ok=True)
         if self.lines.exists():
-            # What a killed process left of its last line.
+            # Drops an unfinished last line that a killed process left.
             whole = self.lines.read_bytes()
             self.lines.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
@@ -69,7 +70,7 @@ class Output:
 
 
 def platform() -> str:
-    """cpu, gpu or tpu, as another process sees it: this one leaves the device to the parts."""
+    """cpu, gpu or tpu. Another process looks, because this one leaves the device to the parts."""
     program = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -88,7 +89,7 @@ def run_part(part: Part, output: Output, left: float, directory: str | None) -> 
     """
     limit = left if part.seconds is None else min(left, max(90.0, 3.0 * part.seconds))
     module, *arguments = part.command.split()
-    # -P: not what lies in the folder that this was started from.
+    # -P: Python imports nothing from the folder in which this was started.
     command = [*ENDS_WITH_PARENT, sys.executable, "-P", "-m", f"benchmarks.{module}", *arguments]
     if part.seconds is None:
         command += [f"--minutes={(limit - SPARE) / 60:.3f}", f"--output={output.runs}"]

@@ -36,7 +36,7 @@ def _model(line: Line) -> str:
     ]
     return (
         f"{line['cell'].upper()} {line['layers']} x {line['hidden']}, {line['dtype']}, batch {line['batch']}, sparsity "
-        f"{line['sparsity']}: {line['dynamic_tokens_per_second']:,.0f} words a second, {', '.join(others)}"
+        f"{line['sparsity']}: {line['dynamic_tokens_per_second']:,.0f} tokens a second, {', '.join(others)}"
     )
 
 

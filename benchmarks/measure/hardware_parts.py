@@ -7,7 +7,7 @@ class Part(NamedTuple):
     """A module of ``benchmarks`` and its arguments.
 
     ``seconds`` are expected, and three times as many, at least 90, are its limit.
-    Without ``seconds`` it takes what is left, and is told how much that is.
+    A part without ``seconds`` takes the time that is left, and is told how much that is.
     """
 
     name: str
@@ -40,7 +40,7 @@ LARGE = (
         40,
         "measure.kernels batched --rows 128 2240 --dtype float32 bfloat16 --sparsity 0.5",
     ),
-    Part("profile", "which kernels a word and a training step take", 40, "measure.device_profile"),
+    Part("profile", "which kernels a token and a training step take", 40, "measure.device_profile"),
     Part(
         "other-products",
         "products of decoding, H 1536 and 8192",
@@ -73,7 +73,7 @@ SMALL = (
     ),
     Part(
         "profile",
-        "which operations a word takes",
+        "which operations a token takes",
         15,
         "measure.device_profile --hidden 256 --block 32 --vocab 1000 --sparsity 0.5 --dtype float32 --gate-rank 16 "
         "--preset",
@@ -81,7 +81,7 @@ SMALL = (
     Part("rival", "jax.lax.ragged_dot on the kept blocks", 15, "measure.ragged --hidden 256 --block 32"),
     Part(
         "pays",
-        "words a second by width: from where on skipping pays",
+        "tokens a second by width: from where on skipping pays",
         60,
         "measure.decode --cell lstm --hidden 512 1024 2048 4096 --batch 1 --gate-rank 64 --steps 2 --turns 3",
     ),

@@ -4,19 +4,19 @@
                                         [--sparsity 0.5 0.75 0.9] [--dtype float32 bfloat16] [--gate-rank RANK]
                                         [--rows 64 2240] [--rotate-mib 128] [--devices 1]
 
-decode: products of few rows (--few-rows 1 4 16), [H] -> [4H]; given the gates (with the indexing that needs) and from
-the input on (the linear layer of a model: scores, selection and product). Weights are block-major. The bound is the
-bytes of the kept blocks, for the layer also those of the gate, over the bandwidth of a large copy. Calls take copies of
-the weights in turn, as many as it takes for the kept blocks of all of them to fill --rotate-mib at every sparsity: with
-one weight and the same gates every time these blocks would stay in a cache, as they never do in a model. A bfloat16
-product is timed beside the dense one in float32 too, one of float32 on a CPU beside NumPy's BLAS. --devices N, on a
-CPU: block columns are sharded over N devices, and so is a second dense product; the first one uses all cores as XLA
-sees fit.
+decode: products of few rows (--few-rows 1 4 16), [H] -> [4H]. "product" is given its gates and includes the indexing.
+"layer" starts from the input, as a model's linear layer does: scores, selection and product. Weights are block-major.
+The bound is the bytes of the kept blocks, and for the layer those of the gate too, over the bandwidth of a large copy.
+Calls take copies of the weights in turn. There are so many copies that the kept blocks of all of them fill --rotate-mib
+at every sparsity: with one weight and the same gates these blocks would stay in a cache, which they never do in a
+model. A bfloat16 product is also timed beside the dense one in float32, and a float32 product on a CPU beside NumPy's
+BLAS. --devices N shards block columns over N CPU devices, and those of a second dense product; the first dense product
+uses all cores as XLA sees fit.
 
 batched: value and all three gradients for --rows rows, against value and both gradients of the dense product. The
 bound is dense's FLOPs at the measured rate of a large matmul.
 
-All cases of a width take turns with its dense products. On a GPU or TPU many calls are one program.
+All cases of a width take turns with its dense products. On a GPU or TPU one program makes many calls.
 """
 
 import itertools
@@ -57,12 +57,12 @@ def dense(x, w):
 
 
 def copied(weights, number):
-    """As many of these weights: what is given, and copies."""
+    """``number`` weights: the given one, and copies of it."""
     return [weights, *(jax.tree.map(lambda w: jnp.array(w, copy=True), weights) for _ in range(number - 1))]
 
 
 def products(args, options):
-    """The product that is given its gates and, of each sparsity, a model's linear layer: functions of the weights."""
+    """The product with given gates and, for each sparsity, a model's linear layer: functions of the weights."""
 
     def product(x, gates, weights):
         return block_sparse_matmul(x, weights["kernel"], gates, implementation=args.implementation)
@@ -74,7 +74,7 @@ def products(args, options):
 
 
 def on_one_device(args, options, x, w, gate, gates, copies):
-    """What is timed: (function, inputs, weights in turn), by name."""
+    """The timed cases by name: (function, inputs, weights in turn)."""
     product, layers = products(args, options)
     product = jax.jit(product)
     blocks = copied({"kernel": to_block_major(w, (args.block, args.block)), "gate": gate}, copies["product"])
@@ -86,7 +86,7 @@ def on_one_device(args, options, x, w, gate, gates, copies):
 
 
 def on_several_devices(args, options, x, w, gate, gates, copies):
-    """The same with block columns sharded, as a model does it: each device has the scores of all blocks."""
+    """The same with block columns sharded, as in a model: each device has the scores of all blocks."""
     mesh = Mesh(np.array(jax.devices()), (MODEL,))
     if options.grid[1] % args.devices:
         raise ValueError(
@@ -137,7 +137,7 @@ def decode(results, args, dtype):
                 wide = x.astype(jnp.float32), w.astype(jnp.float32)
                 found["dense_float32"] = dense, wide[:1], copied(wide[1], copies[rows]["dense"])
             elif jax.default_backend() == "cpu":
-                # The BLAS of NumPy may be faster than XLA.
+                # NumPy's BLAS may be faster than XLA.
                 numbers = [np.array(w) for _ in range(copies[rows]["dense"])]
                 found["dense_blas"] = np.matmul, (np.array(x),), numbers
             cases |= {(rows, name): case for name, case in found.items()}

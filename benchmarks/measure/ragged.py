@@ -3,10 +3,10 @@
     python -m benchmarks.measure.ragged [--hidden 1536] [--block 128] [--few-rows 1 16] [--sparsity 0.75]
                                        [--dtype bfloat16] [--output FILE]
 
-ragged_dot multiplies rows that are sorted by group, each group with a matrix of its own. Here a group is a block of the
-weight, and its rows are those of the inputs that keep it: each (row, kept block) is one row of ``K / R`` features.
-Sorting the pairs, collecting their inputs and adding up their results by block column are counted, as the product's
-masks are; the gates are given to both.
+ragged_dot multiplies rows that are sorted by group, and each group has a matrix of its own. Here a group is a block of
+the weight, and its rows are the parts of the inputs that keep it: each (row, kept block) is one row of ``K / R``
+features. The time of ragged_dot includes sorting these pairs, collecting their inputs and adding up their results by
+block column, as the time of the product includes its masks. Both are given the gates.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def by_ragged_dot(x, gates, w, *, kept: int):
     """The product of x [B, K], gates [B, R, C] and block-major w [C, R, bk, bn], ``kept`` blocks of each row."""
     (rows, num_r, num_c), (bk, bn) = gates.shape, w.shape[2:]
     by_block = gates.transpose(2, 1, 0).reshape(num_c * num_r, rows)
-    # Pairs in the order of the blocks: there are rows * kept of them.
+    # The pairs (block, row), sorted by block: there are rows * kept of them.
     block, row = jnp.nonzero(by_block, size=rows * kept)
     c, r = block // num_r, block % num_r
     parts = x.reshape(rows, num_r, bk)[row, r]

@@ -3,10 +3,10 @@
     python -m benchmarks.measure.rehearse_hardware --data-directory DIR [--python python3.12] [--minutes 12]
                                                   [--keep FOLDER]
 
-Makes an environment of exactly what such a machine had (``BARE``), beside it the wheels of hardware_wheels.txt, and a
-bare copy of the repository's files without .git. There it runs hardware.py: killed twice in the middle, once with
-SIGKILL and once with SIGTERM, and then to the end. Says what is wrong, and ends with status 1 if something is: a line
-that is no JSON, a part that fails, a page that does not name every part.
+It makes an environment of exactly what such a machine had (``BARE``), a folder with the wheels of hardware_wheels.txt,
+and a copy of the repository's files without .git. There it runs hardware.py three times: it kills the first run with
+SIGKILL and the second with SIGTERM, and the third goes to the end. It reports faults, and ends with status 1 if there
+are any: a line that is not JSON, a part that fails, a page that does not name every part.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BARE = (
     "jaxtyping==0.3.11"
 )
 KILLED = ((60, signal.SIGKILL), (45, signal.SIGTERM))
-"""Seconds after which it is killed, and how."""
+"""Seconds after which a run is killed, and the signal."""
 
 
 def prepare(folder: Path, python: str) -> Path:
@@ -61,7 +61,7 @@ def check(output: Path) -> list[str]:
 
 
 def rehearse(folder: Path, bare: Path, text: str, minutes: float) -> list[str]:
-    """Runs it, killed twice and then to the end; what is wrong."""
+    """Runs it, killed twice and then to the end; returns what is wrong."""
     output, faults = folder / "output", []
     command = [bare, "benchmarks/hardware.py", f"--minutes={minutes}", "--output", output, "--data-directory", text]
     environment = {
@@ -76,7 +76,7 @@ def rehearse(folder: Path, bare: Path, text: str, minutes: float) -> list[str]:
         process.send_signal(sign)
         process.wait()
         print(f"killed by {signal.Signals(sign).name} after {seconds} s", flush=True)
-        # What is dropped of a line that was cut is dropped by the next run.
+        # After SIGKILL the last line may be cut; the next run drops it.
         faults += [] if sign == signal.SIGKILL else check(output)
     subprocess.run(command, cwd=folder / "copy", env=environment, check=False)
     faults += check(output)

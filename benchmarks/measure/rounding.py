@@ -2,11 +2,11 @@
 
     python -m benchmarks.measure.rounding [PRESET] [--steps 40] [--activation linear softplus] [--output FILE]
 
-Each step of the run on one device is also done on two, from the same state: ``one_step`` is the relative distance of
-the two changes of the parameters. While it is as small as rounding, nothing else differs between one device and two.
-``two_devices`` is the relative distance that the parameters of the run on two devices, left to itself, have come to;
-``nudged`` that of a run on one device whose first parameters were changed by one part in ten million. Where these two
-grow alike, the model amplifies what differs, whatever it is.
+Each step of the run on one device is repeated on two devices, from the same state. ``one_step`` is the relative
+distance between the two changes of the parameters. While it is as small as rounding, nothing but rounding differs
+between one device and two. ``two_devices`` is the relative distance to the parameters of a run on two devices that is
+left to itself. ``nudged`` is the distance to a run on one device whose first parameters were changed by one part in ten
+million. If these two grow alike, the model amplifies any difference, whatever its cause.
 
 Text, optimiser and batches are those of the preset, without dropout.
 """
@@ -42,14 +42,14 @@ def measure(results, preset, activation, steps):
     """A line for every step."""
     config = PRESETS[preset]
     corpus = load_corpus(config.data)
-    words = len(corpus.vocabulary)
-    model = dataclasses.replace(config.model, gate_activation=activation, dropout=0.0, vocab_size=words)
+    tokens = len(corpus.vocabulary)
+    model = dataclasses.replace(config.model, gate_activation=activation, dropout=0.0, vocab_size=tokens)
     lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
     rows, window = config.data.batch_size, config.data.sequence_length
     fresh = partial(init_state, lm, optimizer, batch_size=rows)
     two = make_placement(MeshConfig(data=2), model, batch_size=rows)
     alone = fresh(jax.random.key(0))
-    # A step gives its state away, so each run has one of its own.
+    # A step donates its state, so each run needs a copy of its own.
     spread = jax.device_put(jax.tree.map(jnp.copy, alone), two.shardings(alone))
     noise = jax.random.normal(jax.random.key(1), (8, 4096))
 

@@ -5,10 +5,10 @@
 
 The step is that of train.py: forward, backward, clipping and optimiser, on random tokens. --hidden takes another width
 than the preset's, with blocks of 128 where they divide it, else of the preset's size. All sparsities of a model take
-turns with its dense one and, for an LSTM on a CPU, with PyTorch's if torch is installed.
+turns with the dense model and, for an LSTM on a CPU, with PyTorch's if torch is installed.
 
-The bound is six floating-point operations a token for each weight of the products, all blocks and the gates, at the
-measured rate of a large matmul: over a batch every block is kept by some row.
+The bound is six floating-point operations per token for each weight of the products, with all blocks and the gates, at
+the measured rate of a large matmul: some row of a batch keeps every block.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def dynamic(config, sparsity):
 
 
 def measure(results, preset, dense, configs, turns):
-    """One line for each of the dynamic ``configs``, all from the same turns."""
+    """Writes one line for each of the dynamic ``configs``, all from the same turns."""
     shape = (dense.data.batch_size, dense.data.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(dense.model.vocab_size, size=shape, dtype=np.int32)
     rate = matmul_rate(dense.model.dtype)

@@ -1,13 +1,13 @@
-"""Where the time of a word goes, on a CPU: a trace of greedy decoding, its operations sorted by what they are for.
+"""Where the time of a token goes, on a CPU: a trace of greedy decoding, its operations sorted by their purpose.
 
     python -m benchmarks.measure.word_profile [--cell lstm qrnn] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
                                              [--gate-rank RANK] [--output FILE]
 
-A word of a rollout is one turn of a compiled loop. The trace has a time for every operation in it, and the program's
+A token of a rollout is one turn of a compiled loop. The trace has a time for every operation in it, and the program's
 text tells from which part of the model each comes: scores of the gates, choice (the threshold among the scores, the
-gates' values, and the mask), product (of the kept blocks, with their list), softmax (and the most probable word), rest
-(embedding, arithmetic of the cell, copies). Tracing takes time of its own, most where operations are small; the word
-without a trace stands beside the sum. Run it on one core, where nothing overlaps.
+gates' values, and the mask), product (of the kept blocks, with their list), softmax (and the most probable token), rest
+(embedding, arithmetic of the cell, copies). Tracing takes time itself, most of all with small operations, so the time
+of a token without a trace stands beside the sum. Run it on one core, where nothing overlaps.
 """
 
 import collections
@@ -31,12 +31,12 @@ PARTS = ("scores", "choice", "product", "softmax", "rest")
 
 
 def loop_over_words(program: Program) -> Instruction:
-    """The loop that turns once a word. Raises ``ValueError`` if there is no such loop."""
+    """The loop that turns once per token. Raises ``ValueError`` if there is no such loop."""
     loops = [found for found in program.computations[program.entry].values() if found.opcode == "while"]
     for loop in loops:
         if f'"known_trip_count":{{"n":"{STEPS}"}}' in loop.attributes:
             return loop
-    raise ValueError(f"The program has no loop over its {STEPS} words; is it that of a rollout?")
+    raise ValueError(f"The program has no loop over its {STEPS} tokens; is it that of a rollout?")
 
 
 def part_of(instruction: Instruction) -> str:
@@ -44,7 +44,7 @@ def part_of(instruction: Instruction) -> str:
     found = re.search(r'op_name="([^"]*)"', instruction.attributes)
     source = found[1] if found else ""
     if instruction.opcode == "dot" or source.endswith("/dot_general"):
-        # The compiler leaves no source with some dots; that of the softmax alone has a column a word.
+        # The compiler drops the source of some dots. Only the softmax's dot has a column for every token.
         if any(array.bytes == 4 * WORDS for array in instruction.arrays):
             return "softmax"
         return "product" if "jit(product)" in source else "scores"
@@ -70,7 +70,7 @@ def traced(call) -> collections.Counter[str]:
 
 
 def profile(config: ModelConfig) -> tuple[dict, dict[str, float]]:
-    """The time of a word without a trace, as fields; and microseconds of its parts with one."""
+    """The time of a token without a trace, as fields; and microseconds of its parts with a trace."""
     lm, params = language_model(config), parameters(config)(jax.random.key(0))
     arguments = lm, params, jnp.zeros(1, jnp.int32), lm.init_carry(1)
     text = greedy_rollout.lower(*arguments, steps=STEPS).compile().as_text()

@@ -1,7 +1,7 @@
 """Reads the text of a compiled program, as ``compiled.as_text()`` gives it, and finds how often every part runs.
 
-The text is that of a program for one of several devices after all optimisations: computations, which are lists of
-instructions. What they move is counted in ``hlo_counts``.
+The text is the program of one device after all optimisations: computations, which are lists of instructions.
+``hlo_counts`` counts what they move.
 """
 
 import math
@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of the whole result."""
+        """Bytes of the whole result."""
         return sum(array.bytes for array in self.arrays)
 
     def called(self, attribute: str) -> str | None:
@@ -45,13 +45,13 @@ class Instruction(NamedTuple):
 
 
 class Computation(dict[str, Instruction]):
-    """Instructions by name, in order; whether a SparseCore runs them, a unit beside the others of some chips."""
+    """Instructions by name, in order, and whether they run on a SparseCore, an extra unit of some chips."""
 
     on_sparse_core = False
 
     @property
     def root(self) -> Instruction:
-        """The one whose result is the computation's."""
+        """The instruction whose result is the computation's result."""
         return next(instruction for instruction in self.values() if instruction.is_root)
 
     def inputs(self, instruction: Instruction) -> list[Instruction]:
@@ -71,7 +71,7 @@ class Program(NamedTuple):
 
 
 def _balanced(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at ``start``."""
+    """The position after the bracket that closes the bracket at ``start``."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -116,7 +116,7 @@ def parse(text: str) -> Program:
     """Reads the text of a compiled program.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a compiled program.
     """
     computations: dict[str, Computation] = {}
     entry, current = "", None
@@ -129,7 +129,7 @@ def parse(text: str) -> Program:
             current.on_sparse_core = 'execution_thread="sparsecore"' in line
             current = None
         elif current is not None and " = " in line:
-            # What a kernel holds is no text of the program, and long.
+            # The body of a kernel is long and not part of the program's text.
             instruction = _instruction(re.sub(r'"body":"[^"]*"', '"body":""', line))
             for operand in instruction.operands:
                 name, _, place = operand.partition("#")
@@ -146,10 +146,10 @@ def parse(text: str) -> Program:
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """How often the body of a while loop runs, where that is fixed: a counter from 0 in steps of 1, as ``scan`` has.
+    """How often the body of a while loop runs, if that is fixed: a counter from 0 in steps of 1, as in ``scan``.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the number cannot be read from the program.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(known[1])
@@ -163,7 +163,7 @@ def trip_count(program: Program, loop: Instruction) -> int:
 
 
 def executions(program: Program) -> Counter[str]:
-    """How often every computation runs that is not fused into an instruction. All branches of a conditional count."""
+    """How often every computation runs, except those that are fused. All branches of a conditional count."""
     counts: Counter[str] = Counter()
 
     def visit(name: str, times: int) -> None:

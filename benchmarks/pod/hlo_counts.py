@@ -1,6 +1,6 @@
 """Counts of a compiled program: bytes over the interconnect and to and from the memory of a chip, VMEM of its kernels.
 
-Everything is for one chip and for one run of the program; loops count as often as they run.
+All counts are for one chip and one run of the program; loops count as often as they run.
 """
 
 import math
@@ -16,11 +16,11 @@ class Collective(NamedTuple):
     """One kind of message between devices, over a whole run of the program.
 
     Attributes:
-        count: how many there are.
-        bytes: of the arrays that a device puts in, or gets if these are wider.
-        sent: bytes that a device sends if the work is spread evenly, as in a ring of the n devices of a group:
-            2 (n - 1) / n of what it puts in for all-reduce, (n - 1) / n for reduce-scatter and all-to-all, n - 1 times
-            it for all-gather, all for collective-permute.
+        count: number of messages.
+        bytes: size of the arrays that a device puts in, or of those it gets if they are wider.
+        sent: bytes that a device sends if the work is spread evenly, as in a ring of the n devices of a group. Relative
+            to its input that is 2 (n - 1) / n for all-reduce, (n - 1) / n for reduce-scatter and all-to-all, n - 1 for
+            all-gather, and 1 for collective-permute.
     """
 
     count: int
@@ -67,7 +67,7 @@ def _sent(kind: str, size: int, group: int) -> float:
 def collectives(program: Program) -> dict[str, Collective]:
     """All messages between devices, by kind.
 
-    The TPU compiler spreads a collective over several fusions, the first of which starts it: only that one counts.
+    The TPU compiler splits a collective into several fusions. Only the first one, which starts it, counts.
     """
     found: dict[str, Collective] = {}
 
@@ -83,7 +83,7 @@ def collectives(program: Program) -> dict[str, Collective]:
                 continue
             size = sum(operand.bytes for operand in computation.inputs(instruction))
             if kind == "all-reduce":
-                # On a TPU it may take bfloat16 and give float32, and then adds up in that.
+                # On a TPU it may take bfloat16 and return float32; then it sums in float32.
                 size = max(size, instruction.bytes)
             sent = _sent(kind, size, _group_size(instruction.attributes, program.devices))
             old = found.get(kind, Collective(0, 0, 0.0))
@@ -104,10 +104,10 @@ _NO_WORK = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 
 
 def hbm_bytes(program: Program) -> int:
-    """Bytes read from and written to the HBM of a chip: operands and results of all instructions that lie there.
+    """Bytes read from and written to the HBM of a chip: operands and results of instructions that lie there.
 
-    Where an instruction takes or changes a part of an array, the part counts. What the compiler keeps in VMEM between
-    instructions does not count; nor does padding, nor what a kernel reads more than once.
+    If an instruction reads or changes a part of an array, only the part counts. Not counted are arrays that the
+    compiler keeps in VMEM between instructions, padding, and repeated reads of a kernel.
     """
     return sum(
         times * sum(_traffic(program, program.computations[name], i) for i in program.computations[name].values())
@@ -121,7 +121,7 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
         return 0
     inputs = computation.inputs(instruction)
     if opcode in ("copy-start", "slice-start"):
-        # (destination, source, context), or ((source), destination, context): what is moved is the smaller one.
+        # (destination, source, context), or ((source), destination, context): the smaller array is what moves.
         moved = min(array.bytes for array in instruction.arrays[:2])
         return moved * sum(array.in_hbm for array in instruction.arrays[:2])
     if opcode == "fusion":
@@ -129,7 +129,7 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     if opcode == "dynamic-update-slice":
         return _in_hbm(inputs[1]) + (inputs[1].bytes if instruction.arrays[0].in_hbm else 0)
     read = sum(map(_in_hbm, inputs))
-    # A SparseCore is given gathers.
+    # The compiler gives gathers to the SparseCore.
     gathers = opcode == "custom-call" and computation.on_sparse_core
     if opcode in ("slice", "dynamic-slice", "gather") or gathers:
         read = instruction.bytes if inputs[0].arrays[0].in_hbm else 0
@@ -151,7 +151,7 @@ def _fusion_traffic(fused: Computation, instruction: Instruction, inputs: list[I
             users[name].append(inner)
 
     def part_read(name: str) -> float:
-        """Bytes of a value inside that are used; infinite: all of it."""
+        """Bytes of a value inside the fusion that are used; infinite if all of it is."""
         total = 0.0
         for user in users[name]:
             if user.opcode == "bitcast":

@@ -1,16 +1,16 @@
 """Compiles the training step for slices of a TPU pod, without one, and counts what every chip would hold, do and send.
 
     python -m benchmarks.pod.pod_compile [--preset ptb-lstm wikitext103-qrnn] [--topology v5e:16x16 v5p:4x4x4 v6e:16x16]
-                                     [--rows 8] [--mesh.model 1] [--mesh.shard-optimizer] [--output FILE]
+                                        [--rows 8] [--mesh.model 1] [--mesh.shard-optimizer] [--output FILE]
 
-It is the step of train.py with its Pallas kernels, spread over a mesh of the slice's chips by the same code, compiled
-to machine code by libtpu (pip install libtpu) on a machine that needs no TPU. All figures are for one chip:
+The step is that of train.py with its Pallas kernels. The same code shards it over a mesh of the slice's chips, and
+libtpu (pip install libtpu) compiles it to machine code on a machine that needs no TPU. All figures are for one chip:
 
     memory         parameters, state of the optimiser and temporaries as the compiler lays them out; activations are
                    what the program keeps for its backward pass, most of the temporaries; VMEM of the largest kernel
     flops          two for a multiply-add, by hand from bwds.cost: three products for each matrix, forward and backward,
-                   over all blocks; the kernel for the gradient of a bfloat16 weight takes two. The compiler's own count
-                   stands beside it: it counts nothing in a Pallas kernel and the body of a loop once
+                   over all blocks; the kernel for the gradient of a bfloat16 weight takes two. The compiler's own
+                   count stands beside it: it counts nothing in a Pallas kernel, and the body of a loop once
     hbm_traffic    operands and results of the compiled instructions that lie in HBM, loops as often as they run
     collectives    from the compiled program: how many, bytes put in, and bytes sent when these are spread evenly
 
@@ -62,8 +62,7 @@ class DoesNotFitError(Exception):
 
 
 def placement_on(topology: str, *, model: int, shard_optimizer: bool = False) -> Placement:
-    """A mesh of all chips of a topology, as ``make_placement`` of ``bwds.training.sharding`` makes one of the devices
-    there are.
+    """A mesh of all chips of a topology; ``bwds.training.sharding.make_placement`` makes such a mesh of real devices.
 
     Raises:
         ValueError: the topology is unknown, or ``model`` does not divide it.
@@ -131,8 +130,8 @@ def activation_bytes(config: Config, placement: Placement, params: Any) -> int:
 def flops_by_hand(config: Config, *, rows: int, model: int) -> tuple[int, int]:
     """Floating-point operations of a step on one chip: (of the Pallas kernels, of all products).
 
-    Blocks are spread along ``model``, and words if they divide evenly; gates are computed everywhere. Every block
-    counts: the fewer rows a chip has, the more of them no row keeps, so with few rows the kernels do less.
+    Blocks are sharded over ``model``, and so are tokens if they divide evenly; every chip computes all gates. All
+    blocks count. With few rows on a chip there are blocks that no row keeps, so there the kernels do less.
     """
     costs, tokens = cost(config), rows * config.data.sequence_length
     softmax = costs.softmax if config.model.vocab_size % model else costs.softmax // model
@@ -144,11 +143,11 @@ def flops_by_hand(config: Config, *, rows: int, model: int) -> tuple[int, int]:
 def compile_step(config: Config, placement: Placement) -> tuple[Any, str, Any]:
     """The compiled step, its text, and the state that it takes, as shapes.
 
-    The text is what the compiler itself writes down: ``as_text`` reads the program with jaxlib's parser, which refuses
-    what libtpu puts into some for v5p.
+    The text is the compiler's own dump. ``as_text`` cannot give it always: it reads the program with jaxlib's parser,
+    which refuses some of libtpu's programs for v5p.
 
     Raises:
-        DoesNotFitError: into the memory of a chip.
+        DoesNotFitError: the step does not fit into the memory of a chip.
     """
     lm = language_model(config.model)
     optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
@@ -229,7 +228,7 @@ def case(config: Config, topology: str, *, rows: int, model: int = 1, shard_opti
 
 
 def line_or_reason(name: str, config: Config, topology: str, rows: int, options: dict[str, Any]) -> Any:
-    """One line of results, or in words why the step does not fit. Raises what ``case`` does otherwise."""
+    """One line of results, or a sentence that says why the step does not fit. Other errors are those of ``case``."""
     start = time.perf_counter()
     try:
         line = case(config, topology, rows=rows, **options)
@@ -243,9 +242,9 @@ def main():
     command.add_argument("--preset", nargs="+", choices=PRESET_NAMES, default=PRESET_NAMES)
     command.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="a chip and a shape, like v5e:16x16")
     command.add_argument("--rows", nargs="+", type=int, default=[8], help="text streams for each place along data")
-    command.add_argument("--mesh.model", dest="model", type=int, default=1, help="chips that share columns and words")
+    command.add_argument("--mesh.model", dest="model", type=int, default=1, help="chips that share columns and tokens")
     command.add_argument("--mesh.shard-optimizer", dest="shard_optimizer", action="store_true")
-    command.add_argument("--data.vocab-limit", dest="vocab_limit", type=int, help="fewer words than the preset has")
+    command.add_argument("--data.vocab-limit", dest="vocab_limit", type=int, help="fewer tokens than the preset has")
     args = command.parse_args()
     if min(args.model, *args.rows) < 1:
         command.error("--rows and --mesh.model must be at least 1")
@@ -259,7 +258,7 @@ def main():
     options = {"model": args.model, "shard_optimizer": args.shard_optimizer}
     cases = list(itertools.product(configs.items(), args.topology, args.rows))
     results = Results(args.output)
-    # The compiler does most of its work in one thread. A process that uses JAX must not be forked.
+    # A process for each case, as the compiler works mostly in one thread. A process that uses JAX must not be forked.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(cores(), len(cases)), mp_context=context) as pool:
         found = [pool.submit(line_or_reason, *case, topology, rows, options) for case, topology, rows in cases]

@@ -1,7 +1,8 @@
 """Published figures of TPU chips, from the pages of Google Cloud's documentation named in ``SOURCES``.
 
-Where two versions of a page differ, the lower figure is taken: v6e has 800 or 896 GB/s of interconnect, both ways.
-Memory is written there in GB and is in GiB: a program too large for v5e's 16 is refused as larger than 15.75 GiB.
+Where two versions of a page differ, the lower figure stands here: for v6e they give 800 and 896 GB/s of interconnect,
+both ways. The pages write memory in GB and mean GiB: the compiler refuses a program that is too large for v5e's 16 as
+larger than 15.75 GiB.
 """
 
 from typing import NamedTuple
@@ -21,8 +22,8 @@ class Chip(NamedTuple):
             default as well, in one pass.
         hbm: bytes of memory.
         hbm_bandwidth: bytes a second from and to it.
-        interconnect: bytes a second that it can send over all its links to other chips of the slice; it can receive as
-            many at the same time.
+        interconnect: bytes a second that it can send over all its links to other chips of the slice. At the same time
+            it can receive as many.
     """
 
     flops: float
@@ -43,7 +44,7 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology, like v5e:16x16.
 
     Raises:
-        ValueError: its figures are not here.
+        ValueError: there are no figures of such a chip here.
     """
     name, _, shape = topology.partition(":")
     if name not in CHIPS or not shape:

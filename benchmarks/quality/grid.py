@@ -29,7 +29,7 @@ GATES: dict[str, dict[str, Any]] = {
     "softplus": {"model.gate_activation": "softplus"},
     "linear": {"model.gate_activation": "linear"},
 }
-"""Gates of the dynamic method: ours, and the paper's."""
+"""Gates of the dynamic method: our softplus, and the paper's linear gate."""
 
 HEADLINE = (
     "dense",
@@ -41,7 +41,7 @@ HEADLINE = (
     "dynamic-bias-0.5",
     "static-block-0.5",
 )
-"""Variants that are trained with all seeds, in the order of what they decide. The others have the first."""
+"""Variants that are trained with all seeds, in the order of what they decide. The others are trained with the first."""
 
 SWEEP: dict[str, dict[str, Any]] = {
     "sgd-10": {"optim.learning_rate": 10.0},
@@ -49,7 +49,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     "sgd-40": {"optim.learning_rate": 40.0},
     "adamw-0.002": {"optim.name": "adamw", "optim.learning_rate": 2e-3, "optim.transition_steps": None},
 }
-"""Optimisers and rates that each of the methods below is trained with for two epochs."""
+"""Optimisers and rates; each method in ``SWEPT`` is trained with all of them for two epochs."""
 SWEPT = (
     "dense",
     "dynamic-softplus-0.5",
@@ -58,20 +58,20 @@ SWEPT = (
     "dynamic-norm-0.5",
     "static-block-0.5",
 )
-"""The variant of each method for which they are chosen; the other variants of the method take what suits it."""
+"""The swept variant of each method; the method's other variants take the optimiser and rate that suit it best."""
 TUNED: dict[tuple[str, str], str] = {}
 """(preset, swept variant): the name in ``SWEEP`` with the lowest validation perplexity, if it is not the preset's."""
 
 DROPOUT = 0.25
-"""Of all methods in the second regime; the first, that of the published recipe, has none."""
+"""Rate for all methods in the second regime; the first regime, the published recipe, has no dropout."""
 
 
 def variants(preset: str) -> dict[str, dict[str, Any]]:
-    """Options of each variant of a preset, by name, without what the sweep chooses.
+    """Options of each variant of a preset, by name, without those that the sweep chooses.
 
-    dense-equal-S has the hidden size with which the dense model costs what dynamic-softplus-S does, gate included;
-    dynamic-norm-S, which has no gate, costs less. Nor has it a rank, where the preset has one.
-    static-block is not there at 0.9: neither 8 nor 12 blocks a side can be cut into ten groups.
+    dense-equal-S is the dense model whose hidden size makes it cost as much as dynamic-softplus-S, gate included.
+    dynamic-norm-S has no gate, so it costs less, and it has no rank, also where the preset has one. There is no
+    static-block at 0.9, because neither 8 nor 12 blocks a side can be cut into ten groups.
     """
     if preset == PUBLISHED:
         return {"dense": {}}
@@ -143,8 +143,8 @@ class Cell:
     """One training run.
 
     Attributes:
-        preset: where its configuration starts from.
-        variant: method, gate and sparsity, in one word.
+        preset: the configuration that it starts from.
+        variant: method, gate and sparsity, joined by hyphens.
         seed: of parameters and dropout.
         options: what differs from the preset, {"section.option": value}, the seed included.
     """
@@ -156,11 +156,11 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its name, and where its files are below a folder."""
+        """Its name, which is also the path of its files below a folder."""
         return f"{self.preset}/{self.variant}/seed{self.seed}"
 
     def config(self, directory: str | None = None) -> Config:
-        """Its configuration; ``directory`` holds the text, or it is downloaded."""
+        """Its configuration; ``directory`` holds the text. None: the text is downloaded."""
         sections: dict[str, dict[str, Any]] = {"data": {"directory": directory}}
         for name, value in self.options.items():
             section, option = name.split(".")
@@ -176,7 +176,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are run: what decides most first, and in turns over the methods."""
+    """All cells, in the order in which they are run: those that decide most come first, and methods take turns."""
     compared, others = {p: tuned(p) for p in SIZES}, {p: sweep(p) | with_dropout(p) for p in SIZES}
     runs = [(PUBLISHED, "dense", SEEDS[0])]
     runs += [("ptb-lstm-small", name, SEEDS[0]) for name in HEADLINE]
@@ -207,9 +207,9 @@ def matching(patterns: list[str]) -> list[Cell]:
 
 
 def shortened(cell: Cell, epochs: int, epoch_steps: int | None = None) -> Cell:
-    """The same run with so many epochs, of all steps or of ``epoch_steps``, each followed by an evaluation.
+    """The same run with another number of epochs, each of all steps or of ``epoch_steps`` and then an evaluation.
 
-    The rate of SGD is halved every epoch over the last two fifths of them.
+    The rate of SGD is halved every epoch over the last two fifths of the epochs.
     """
     config = cell.config()
     epoch = epoch_steps or config.train.eval_every
@@ -236,7 +236,7 @@ def read_line(cell: Cell, results: Path) -> dict[str, Any] | None:
     """A cell's line, None if there is none.
 
     Raises:
-        ValueError: the line is that of a run with other options, under a name that means something else by now.
+        ValueError: the line is that of a run with other options: the name has changed its meaning since.
     """
     path = result_path(cell, results)
     if not path.exists():

@@ -2,11 +2,11 @@
 
     python -m benchmarks.quality.paper_table --minutes M --output DIR [--data-directory DIR] [--preset ptb-lstm]
 
-One device trains three models at a time, which fills the gaps between launches. First each trains a few steps, which
-compiles the programs and tells how many epochs fit; schedules are then set to end with them, and reproduce.py runs the
-cells. Further seeds follow while there is time for all of their epochs. Every finished cell is one line more in
-DIR/lines.jsonl, and what the end of the time cut off has its curve there. Checkpoints are in DIR/runs. To begin anew,
-remove DIR.
+One device trains three models at a time, which fills the gaps between launches. At first each model trains a few
+steps. That compiles the programs and tells how many epochs fit into the time. Schedules are then set to end with the
+last epoch, and reproduce.py runs the cells. Further seeds follow while there is time for all of their epochs. Every
+finished cell adds a line to DIR/lines.jsonl; a cell that the end of the time cut off adds its curve. Checkpoints are in
+DIR/runs. To begin anew, remove DIR.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from bwds.training.metrics import METRICS_FILE, read_metrics
 
 VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
 PROBED = 60
-"""Steps of the first runs."""
+"""Steps of the first, short runs."""
 EVALUATION = 0.25
-"""Of the time of an epoch of the text, what an evaluation takes at most: a twelfth of the text, in smaller batches."""
+"""Time of an evaluation, at most, as a share of an epoch: it reads a twelfth of the text, in smaller batches."""
 MOST_EPOCHS = 40
-"""The paper's."""
+"""Epochs of the paper."""
 
 
 def side_by_side(commands: list[list[str]]) -> None:
-    """Runs commands at the same time, in their own share of the device's memory and of the cores.
+    """Runs commands at the same time, each with its share of the device's memory.
 
-    Ends this one too if one fails.
+    If one of them fails, this process ends too.
     """
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(commands):.2f}"} | os.environ
     running = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
@@ -51,7 +51,7 @@ def side_by_side(commands: list[list[str]]) -> None:
 
 
 def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float, float]:
-    """(seconds of one step of all cells, seconds that a process takes beside its steps)."""
+    """(seconds of one step of all cells, seconds that a process takes in addition to its steps)."""
     commands = []
     for cell in cells:
         workdir = folder / cell.variant
@@ -70,8 +70,8 @@ def probe(cells: list[Cell], folder: Path, directory: str | None) -> tuple[float
 def one_step(logs: list[Path], tokens: int) -> float:
     """Seconds in which one device does a step of every run that wrote a log.
 
-    A device that several processes share gives each its turn, so the times of all add up. The speed of a run is the
-    best that it logged, when most of the others were still compiling or done already.
+    Processes that share a device take turns, so their times add up. The speed of a run is the best that it logged,
+    which was while most of the others were still compiling or had ended.
     """
     speeds = [max((line.get("tokens_per_second") or 0.0 for line in read_metrics(log)), default=0.0) for log in logs]
     if not all(speeds):
@@ -90,7 +90,7 @@ def write_lines(cells: list[Cell], output: Path, written: set[str]) -> None:
 
 
 def write_curves(cells: list[Cell], output: Path, written: set[str]) -> None:
-    """Appends how far the cells came that did not finish."""
+    """Appends the curves of the cells that did not finish."""
     for cell in cells:
         lines = read_metrics(output / "runs" / cell.name / METRICS_FILE)
         curve = [[line["step"], round(line["perplexity"], 3)] for line in lines if line["split"] == "valid"]
@@ -161,7 +161,7 @@ def main() -> None:
     require_positive(args, "epoch_steps")
     if not 0 < args.minutes < math.inf:
         parser.error(f"--minutes is {args.minutes:g}; it must be above 0 and finite.")
-    # The runs are started from another folder.
+    # Absolute, because the runs start in another folder.
     args.output = args.output.resolve()
     args.data_directory = args.data_directory and str(Path(args.data_directory).resolve())
     run(args)

@@ -1,18 +1,17 @@
-"""Runs cells of the comparison (quality/grid.py): training, test perplexity, cost, and time to decode a word.
+"""Runs cells of the comparison (quality/grid.py): training, test perplexity, cost, and time to decode a token.
 
     python benchmarks/reproduce.py --list ['ptb-lstm-small/*']
     python benchmarks/reproduce.py [--data-directory DIR] 'ptb-*-small/*/seed0'
     python benchmarks/reproduce.py --jobs 2 '*'
     python benchmarks/reproduce.py --epochs 15 --jobs 3 --output DIR 'ptb-lstm/dense/*' 'ptb-lstm/magnitude-0.5/*'
 
-Patterns choose cells by name; * stands for anything. They are run in the order of --list: what decides most comes
-first, and methods take turns. With --jobs N there are N at a time, each in a process of its own: they share the cores,
+Patterns choose cells by name; * stands for anything. Cells run in the order of --list: those that decide most come
+first, and methods take turns. With --jobs N, N cells run at a time, each in a process of its own; they share the cores,
 and the memory of a GPU. Each cell trains in a folder of its own, runs/grid/NAME, and goes on there if it was stopped.
-When it is finished, benchmarks/results/quality gets NAME.json, one line with all there is to know, the curve of its
-evaluations included; --output names a folder for both. With --epochs the cells are other, shorter ones: their learning
-rate is halved every epoch over the last two fifths, whatever the preset does. A
-cell that is there is skipped and never overwritten, also one whose training failed: that is a result too. To run it
-anew, remove its line and its folder.
+When it is finished, benchmarks/results/quality gets NAME.json: one line with all results, the curve of its evaluations
+included. --output names another folder for both. With --epochs the cells are other, shorter ones: their learning rate
+is halved every epoch over the last two fifths, whatever the preset does. A cell that has a result is skipped and never
+overwritten, also one whose training failed: that is a result too. To run a cell anew, remove its line and its folder.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the training of a cell failed; 2 a mistake on the
 command line, in the data or with a folder; 130 Ctrl-C with the state saved.
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.exit(stopped.exit_code)
         print(f"{state(cell, runs, results):<24}  {cell.name}", flush=True)
         failed += [cell.name] * ("failed" in result)
-        # Programs of a finished cell are of no use to the next.
+        # The next cell has no use for the programs of this one.
         jax.clear_caches()
     if failed:
         print(f"error: training failed in {', '.join(failed)}", file=sys.stderr)
@@ -119,12 +118,12 @@ def side_by_side(names: list[str], jobs: int, options: list[str]) -> None:
     """
     own = sorted(os.sched_getaffinity(0)) if shutil.which("taskset") else []
     free = [own[i::jobs] or own[i % len(own) :][:1] if own else own for i in range(jobs)]
-    # Of a GPU's memory JAX takes three quarters for one process.
+    # By default one JAX process takes three quarters of a GPU's memory.
     environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}"} | os.environ
     running: dict[subprocess.Popen[bytes], tuple[str, list[int]]] = {}
     failed, waiting = [], list(names)
     stopped = threading.Event()
-    # A scheduler's SIGTERM is passed on, as the terminal does with Ctrl-C: each cell saves its state.
+    # Passes a scheduler's SIGTERM on to the cells, which save their state. With Ctrl-C the terminal does so itself.
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         while (waiting or running) and not stopped.is_set():
@@ -182,7 +181,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
     workdir, config, command = runs / cell.name, cell.config(directory), cell.command(str(runs / cell.name))
     result: dict[str, Any] = {"cell": cell.name, "preset": cell.preset, "variant": cell.variant, "seed": cell.seed}
     result |= {"dataset": config.data.dataset, "command": command, "options": cell.options}
-    # Before training: a long run is not that of the files which are there when it ends.
+    # Taken before training, because files may have changed when a long run ends.
     found = environment()
     del found["command"]
     watch = Stopwatch(workdir.with_name(f"{workdir.name}.processes.json"), found["revision"], found["modified"])
@@ -190,7 +189,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
         with watch:
             summary = train(config, workdir, command=command)
     except NonFiniteError as error:
-        # The first sentence is what happened; the others are advice and name folders.
+        # The first sentence says what happened; the others give advice and name folders.
         result |= {"failed": str(error).split(". ")[0]}
     else:
         result |= figures(read_config(workdir), PRESETS[cell.preset].model, workdir, summary)
@@ -250,13 +249,13 @@ def figures(config: Config, preset: ModelConfig, workdir: Path, summary: dict[st
 
 
 def decode_times(config: ModelConfig, reference: ModelConfig, params: Params, *, steps: int = 32) -> dict[str, Any]:
-    """Microseconds a word of greedy decoding at batch 1, in turns with the dense model of the preset's size.
+    """Microseconds per token of greedy decoding at batch 1, in turns with the dense model of the preset's size.
 
     Args:
         config: the model.
         reference: the dense model; its parameters are random, on which speed does not depend.
         params: of the model.
-        steps: words of one call.
+        steps: tokens of one call.
     """
     models = {"model": (config, params)}
     if config != reference:
