@@ -1,6 +1,6 @@
 """Pages of docs/ whose tables and plots come from the raw results in benchmarks/results/.
 
-    python benchmarks/report.py [performance] [results] [tpu_pod]
+    python benchmarks/report.py [performance] [decision] [results] [tpu_pod]
 
 A part NAME is a module benchmarks/report/NAME.py with a function write(results_dir, docs_dir); all parts if none is
 named. The same raw lines give the same files, byte for byte.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks import ROOT
 
-PARTS = ("performance", "results", "tpu_pod")
+PARTS = ("performance", "decision", "results", "tpu_pod")
 
 
 def main(arguments: Sequence[str]) -> None:
