@@ -22,7 +22,7 @@ import tyro
 from bwds.checks import require_seed
 from bwds.cli import parsed, run
 from bwds.config import Implementation
-from bwds.files import place
+from bwds.filesystem import place
 from bwds.output import say, tell
 
 
@@ -150,7 +150,7 @@ def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -
 
 def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
     """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
-    from bwds.files import write_text
+    from bwds.filesystem import write_text
 
     parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
     name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])

@@ -353,7 +353,7 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
     def refuse(path, _):
         raise OSError(f"{path} cannot be written: Read-only file system.")
 
-    monkeypatch.setattr("bwds.files.write_text", refuse)
+    monkeypatch.setattr("bwds.filesystem.write_text", refuse)
     code, out, err = call(capsys, "eval", "--workdir", str(finished[0]))
     assert code == 0
     assert "test perplexity: " in out

@@ -22,10 +22,11 @@ from bwds import generate
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
+from bwds.digest import digest
 from bwds.gating import num_kept_blocks
 from bwds.model import language_model
 from bwds.training import NonFiniteError, boundary, loop, train
-from bwds.training.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
+from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpoints
 from bwds.training.evaluation import Evaluation, evaluate
 from bwds.training.lock import LOCK_FILE
 from bwds.training.metrics import MetricsWriter, read_metrics

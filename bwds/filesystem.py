@@ -1,4 +1,4 @@
-"""Files that are written whole, errors of the system that say of which file they are, and names of places."""
+"""Files that are written whole, errors of the system that say of which file they are, names of places, and lines."""
 
 import contextlib
 import errno
@@ -77,3 +77,22 @@ def write_bytes(path: Path, content: bytes) -> None:
                 raise
         finally:
             os.close(folder)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, one after another; only a newline ends a line.
+
+    Raises:
+        ValueError: the file is not UTF-8 (file, line and byte are named).
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} is not UTF-8 text: byte {offset + error.start}, on line {number}, is "
+                    f"0x{line[error.start]:02x}. Convert the file to UTF-8."
+                ) from error
+            offset += len(line)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bwds import files
-from bwds.files import place, write_text, writing
+from bwds import filesystem
+from bwds.filesystem import place, write_text, writing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_text(path, "old")
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(filesystem.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match=f"{path} cannot be written: no space"):
         write_text(path, "new")
     assert path.read_text() == "old"
@@ -25,11 +25,11 @@ def test_two_that_write_the_same_file_do_not_mix(tmp_path, monkeypatch):
     (tmp_path / "any").touch()
 
     def other_first(descriptor):
-        monkeypatch.setattr(files.os, "fsync", fsync)
+        monkeypatch.setattr(filesystem.os, "fsync", fsync)
         write_text(path, "of the other, longer")
         fsync(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", other_first)
+    monkeypatch.setattr(filesystem.os, "fsync", other_first)
     write_text(path, "mine")
     assert path.read_text() == "mine"
     assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
@@ -68,8 +68,8 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
         calls.append("renamed")
         replace(*paths)
 
-    monkeypatch.setattr(files.os, "fsync", sync)
-    monkeypatch.setattr(files.os, "replace", rename)
+    monkeypatch.setattr(filesystem.os, "fsync", sync)
+    monkeypatch.setattr(filesystem.os, "replace", rename)
     write_text(path, "new")
     (temporary, size), *others = calls
     assert Path(temporary).parent == tmp_path
