@@ -419,7 +419,7 @@ def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
         (["--generate", "w1 zebra"], "'zebra' is not in the vocabulary"),
         (["--generate", "w1", "--top-p", "1.5"], "top_p is 1.5"),
         (["--generate", "w1", "--temperature", "-1"], "temperature is -1.0"),
-        (["--generate", "w1", "--words", "0"], "number of words is 0"),
+        (["--generate", "w1", "--words", "0"], "number of tokens is 0"),
         (["--generate", "w1", "--seed", str(2**32)], "seed is 4294967296"),
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),

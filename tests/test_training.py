@@ -18,7 +18,7 @@ import oracle
 import pytest
 import tiny_run
 
-from bwds import generate
+from bwds import decode_speed
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
@@ -251,7 +251,7 @@ def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, m
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch, moment, together):
     """Also with several processes, where a signal counts when all have been told of it."""
-    compare, gathered, measured = generate.compare_decode_speed, Placement.gathered, []
+    compare, gathered, measured = decode_speed.compare_decode_speed, Placement.gathered, []
 
     def gather(*args):
         if moment == "before":
