@@ -1,5 +1,6 @@
 """The words of a model and their ids."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,9 +66,25 @@ class Vocabulary:
             ids.append(known)
         return np.array(ids, np.int32)
 
+    def unknown(self, words: Iterable[str]) -> list[str]:
+        """Those of the words that are not in the vocabulary, each once."""
+        return [word for word in dict.fromkeys(words) if word not in self._ids]
+
     def decode(self, ids: Iterable[SupportsIndex]) -> list[str]:
         """Words of the ids."""
         return [self.words[i] for i in ids]
+
+    def prompt(self, text: str) -> Int32[np.ndarray, " n"]:
+        """Ids of a text that begins a line: ``<eos>``, which ends the line before, if there is one, and the words.
+
+        Raises:
+            ValueError: an unknown word, and the vocabulary has no ``<unk>``.
+        """
+        return self.encode([*([EOS] if EOS in self._ids else []), *text.split()])
+
+    def text(self, ids: Iterable[SupportsIndex]) -> str:
+        """The words of the ids with blanks between them; a line ends at ``<eos>``."""
+        return "\n".join(line.strip() for line in " ".join(self.decode(ids)).split(EOS))
 
     def save(self, path: str | Path) -> None:
         """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""
