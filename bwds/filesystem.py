@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def place(name: str | Path, option: str) -> Path:
-    """The folder that a user names; ``~`` is the home folder.
+def place(name: str | Path, option: str, what: str = "folder") -> Path:
+    """The folder, or file, that a user names; ``~`` is the home folder.
 
     Raises:
         ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system.
     """
     text = os.fspath(name)
     if not text:
-        raise ValueError(f"{option} is empty; give the name of a folder.")
+        raise ValueError(f"{option} is empty; give the name of a {what}.")
     # A Path has lost one of the slashes.
     if "://" in text or re.match(r"[A-Za-z][\w+.-]+:(/|$)", text):
         raise ValueError(
-            f"{option} is {text!r}, an address; only folders of a file system are read and written. Give one, and copy "
-            "it from or to that place, or mount that place as a folder."
+            f"{option} is {text!r}, an address; only {what}s of a file system are read and written. Give one, "
+            "and copy it from or to that place, or mount that place as a folder."
         )
     # Not Path.expanduser, which has an error of its own for a user that does not exist.
     return Path(os.path.expanduser(text))

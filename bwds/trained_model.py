@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bwds.array_types import Int32, Real, Whole
+from bwds.array_types import Int, Real, Whole
 from bwds.checks import require, require_seed
 from bwds.config import ModelConfig
 from bwds.generate import generate, stream
@@ -79,8 +79,7 @@ class TrainedModel:
             UserWarning: a word of the prompt is unknown, so ``<unk>`` is read instead.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        vocabulary, options = self._options(prompts, temperature, top_p, seed, ban)
-        given = [vocabulary.prompt(text) for text in prompts]
+        vocabulary, given, options = self._prepared(prompts, temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))
         # A prompt alone draws with the key itself.
         several = not isinstance(prompt, str)
@@ -109,33 +108,34 @@ class TrainedModel:
             length: how many; None: there is no end.
             prompt, temperature, top_p, seed, ban, sparsity: as for ``generate``, and one prompt.
         """
-        vocabulary, options = self._options([prompt], temperature, top_p, seed, ban)
+        vocabulary, (given,), options = self._prepared([prompt], temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))
-        tokens = stream(model, self.params, vocabulary.prompt(prompt), length=length, **options)
+        tokens = stream(model, self.params, given, length=length, **options)
         return (vocabulary.words[token] for token in tokens)
 
-    def _options(
+    def _prepared(
         self, prompts: Sequence[str], temperature: Real, top_p: Real, seed: int, ban: Sequence[str]
-    ) -> tuple[Vocabulary, dict[str, Any]]:
-        """The vocabulary, and what both ways to generate take; warns of unknown words of the prompts."""
+    ) -> tuple[Vocabulary, list[np.ndarray], dict[str, Any]]:
+        """The vocabulary, the prompts' ids, and what both ways to generate take; warns of unknown words."""
         vocabulary = self.vocabulary
         if vocabulary is None:
             raise ValueError(
                 "The model has no vocabulary, so it reads and writes no text; give ids to bwds.generate.generate."
             )
         require_seed(seed)
+        given = [vocabulary.prompt(prompt) for prompt in prompts]
+        banned = banned_ids(vocabulary, ban)
         unknown = vocabulary.unknown(word for prompt in prompts for word in prompt.split())
-        ids = banned_ids(vocabulary, ban)
         if unknown:
             names = ", ".join(map(repr, unknown))
             warnings.warn(f"The vocabulary has no {names}; <unk> is read instead.", stacklevel=3)
-        key = jax.random.key(seed)
-        return vocabulary, {"key": key, "temperature": temperature, "top_p": top_p, "ban": ids}
+        options = {"key": jax.random.key(seed), "temperature": temperature, "top_p": top_p, "ban": banned}
+        return vocabulary, given, options
 
 
 def continued(
-    vocabulary: Vocabulary, prompt: Int32[np.ndarray, " P"], new: Int32[np.ndarray, " n"]
-) -> Int32[np.ndarray, " m"]:
+    vocabulary: Vocabulary, prompt: Int[np.ndarray, " P"], new: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " m"]:
     """The ids of a prompt and of what follows it, without the ``<eos>`` before its line."""
     return np.concatenate([prompt[len(vocabulary.prompt("")) :], new])
 

@@ -133,6 +133,13 @@ def test_unknown_words_are_said(path):
         loaded.generate("a", ban=["zebra", "a"])
 
 
+def test_an_unknown_word_is_refused_where_nothing_stands_for_it(params, tmp_path):
+    save_model(tmp_path / "m", params, CONFIG, vocabulary=["x", *WORDS.words[1:]])
+    for write in (load(tmp_path / "m").generate, load(tmp_path / "m").stream):
+        with pytest.raises(ValueError, match="'zebra' is not in the vocabulary"):
+            write("zebra")
+
+
 def test_another_sparsity_is_another_budget_of_a_dynamic_model(path, params, tmp_path):
     loaded = load(path)
     for sparsity in (0.0, 0.75):
@@ -283,7 +290,7 @@ def test_a_file_of_another_kind_is_refused(content, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="There is no file '.*nothing.safetensors'"):
+    with pytest.raises(ValueError, match=r"There is no file '.*nothing\.safetensors'"):
         load(tmp_path / "nothing.safetensors")
 
 
