@@ -44,7 +44,7 @@ from benchmarks.quality.stopwatch import Stopwatch
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
-from bwds.files import temporary_name, write_text
+from bwds.filesystem import temporary_name, write_text
 from bwds.generate import greedy_rollout
 from bwds.linear import Params
 from bwds.timing import time_in_turns

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bwds.data.sources import SPLITS, Split, read_lines
-from bwds.files import place
+from bwds.data.sources import SPLITS, Split
+from bwds.filesystem import place, read_lines
 
 # Plain names, the names in Mikolov's Penn Treebank archive, and those in the WikiText archives.
 _FILE_NAMES = ("{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens")

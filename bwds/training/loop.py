@@ -18,7 +18,7 @@ import numpy as np
 from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
-from bwds.files import place, write_text
+from bwds.filesystem import place, write_text
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
 from bwds.training.identity import check_text, settled, text_sha256, without_place

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bwds.config import Config
 from bwds.data import Vocabulary
-from bwds.files import write_text
+from bwds.filesystem import write_text
 from bwds.output import tell
 from bwds.training.identity import FREE
 from bwds.training.metrics import METRICS_FILE
