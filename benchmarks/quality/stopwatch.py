@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bwds.files import write_text
+from bwds.filesystem import write_text
 
 
 class Stopwatch:
