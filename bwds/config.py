@@ -22,7 +22,7 @@ Cell = Literal["lstm", "qrnn"]
 Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
 GateSource = Literal["learned", "norm", "frozen", "bias", "random"]
-Activation = Literal["linear", "softplus"]
+Activation = Literal["linear", "softplus", "softmax", "relu"]
 Normalization = Literal["mean", "bounded", "none"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
@@ -52,9 +52,13 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, its divisor can pass zero; softplus: positive, and finite at any sparsity."""
+    """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
+
+    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of negative scores.
+    """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
+    """mean: gates have mean one (the paper's; relu: at most one); bounded: linear ones unless the scores' sum is near
+    zero; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
@@ -116,7 +120,7 @@ class ModelConfig:
         if self.method == "dynamic" and self.gate_rank is not None:
             require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "dynamic":
-            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
+            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
 

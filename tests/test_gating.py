@@ -22,7 +22,8 @@ R, C = 5, 3
 SPARSITIES = (0.0, 0.1, 0.5, 0.9, 0.99)
 LARGEST = float(np.finfo(np.float32).max)
 
-each_activation = pytest.mark.parametrize("activation", ["linear", "softplus"])
+ACTIVATIONS = ("linear", "softplus", "softmax", "relu")
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_scope = pytest.mark.parametrize("scope", ["matrix", "column"])
 
 
@@ -471,7 +472,7 @@ def test_a_gate_is_made_and_asked_by_its_source(source):
         ({"num_kept": -2}, "num_kept is -2"),
         ({"num_kept": R * C + 1}, f"num_kept is {R * C + 1}"),
         ({"num_kept": R + 1, "scope": "column"}, f"num_kept is {R + 1}"),
-        ({"sparsity": 0.5, "activation": "relu"}, "relu.*linear.*softplus"),
+        ({"sparsity": 0.5, "activation": "gelu"}, "gelu.*linear.*softplus.*softmax.*relu"),
         ({"sparsity": 0.5, "scope": "row"}, "row.*matrix.*column"),
         ({"sparsity": 0.5, "normalization": "l2"}, "normalization is 'l2'; .*mean, bounded, none"),
         ({"sparsity": 0.5, "normalization": None}, "normalization is None"),
