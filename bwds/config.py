@@ -149,6 +149,17 @@ class Config:
             method != "static-block" or not self.rising_sparsity,
             "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
         )
+        if (limits := self.train.sparsity_range) is not None:
+            require(
+                method == "dynamic",
+                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can keep "
+                "more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+            )
+            require(
+                not self.rising_sparsity,
+                f"sparsity_range is {limits[0]} to {limits[1]} and sparsity_schedule 'cubic'; a step has one sparsity, "
+                "drawn or scheduled: leave out one of them.",
+            )
         if self.rising_sparsity:
             require(
                 initial <= self.model.sparsity,
@@ -190,8 +201,10 @@ class Config:
             unknown = sorted(raw[name].keys() - known)
             names = ", ".join(ascii(key)[1:-1] for key in unknown)
             require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
+            # JSON has no tuples.
+            options = {key: tuple(value) if isinstance(value, list) else value for key, value in raw[name].items()}
             try:
-                made[name] = section(**raw[name])
+                made[name] = section(**options)
             except ValueError as error:
                 raise ValueError(f"Section {name!r} of the configuration: {error}") from error
         return Config(**made)
