@@ -58,8 +58,7 @@ class Options:
     data: Data = Data()
     model: Model = Model()
     sparsities: tuple[float, ...] = ()
-    """Of a dynamic model: evaluates at each of these and prints a table, as for one trained with --train.sparsity-range.
-    """
+    """Evaluates a dynamic model at each of these and prints a table, as for one trained with --train.sparsity-range."""
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     sparsity: float | None = None

@@ -171,8 +171,8 @@ class Config:
         if (limits := self.train.sparsity_range) is not None:
             require(
                 method == "dynamic",
-                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can keep "
-                "more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can "
+                "keep more blocks in one step than in another: leave it out, or take --model.method dynamic.",
             )
             require(
                 not self.rising_sparsity,
