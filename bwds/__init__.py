@@ -2,6 +2,7 @@
 
 from bwds import nn
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.convert import convert
 from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.counts import num_kept_blocks
 from bwds.gating import gate_scores, init_gate, topk_gates
@@ -22,6 +23,7 @@ __all__ = [
     "OptimConfig",
     "TrainConfig",
     "block_sparse_matmul",
+    "convert",
     "cost",
     "decode_params",
     "equal_cost_dense",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from bwds.checks import (
     check_sparsity,
+    fitting_sparsities,
     require,
     require_at_least,
     require_choice,
@@ -45,6 +46,8 @@ class ModelConfig:
     """dynamic: a gate chooses blocks for every input; static-block: block-diagonal; magnitude: pruned in training."""
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
+    sparsities: tuple[tuple[str, float], ...] | None = None
+    """Of each gated matrix by name, such as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
     magnitude_unit: MagnitudeUnit = "weight"
     """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
@@ -59,6 +62,8 @@ class ModelConfig:
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
     """learned; norm: the largest ||x_r|| ||w_rc||, gates one; controls: frozen; bias alone; random: a hash of x."""
+    centered: bool = False
+    """Gated products take a parameter, their input's center, from their input: an omitted block gives what it gives there."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None
@@ -117,8 +122,17 @@ class ModelConfig:
             require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "dynamic":
             require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
+        if self.method == "dynamic" and self.sparsities is not None:
+            # From JSON they are lists, which no cache takes.
+            object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the recurrent layers' matrices, as in ``Info.usage``. All have one shape."""
+        products = ("input", "hidden") if self.cell == "lstm" else ("input",)
+        return tuple(f"layer_{i}/{product}" for i in range(self.num_layers) for product in products)
 
     @property
     def block_shape(self) -> tuple[int, int]:
