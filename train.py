@@ -6,8 +6,8 @@
 Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
 of --help start from the preset's values; it comes first if it is given.
 
---start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if blocks
-are chosen by norms: --train.steps 0 does nothing else and evaluates the result.
+--start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if
+blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the result.
 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
 SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same

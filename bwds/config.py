@@ -47,7 +47,7 @@ class ModelConfig:
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
     sparsities: tuple[tuple[str, float], ...] | None = None
-    """Of each gated matrix by name, such as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
+    """Of each gated matrix by name, as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
     magnitude_unit: MagnitudeUnit = "weight"
     """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
@@ -63,7 +63,7 @@ class ModelConfig:
     gate_source: GateSource = "learned"
     """learned; norm: the largest ||x_r|| ||w_rc||, gates one; controls: frozen; bias alone; random: a hash of x."""
     centered: bool = False
-    """Gated products take a parameter, their input's center, from their input: an omitted block gives what it gives there."""
+    """Gated products act on x minus a parameter, its center: what an omitted block gives there is in the bias."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None
@@ -123,7 +123,7 @@ class ModelConfig:
         if self.method == "dynamic":
             require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
         if self.method == "dynamic" and self.sparsities is not None:
-            # From JSON they are lists, which no cache takes.
+            # As tuples, in one order: configurations are compared, and are keys of caches.
             object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
@@ -201,7 +201,12 @@ class Config:
             names = ", ".join(ascii(key)[1:-1] for key in unknown)
             require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
             try:
-                made[name] = section(**raw[name])
+                # What JSON has as a list is a tuple here.
+                made[name] = section(**{option: _tuples(value) for option, value in raw[name].items()})
             except ValueError as error:
                 raise ValueError(f"Section {name!r} of the configuration: {error}") from error
         return Config(**made)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -178,7 +178,7 @@ def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -
     # With scope "column" it is the blocks of one column that are counted.
     total = k // bk if config.gate_scope == "column" else (k // bk) * (n // bn)
     left = len(names) * (total - num_kept_blocks(total, config.sparsity))
-    loss_of = _calibration_loss(language_model(replace(config, sparsities=None)), params, tokens)
+    loss_of = _calibration_loss(language_model(replace(config, sparsities=None)), params, jnp.asarray(tokens))
     omitted = dict.fromkeys(names, 0)
 
     def loss_with(name: str, more: int) -> float:

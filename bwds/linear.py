@@ -188,7 +188,7 @@ def linear(
 def apply_linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None, *, save: bool = True
 ) -> tuple[Float[Array, "*b N"], Gating | None]:
-    """``linear`` for a given number of kept blocks, with parameters that ``prepare`` and ``x`` that ``from_center`` gave.
+    """``linear`` for a given number of kept blocks, and what ``prepare`` and ``from_center`` made of its arguments.
 
     Without ``save`` the gates are all that is told of the decision, which spares a GPU launches where rows are few.
     """
@@ -217,8 +217,17 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
-    y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
+    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
+        # Nothing is left out or scaled: the dense product itself.
+        y = matmul(x, kernel).astype(x.dtype)
+    else:
+        y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
+
+
+def _most(options: GateOptions) -> int:
+    """The largest number of blocks that can be kept, of the matrix or of each column."""
+    return options.grid[0] if options.scope == "column" else math.prod(options.grid)
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:

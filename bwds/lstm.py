@@ -49,7 +49,7 @@ class LSTMCarry(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """Of every step, [T, ...]: inputs of the recurrent product (from its center), its gating, activations, cell states."""
+    """Of every step, [T, ...]: inputs of the recurrent product, from its center, its gating, activations, cells."""
 
     h: Array
     gating: Gating | None
@@ -187,7 +187,7 @@ def _recurrence_bwd(options, known, residuals, cotangents):
 
     dcarry, (dz, dscores, dh_sums) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
     dparams = parameter_cotangents(params, saved.h, saved.gating, dz.astype(dtype), dscores, options)
-    if "center" in params:
+    if dh_sums is not None:
         dparams["center"] = -dh_sums.sum(0)
     return dparams, dz.sum((0, 1)), None, dz.astype(dtype), dcarry
 

@@ -128,7 +128,7 @@ class BlockSparseLinear(nnx.Module):
         At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced.
 
         Args:
-            dense: of float32 parameters, with a bias or without; its ``dtype``, ``precision`` and the like do not count.
+            dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
             sparsity: fraction of blocks omitted, in [0, 1).
             block_shape: rows and columns of a block; divides (K, N).
             gate_scope: "matrix" or "column".
@@ -142,8 +142,8 @@ class BlockSparseLinear(nnx.Module):
         kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
         require(
             all(array is None or array.dtype == jnp.float32 for array in (kernel, bias)),
-            f"the kernel is of {kernel.dtype}; parameters must be float32: convert them, and give x the type to compute "
-            "in.",
+            f"the kernel is of {kernel.dtype}; parameters must be float32: convert them, and give x the type that it "
+            "shall compute in.",
         )
 
         def make(key: Array) -> BlockSparseLinear:

@@ -36,7 +36,9 @@ def permute_units(params: Tree, config: ModelConfig, orders: Any) -> Params:
     h, count = config.hidden_size, config.num_layers
     require(config.method != "dynamic", "method is 'dynamic'; the scores of blocks hold for the units as they are.")
     orders = [np.asarray(order) for order in orders]
-    require(len(orders) == count + 1, f"orders are {len(orders)}; {count} layers have {count + 1}, the embedding's too.")
+    require(
+        len(orders) == count + 1, f"orders are {len(orders)}; {count} layers have {count + 1}, the embedding's first."
+    )
     for i, order in enumerate(orders):
         right = order.shape == (h,) and order.dtype.kind in "iu" and np.array_equal(np.sort(order), np.arange(h))
         require(right, f"orders[{i}] must be a permutation of the whole numbers from 0 to {h - 1}.")

@@ -124,8 +124,8 @@ REFUSED = {
         without(*(f"rnn.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))),
         "There is no rnn.bias_hh_l0, rnn.bias_ih_l0",
     ),
-    "no LSTM": (lambda t: {"encoder.weight": t["encoder.weight"]}, "There is no weight_ih_l0 among the tensors encoder"),
-    "both directions": (lambda t: t | {"rnn.weight_ih_l0_reverse": t["rnn.weight_ih_l0"]}, "no place for rnn.weight_ih"),
+    "no LSTM": (lambda t: {"encoder.weight": t["encoder.weight"]}, "There is no weight_ih_l0 among the tensors"),
+    "both directions": (lambda t: t | {"rnn.weight_ih_l0_reverse": t["rnn.weight_ih_l0"]}, "no place for rnn.weight_"),
     "a projection": (lambda t: t | {"rnn.weight_hr_l0": np.zeros((3, H), np.float32)}, "no place for rnn.weight_hr_l0"),
     "two LSTMs": (lambda t: t | tensors(1, prefix="other."), "several LSTMs, 'other.', 'rnn.'"),
     "another embedding": (
@@ -136,9 +136,9 @@ REFUSED = {
         lambda t: t | {"rnn.weight_hh_l0": np.zeros((3 * H, H), np.float32)},
         r"rnn.weight_hh_l0 has shape \(18, 6\); in an LSTM of 6 units, 11 tokens: \(24, 6\)",
     ),
-    "another vocabulary": (lambda t: t | {"decoder.bias": np.zeros(V + 1, np.float32)}, r"decoder.bias has shape \(12,\)"),
+    "another vocabulary": (lambda t: t | {"decoder.bias": np.zeros(V + 1, np.float32)}, r"decoder.bias has shape \(12"),
     "whole numbers": (lambda t: t | {"decoder.bias": np.zeros(V, np.int32)}, "decoder.bias is of type int32"),
-    "a flat embedding": (lambda t: t | {"encoder.weight": np.zeros(V, np.float32)}, r"encoder.weight has shape \(11,\)"),
+    "a flat embedding": (lambda t: t | {"encoder.weight": np.zeros(V, np.float32)}, r"encoder.weight has shape \(11"),
     "a layer far away": (lambda t: t | {"rnn.bias_hh_l999999999": np.zeros(4 * H, np.float32)}, "of 1000000000 layers"),
 }
 
