@@ -270,7 +270,7 @@ def test_a_linear_layer_with_all_blocks_is_the_dense_one(use_bias):
     wanted, wanted_gates, _ = oracle.product({"kernel": oracle.f64(kernel)}, oracle.f64(x), rule)
     np.testing.assert_array_equal(gates, wanted_gates)
     np.testing.assert_allclose(y, wanted + bias, rtol=0, atol=1e-5)
-    assert nnx.state(layer, nnx.Param).keys() == ({"kernel", "gate", "bias"} if use_bias else {"kernel", "gate"})
+    assert nnx.state(layer, nnx.Param).keys() == ({"kernel", "bias"} if use_bias else {"kernel"})
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -7,6 +7,7 @@ conversion decides is there too, so that a run that was stopped goes on without 
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from bwds.array_types import Int32
@@ -60,7 +61,8 @@ def start(config: Config, corpus: Corpus, workdir: Path, folder: str | Path) -> 
     if told is not None and last_checkpoints(workdir, read_only=True).steps:
         return None, told
     params, model = started(params, source.model, config.model, calibration_tokens(corpus.train))
-    return params, replace(config, model=model) if told is None else told
+    # In the memory of the host: it is to be seen which devices they go to.
+    return jax.device_get(params), replace(config, model=model) if told is None else told
 
 
 def _require_kind(source: ModelConfig, model: ModelConfig, folder: Path) -> None:
