@@ -117,7 +117,7 @@ def measure(split: str, config: Any, lm: Any, params: Any, vocabulary: Any) -> d
     from bwds.training.metrics import perplexity
 
     ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id)
+    loss, density, tokens, _ = evaluate(lm, params, ids, config.data, vocabulary.eos_id)
     return {
         "split": split,
         "perplexity": perplexity(loss),

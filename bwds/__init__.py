@@ -1,6 +1,6 @@
 """Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
 
-from bwds import nn
+from bwds import nn, plots
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.counts import num_kept_blocks
@@ -31,6 +31,7 @@ __all__ = [
     "language_model",
     "nn",
     "num_kept_blocks",
+    "plots",
     "to_block_major",
     "topk_gates",
 ]

@@ -7,7 +7,6 @@ for the input at hand: gates = a(scores of the blocks kept) * R * C / their sum,
 import math
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -16,7 +15,7 @@ from bwds.array_types import Array, Bool, Float, Integer
 from bwds.checks import require
 from bwds.collectives import look_up
 from bwds.config import ModelConfig, Scope
-from bwds.counts import Count, kept_count
+from bwds.counts import kept_count
 from bwds.gating import gate_scores, gate_values, select_blocks
 from bwds.linear import GateOptions, Params, cast_matrices, gate_options, multiply_kept, prepare
 from bwds.lstm import lstm_cell
@@ -127,17 +126,21 @@ def overlap(a: Bool[Array, "*b R C"], b: Bool[Array, "*b R C"]) -> Float[Array, 
 
 
 def _product(
-    params: Params, x: Float[Array, "*b K"], options: GateOptions, num_kept: Count, choice: Choice | Array
+    params: Params,
+    x: Float[Array, "*b K"],
+    options: GateOptions,
+    config: ModelConfig,
+    rule: Choice,
+    marks: Array | None,
 ) -> tuple[Float[Array, "*b N"], Bool[Array, "*b R C"]]:
-    """A gated product and the blocks it kept; ``params`` as ``prepare`` leaves them."""
+    """A gated product and the blocks it kept, ``marks`` if they are given; ``params`` as ``prepare`` leaves them."""
     kernel = params["kernel"].astype(x.dtype)
     scores = gate_scores(params["gate"], x, options.grid, options.source)
-    if isinstance(choice, str):
-        ranked = scores if choice == "own" else _added(options, x, kernel, scores)
-        kept = select_blocks(ranked, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
-    else:
-        kept = choice
-    return multiply_kept(options, x, kernel, scores, kept)[0], kept
+    if marks is None:
+        count = kept_count(options.grid, config.sparsity, options.scope)
+        ranked = scores if rule == "own" else _added(options, x, kernel, scores)
+        marks = select_blocks(ranked, num_kept=count, scope=options.scope, implementation=options.implementation)
+    return multiply_kept(options, x, kernel, scores, marks)[0], marks
 
 
 def _added(options: GateOptions, x: Array, kernel: Array, scores: Array) -> Float[Array, "*b R C"]:
@@ -157,33 +160,37 @@ def _added(options: GateOptions, x: Array, kernel: Array, scores: Array) -> Floa
     return added * jnp.abs(gate_values(scores, every, activation=options.activation, normalization="none"))
 
 
-def _lstm(params, x, carry, config, choice):
+def _rule(choice: Choice | Kept) -> tuple[Choice, Kept]:
+    """By what blocks are chosen, and the blocks that are given instead."""
+    return (choice, {}) if isinstance(choice, str) else ("own", choice)
+
+
+def _lstm(params: Params, x: Array, carry: Any, config: ModelConfig, choice: Choice | Kept) -> tuple[Array, Any, Kept]:
     h = config.hidden_size
     options = gate_options(config, h, 4 * h)
-    num_kept = kept_count(options.grid, config.sparsity, options.scope)
-    given = not isinstance(choice, str)
-    z, kept_in = _product(
-        prepare(params["input"], options), x, options, num_kept, choice["input"] if given else choice
-    )
+    assert options is not None
+    rule, given = _rule(choice)
+    z, kept_of_input = _product(prepare(params["input"], options), x, options, config, rule, given.get("input"))
     hidden = cast_matrices(prepare(params["hidden"], options), z.dtype)
 
     def step(carry, at):
         z, marks = at
-        y, kept = _product(hidden, carry.h.astype(z.dtype), options, num_kept, marks if given else choice)
+        y, kept = _product(hidden, carry.h.astype(z.dtype), options, config, rule, marks)
         total = z.astype(jnp.float32) + y.astype(jnp.float32) + params["bias"][None, :]
         after, _, _ = lstm_cell(total, carry.c)
         return after, (after.h.astype(z.dtype), kept)
 
-    marks = choice["hidden"].swapaxes(0, 1) if given else None
+    marks = given["hidden"].swapaxes(0, 1) if given else None
     after, (hs, kept) = lax.scan(step, carry, (z.swapaxes(0, 1), marks))
-    return hs.swapaxes(0, 1), after, {"input": kept_in, "hidden": kept.swapaxes(0, 1)}
+    return hs.swapaxes(0, 1), after, {"input": kept_of_input, "hidden": kept.swapaxes(0, 1)}
 
 
-def _qrnn(params, x, carry, config, choice):
+def _qrnn(params: Params, x: Array, carry: Any, config: ModelConfig, choice: Choice | Kept) -> tuple[Array, Any, Kept]:
     h = config.hidden_size
     options = gate_options(config, 2 * h, 3 * h)
-    num_kept = kept_count(options.grid, config.sparsity, options.scope)
-    chosen = choice if isinstance(choice, str) else choice["input"]
-    total, kept = _product(prepare(params["input"], options), input_pairs(x, carry), options, num_kept, chosen)
+    assert options is not None
+    rule, given = _rule(choice)
+    pairs = input_pairs(x, carry)
+    total, kept = _product(prepare(params["input"], options), pairs, options, config, rule, given.get("input"))
     y, c = outputs(total.astype(jnp.float32) + params["bias"][None, None, :], carry.c)
     return y.astype(x.dtype), QRNNCarry(x[:, -1].astype(jnp.float32), c), {"input": kept}

@@ -170,7 +170,9 @@ def test_own_choice_is_evaluation_itself(case):
 def test_with_all_blocks_every_choice_is_the_same(case):
     found = measured(configuration(case, sparsity=0.0))
     assert len(set(found.losses.values())) == 1
-    assert all(usage.overlap_before == usage.overlap_other == usage.overlap_chance == 1.0 for usage in found.matrices.values())
+    assert all(
+        usage.overlap_before == usage.overlap_other == usage.overlap_chance == 1.0 for usage in found.matrices.values()
+    )
 
 
 def test_a_gate_that_ignores_the_input_loses_nothing_by_another_input_s_choice():
@@ -193,7 +195,9 @@ def test_the_stand_in_is_another_token_of_the_window():
     assert found.losses["other token"] == pytest.approx(reader.read([*exchanged, "own"])[0][:60].mean(), rel=2e-5)
 
 
-@pytest.mark.parametrize(("grid", "num_kept", "scope"), [((2, 3), 2, "matrix"), ((3, 2), 2, "column"), ((2, 2), 4, "matrix")])
+@pytest.mark.parametrize(
+    ("grid", "num_kept", "scope"), [((2, 3), 2, "matrix"), ((3, 2), 2, "column"), ((2, 2), 4, "matrix")]
+)
 def test_chance_overlap_is_the_mean_over_all_pairs_of_sets(grid, num_kept, scope):
     rows, columns = grid
     cells = [(r, c) for r in range(rows) for c in range(columns)]
