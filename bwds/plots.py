@@ -11,7 +11,7 @@ import importlib.util
 import io
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,17 @@ def title_of(name: str) -> str:
     return f"{layer.replace('_', ' ')}, {part}"
 
 
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Names of matrices as a model applies them: by layer, the input's before the one on the hidden state."""
+
+    def place(name: str) -> tuple[int, str, bool, str]:
+        layer, _, part = name.partition("/")
+        number = layer.rpartition("_")[2]
+        return int(number) if number.isdecimal() else 0, layer, part != "input", part
+
+    return sorted(names, key=place)
+
+
 def kept_map(kept: Mapping[str, Bool[Any, "T R C"]], tokens: Sequence[str], config: ModelConfig) -> Any:
     """The blocks that each token of a sentence keeps: one panel a matrix, in it one small matrix a token.
 
@@ -108,7 +119,7 @@ def kept_map(kept: Mapping[str, Bool[Any, "T R C"]], tokens: Sequence[str], conf
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no token, or the numbers of tokens differ.
     """
-    kept = {name: np.asarray(marks, bool) for name, marks in kept.items()}
+    kept = {name: np.asarray(kept[name], bool) for name in _in_order(kept)}
     _check(kept, {len(tokens)}, f"{len(tokens)} tokens")
     with _settings() as mpl:
         rows = next(iter(kept.values())).shape[1]
@@ -152,7 +163,7 @@ def usage_maps(used: Mapping[str, Float[Any, "R C"]], config: ModelConfig) -> An
     Raises:
         ValueError: matplotlib is not installed, or there is no matrix.
     """
-    used = {name: np.asarray(share, float) for name, share in used.items()}
+    used = {name: np.asarray(used[name], float) for name in _in_order(used)}
     _check(used)
     with _settings() as mpl:
         r, c = next(iter(used.values())).shape
@@ -193,7 +204,7 @@ def usage_by_group(used: Mapping[str, Float[Any, "G R C"]], labels: Sequence[str
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no group, or the numbers of groups differ.
     """
-    used = {name: np.asarray(share, float) for name, share in used.items()}
+    used = {name: np.asarray(used[name], float) for name in _in_order(used)}
     _check(used, {len(labels)}, f"{len(labels)} labels")
     with _settings() as mpl:
         figure = _figure(mpl, _width(len(used)) + 0.6, 0.4 + _down(used) * (0.4 + 0.17 * len(labels)))

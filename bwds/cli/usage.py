@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -79,12 +80,14 @@ def usage(options: Options) -> None:
         "chooses blocks.",
     )
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
+    sentence = None if options.text is None else _encoded(options.text, vocabulary)
     if options.directory is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=options.directory))
     config = settled(config)
     params, info = load_checkpoint(config, workdir, options.checkpoint)
     split = "valid" if options.split == "validation" else options.split
     ids, _ = load_split(config.data, split, vocabulary)
+    sentence = _first_line(ids, vocabulary.eos_id) if sentence is None else sentence
     most = options.max_tokens or (len(ids) if options.counterfactuals else 20_000)
     part = ids[:most]
     frequent = _frequent(part, len(vocabulary))
@@ -112,11 +115,10 @@ def usage(options: Options) -> None:
         return
     used = {name: matrix.used for name, matrix in found.matrices.items()}
     by_token = {name: matrix.by_group for name, matrix in found.matrices.items()}
-    tokens, kept = _sentence(options.text, ids, params, config.model, vocabulary)
     figures = {
         "used_blocks": plots.usage_maps(used, config.model),
         "used_by_token": plots.usage_by_group(by_token, vocabulary.decode(frequent), config.model),
-        "kept_blocks": plots.kept_map(kept, tokens, config.model),
+        "kept_blocks": plots.kept_map(_kept(sentence, params, config.model), vocabulary.decode(sentence), config.model),
     }
     for name, figure in figures.items():
         write_bytes(output / f"{name}.{options.format}", plots.file_of(figure, options.format))
@@ -149,30 +151,39 @@ def _progress(windows: Sequence[Any], title: str) -> Iterable[Any]:
     return tqdm(windows, desc=title, unit="window", dynamic_ncols=True, disable=not shown)
 
 
-def _sentence(text: str | None, ids: Any, params: Any, model: Any, vocabulary: Any) -> tuple[list[str], dict[str, Any]]:
-    """The tokens of a sentence, ``<eos>`` before it, and the blocks that each of them kept, [T, R, C] by matrix."""
+def _encoded(text: str, vocabulary: Any) -> Any:
+    """Ids of a sentence, ``<eos>`` before it; stderr names what the vocabulary does not have, or is not drawn."""
+    words = text.split()
+    encoded = vocabulary.encode(["<eos>", *words])
+    unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
+    if unknown:
+        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
+    if len(encoded) > SHOWN:
+        tell(f"The sentence has {len(encoded)} tokens with <eos>; the first {SHOWN} are drawn.")
+    return encoded[:SHOWN]
+
+
+def _first_line(ids: Any, eos_id: int) -> Any:
+    """The first line of a text that has three tokens, or as much of it as is drawn."""
+    import numpy as np
+
+    # The text begins after an <eos> that is not there.
+    text = np.concatenate([[eos_id], ids]).astype(np.int32)
+    ends = [*np.flatnonzero(text == eos_id), len(text)]
+    start, end = next(((a, b) for a, b in pairwise(ends) if b - a > 3), (0, len(text)))
+    return text[start : min(end, start + SHOWN)]
+
+
+def _kept(sentence: Any, params: Any, model: Any) -> dict[str, Any]:
+    """The blocks that each token of a sentence keeps, [T, R, C] by matrix."""
     import jax
 
     from bwds.counterfactual import apply_choosing
     from bwds.model import language_model
 
-    if text is None:
-        # The split begins after an <eos> that is not there.
-        ends = (ids == vocabulary.eos_id).nonzero()[0]
-        words = vocabulary.decode(ids[: next((end for end in ends if end >= 3), len(ids))])
-    else:
-        words = text.split()
-        unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
-        if unknown:
-            tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
-    encoded = vocabulary.encode(["<eos>", *words])
-    if len(encoded) > SHOWN:
-        if text is not None:
-            tell(f"The sentence has {len(encoded)} tokens with <eos>; the first {SHOWN} are drawn.")
-        encoded = encoded[:SHOWN]
     apply = jax.jit(apply_choosing, static_argnames=("config", "choice"))
-    _, _, kept = apply(params, encoded[None], language_model(model).init_carry(1), config=model, choice="own")
-    return vocabulary.decode(encoded), {name: jax.device_get(marks[0]) for name, marks in kept.items()}
+    _, _, kept = apply(params, sentence[None], language_model(model).init_carry(1), config=model, choice="own")
+    return {name: jax.device_get(marks[0]) for name, marks in kept.items()}
 
 
 def _table(found: Any, split: str, step: int) -> str:
