@@ -113,9 +113,6 @@ def kept_map(kept: Mapping[str, Bool[Any, "T R C"]], tokens: Sequence[str], conf
         tokens: the T tokens, as they are to be shown.
         config: the model's.
 
-    Returns:
-        A matplotlib figure.
-
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no token, or the numbers of tokens differ.
     """
@@ -157,9 +154,6 @@ def usage_maps(used: Mapping[str, Float[Any, "R C"]], config: ModelConfig) -> An
         used: for every gated matrix, by name, the share of inputs that use each block, [R, C], as in ``Info.usage``.
         config: the model's.
 
-    Returns:
-        A matplotlib figure.
-
     Raises:
         ValueError: matplotlib is not installed, or there is no matrix.
     """
@@ -198,9 +192,6 @@ def usage_by_group(used: Mapping[str, Float[Any, "G R C"]], labels: Sequence[str
         labels: the names of the groups.
         config: the model's.
 
-    Returns:
-        A matplotlib figure.
-
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no group, or the numbers of groups differ.
     """
@@ -233,9 +224,6 @@ def curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
 
     Args:
         runs: for every run, by name, steps and perplexities.
-
-    Returns:
-        A matplotlib figure.
 
     Raises:
         ValueError: matplotlib is not installed, or a run has no finite perplexity.

@@ -1,5 +1,6 @@
 """Which blocks are kept, and perplexity with other choices of them, against the oracle and by what must be equal."""
 
+import dataclasses
 import math
 from itertools import combinations
 
@@ -10,7 +11,7 @@ import oracle
 import pytest
 
 from bwds.config import DataConfig, ModelConfig
-from bwds.counterfactual import chance_overlap, gated_matrices, kept_of_each
+from bwds.counterfactual import apply_choosing, chance_overlap, gated_matrices, kept_of_each
 from bwds.counts import num_kept_blocks
 from bwds.hashing import hashed_scores
 from bwds.model import language_model
@@ -207,6 +208,31 @@ def test_chance_overlap_is_the_mean_over_all_pairs_of_sets(grid, num_kept, scope
         sets = [s for s in sets if all(sum(c == j for _, c in s) == num_kept for j in range(columns))]
     pairs = [len(a & b) / len(a | b) for a in sets for b in sets]
     assert chance_overlap(grid, num_kept, scope) == pytest.approx(math.fsum(pairs) / len(pairs))
+
+
+CONSIDERED = set(
+    """
+vocab_size hidden_size num_layers cell method sparsity magnitude_unit block_size gate_rank gate_activation
+gate_normalization gate_scope gate_source dropout dropout_input dropout_hidden embedding_dropout weight_dropout
+locked_dropout init_bound tied_softmax dtype implementation
+""".split()
+)
+
+
+def test_every_option_of_a_model_is_considered():
+    """``apply_choosing`` repeats the model's layers: what a new option does there it must do as well."""
+    new = {field.name for field in dataclasses.fields(ModelConfig)} - CONSIDERED
+    assert not new, f"Let bwds.counterfactual do what {new} does, with a case in CASES, and then add it to CONSIDERED."
+
+
+@pytest.mark.parametrize("option", [{"dtype": "bfloat16"}, {"tied_softmax": True}, {"implementation": "reference"}])
+def test_own_choice_is_the_model_whatever_its_types_and_kernels(option):
+    config = configuration("lstm", num_layers=1, **option)
+    lm, params = language_model(config), parameters(config)
+    tokens = IDS[:8].reshape(2, 4)
+    wanted, _, _ = jax.jit(lm.apply)(params, tokens, lm.init_carry(2))
+    found, _, _ = jax.jit(apply_choosing, static_argnums=(3, 4))(params, tokens, lm.init_carry(2), config, "own")
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_model_without_gates_is_refused():

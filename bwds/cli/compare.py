@@ -140,6 +140,8 @@ def table(runs: Sequence[RunFigures]) -> str:
         figures = [f"{lowest:.2f}", f"{found.density:.4f}", f"{found.relative_cost:.3f}"]
         rows.append([found.name, steps, *figures, *("-" if s is None else f"{s:,.0f}" for s in speeds)])
     lines = _aligned(rows)
+    if any(found.config.model.method in ("magnitude", "static-block") for found in runs):
+        lines.append("cost of magnitude and static-block is on paper: products with masked weights are dense")
     changed = differences([found.config for found in runs])
     if len(runs) > 1:
         lines.append("")
