@@ -20,8 +20,8 @@ from bwds.training.sharding import P, Placement, over_devices
 class Evaluation(NamedTuple):
     """Mean loss in nats per token over a split, realised density, and the number of tokens.
 
-    Of a dynamic model also the share of inputs that used each block, [R, C], by the name of the matrix. It is a mean over
-    all that was computed, padding included; ``bwds.training.usage`` counts tokens.
+    Of a dynamic model also the share of inputs that used each block, [R, C], by the name of the matrix. It is a mean
+    over all that was computed, padding included; ``bwds.training.usage`` counts tokens.
     """
 
     loss: float
