@@ -28,7 +28,7 @@ FORMATS = ("png", "svg")
 
 @dataclass(frozen=True)
 class Options:
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of the runs."""
     output: str = "compare.png"
     """File of the figure, .png or .svg."""
