@@ -1,8 +1,10 @@
 """Which blocks are kept, and perplexity with other choices of them, against the oracle and by what must be equal."""
 
 import dataclasses
+import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from bwds.counterfactual import apply_choosing, chance_overlap, gated_matrices, 
 from bwds.counts import num_kept_blocks
 from bwds.hashing import hashed_scores
 from bwds.model import language_model
+from bwds.plots import title_of
 from bwds.training.evaluation import evaluate
 from bwds.training.usage import CHOICES, measure_usage
 
@@ -239,3 +242,16 @@ def test_a_model_without_gates_is_refused():
     config = configuration("lstm", method="dense")
     with pytest.raises(ValueError, match="method is 'dense'; only a dynamic model chooses blocks"):
         measured(config)
+
+
+def test_the_page_has_the_figures_of_the_raw_line():
+    root = Path(__file__).parents[1]
+    page = (root / "docs/usage.md").read_text()
+    (line,) = map(json.loads, (root / "benchmarks/results/counterfactual.jsonl").read_text().splitlines())
+    own = line["perplexities"]["own"]
+    for choice, value in line["perplexities"].items():
+        assert f"| {choice} | {value:.2f} | {'' if choice == 'own' else f'{value / own - 1:+.1%}'} |" in page
+    for name, m in line["matrices"].items():
+        shares = f"{m['nearly_always']:.1%} | {m['nearly_never']:.1%}"
+        shared = " | ".join(f"{m[key]:.3f}" for key in ("overlap_before", "overlap_other", "overlap_chance"))
+        assert f"| {title_of(name)} | {m['kept']} of {m['blocks']} | {shares} | {shared} |" in page

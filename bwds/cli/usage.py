@@ -218,11 +218,11 @@ def _line(found: Any, split: str, options: Options, config: Any, info: dict[str,
 
     from bwds.training.metrics import perplexity
 
+    made = dataclasses.asdict(config)
+    del made["data"]["directory"]  # A place of this machine.
     return {
-        "model": dataclasses.asdict(config.model),
-        "dataset": config.data.dataset,
-        "training_steps": config.train.steps,
-        "training_seed": config.train.seed,
+        "benchmark": "usage",
+        "config": made,
         "step": info["step"],
         "checkpoint": options.checkpoint,
         "split": split,
