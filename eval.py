@@ -183,7 +183,7 @@ def measure(
     from bwds.training.metrics import perplexity
 
     ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
+    loss, density, tokens, _ = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
     return {
         "split": split,
         "perplexity": perplexity(loss),

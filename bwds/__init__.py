@@ -1,6 +1,6 @@
 """Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
 
-from bwds import nn, pytorch
+from bwds import nn, plots, pytorch
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.convert import convert
 from bwds.cost import Cost, cost, equal_cost_dense
@@ -40,6 +40,7 @@ __all__ = [
     "load_model",
     "nn",
     "num_kept_blocks",
+    "plots",
     "pytorch",
     "save_model",
     "to_block_major",

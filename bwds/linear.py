@@ -208,11 +208,18 @@ def apply_linear(
         )
         return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
-    return _gate_and_multiply(options, x, kernel, scores, num_kept)
-
-
-def _gate_and_multiply(options, x, kernel, scores, num_kept):
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
+    return multiply_kept(options, x, kernel, scores, kept)
+
+
+def multiply_kept(
+    options: GateOptions,
+    x: Float[Array, "*b K"],
+    kernel: Float[Array, "..."],
+    scores: Float[Array, "*b R C"],
+    kept: Bool[Array, "*b R C"],
+) -> tuple[Float[Array, "*b N"], Gating]:
+    """The product with the blocks of ``kept``, whoever chose them, at the values that their ``scores`` give them."""
     if options.source == "random":
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)

@@ -129,11 +129,23 @@ def _step(
     h_in = from_center(params, carry.h.astype(z.dtype))
     recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
     total = all_gather_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
+    after, activations, tanh_c = lstm_cell(total, carry.c)
+    return after, _Saved(h_in, gating, activations, carry.c, tanh_c)
+
+
+def lstm_cell(
+    total: Float[Array, "B N"], c: Float[Array, "B H"]
+) -> tuple[LSTMCarry, Float[Array, "B N"], Float[Array, "B H"]]:
+    """The state after a step, from the sum of both products and the bias, and what a backward pass needs.
+
+    Returns:
+        The state; i, f, g, o after their activations, side by side; tanh of the new ``c``.
+    """
     i, f, g, o = jnp.split(total, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-    c = f * carry.c + i * g
+    c = f * c + i * g
     tanh_c = jnp.tanh(c)
-    return LSTMCarry(o * tanh_c, c), _Saved(h_in, gating, jnp.concatenate([i, f, g, o], -1), carry.c, tanh_c)
+    return LSTMCarry(o * tanh_c, c), jnp.concatenate([i, f, g, o], -1), tanh_c
 
 
 def _scan(options, params, bias, num_kept, z, carry, save: bool):

@@ -150,13 +150,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / one_at_least(x[:, 1:].size)
         x = dropout(output_key, x, config.dropout, locked=config.locked_dropout)
         output_square = jnp.square(x.astype(jnp.float32)).mean()
-        # XLA's product with a transposed matrix is a fast one, whatever the type.
-        logits = (
-            jnp.matmul(x, params["embedding"].astype(dtype).T, preferred_element_type=jnp.float32)
-            if config.tied_softmax
-            else matmul(x, params["softmax"]["kernel"].astype(dtype))
-        )
-        logits += params["softmax"]["bias"][None, None, :]
+        logits = output_logits(params, x, config)
         density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
         if config.method in ("static-block", "magnitude"):
             kernels = recurrent_kernels(params).values()
@@ -168,6 +162,17 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
 
     return LanguageModel(init, apply, init_carry)
+
+
+def output_logits(params: Params, x: Float[Array, "B T H"], config: ModelConfig) -> Float[Array, "B T V"]:
+    """Logits of the last layer's outputs, float32."""
+    # XLA's product with a transposed matrix is a fast one, whatever the type.
+    logits = (
+        jnp.matmul(x, params["embedding"].astype(x.dtype).T, preferred_element_type=jnp.float32)
+        if config.tied_softmax
+        else matmul(x, params["softmax"]["kernel"].astype(x.dtype))
+    )
+    return logits + params["softmax"]["bias"][None, None, :]
 
 
 def _drop_weights(key: Array | None, layer: Params, name: str, rate: float) -> Params:
