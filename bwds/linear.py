@@ -209,6 +209,9 @@ def apply_linear(
         return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
+    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
+        # Nothing is left out or scaled: the dense product itself.
+        return matmul(x, kernel).astype(x.dtype), Gating(None, None, options.values(scores, kept))
     return multiply_kept(options, x, kernel, scores, kept)
 
 
@@ -224,11 +227,7 @@ def multiply_kept(
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
-    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
-        # Nothing is left out or scaled: the dense product itself.
-        y = matmul(x, kernel).astype(x.dtype)
-    else:
-        y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
+    y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
 
 
