@@ -20,7 +20,7 @@ import tyro
 from bwds import plots
 from bwds.checks import require, require_seed
 from bwds.cli import parsed, run
-from bwds.files import place, write_bytes, writing
+from bwds.filesystem import place, write_bytes, writing
 from bwds.output import say, tell
 
 FREQUENT, SHOWN = 24, 16
