@@ -26,7 +26,7 @@ Cell = Literal["lstm", "qrnn"]
 Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
 GateSource = Literal["learned", "norm", "frozen", "bias", "random"]
-Activation = Literal["linear", "softplus"]
+Activation = Literal["linear", "softplus", "softmax", "relu"]
 Normalization = Literal["mean", "bounded", "none"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
@@ -56,9 +56,13 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, its divisor can pass zero; softplus: positive, and finite at any sparsity."""
+    """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
+
+    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of negative scores.
+    """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
+    """mean: gates have mean one (the paper's; relu: at most one); bounded: linear ones unless the scores' sum is near
+    zero; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
@@ -120,7 +124,7 @@ class ModelConfig:
         if self.method == "dynamic" and self.gate_rank is not None:
             require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "dynamic":
-            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
+            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
 
@@ -164,6 +168,17 @@ class Config:
             method != "static-block" or not self.rising_sparsity,
             "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
         )
+        if (limits := self.train.sparsity_range) is not None:
+            require(
+                method == "dynamic",
+                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can "
+                "keep more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+            )
+            require(
+                not self.rising_sparsity,
+                f"sparsity_range is {limits[0]} to {limits[1]} and sparsity_schedule 'cubic'; a step has one sparsity, "
+                "drawn or scheduled: leave out one of them.",
+            )
         if self.rising_sparsity:
             require(
                 initial <= self.model.sparsity,
@@ -218,7 +233,9 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     unknown = sorted(raw.keys() - {f.name for f in dataclasses.fields(cast(Any, section))})
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
+    # JSON has no tuples.
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        return section(**raw)
+        return section(**options)
     except ValueError as error:
         raise ValueError(f"Section {name!r} of the configuration: {error}") from error

@@ -228,6 +228,7 @@ def input_cotangents(
     gates = local_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":
+        # Nobody asks for dgates: XLA leaves them out, and kernels have them from the products that dx is made of.
         return psum(dx), None
     scores, kept = gating.scores, gating.kept
     assert scores is not None

@@ -39,10 +39,11 @@ class BlockSparseLinear(nnx.Module):
         sparsity: fraction of blocks omitted, in [0, 1).
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
-        gate_activation: "softplus" (positive; finite at any sparsity) or "linear" (the paper's, whose divisor can pass
-            zero: see above and ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one; "bounded": linear ones no more than ten times what their
-            magnitudes would give; "none": as they are.
+        gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
+            negative scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
+            ``bwds.topk_gates``).
+        gate_normalization: "mean": gates have mean one, those of "relu" at most one; "bounded": linear ones no more
+            than ten times what their magnitudes would give; "none": as they are, which "softmax" cannot be.
         gate_scope: "matrix" or "column".
         gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
             and there are no parameters but the kernel and the bias. Or a control, as ``bwds.gate_scores`` has them.
@@ -53,8 +54,8 @@ class BlockSparseLinear(nnx.Module):
             low-rank gate so that scores start at the size of a full one's.
 
     Raises:
-        ValueError: a value is out of range, the block does not divide the matrix, or "norm" has a rank or a
-            normalisation.
+        ValueError: a value is out of range, the block does not divide the matrix, "norm" has a rank or a
+            normalisation, or "softmax" has none.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class BlockSparseLinear(nnx.Module):
         require_choice("gate_normalization", gate_normalization, Normalization)
         require_choice("gate_scope", gate_scope, Scope)
         require_choice("gate_source", gate_source, GateSource)
-        require_gate_options(gate_source, gate_rank, gate_normalization)
+        require_gate_options(gate_source, gate_rank, gate_normalization, gate_activation)
         if implementation is not None:
             require_choice("implementation", implementation, Implementation)
         bk, bn = pair("block_shape", block_shape)

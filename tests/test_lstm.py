@@ -19,6 +19,8 @@ CASES = {
     "one block row": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
     "not normalised": {"block_size": 4, "gate_normalization": "none"},
     "softplus, not normalised": {"block_size": 4, "gate_activation": "softplus", "gate_normalization": "none"},
+    "softmax": {"block_size": 4, "gate_activation": "softmax"},
+    "relu column": {"block_size": 4, "sparsity": 0.0, "gate_activation": "relu", "gate_scope": "column"},
     "norms": {"block_size": 4, "gate_source": "norm"},
     "norms, by column": {"block_size": 2, "gate_source": "norm", "gate_scope": "column", "gate_activation": "softplus"},
     "dense": {"method": "dense"},

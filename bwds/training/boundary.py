@@ -57,7 +57,7 @@ def _validate(run: Run) -> None:
         run.corpus.valid,
         config.data,
         run.corpus.vocabulary.eos_id,
-        sparsity=traced_sparsity(config, step),
+        sparsity=traced_sparsity(config, sparsity_at(config, step)),
         after_batch=_giving_up(run.stop),
         placement=run.placement,
     )

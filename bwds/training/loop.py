@@ -23,7 +23,7 @@ from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
 from bwds.training.identity import check_text, settled, text_sha256, without_place
 from bwds.training.lock import LOCK_FILE, locked
-from bwds.training.optim import traced_sparsity
+from bwds.training.optim import step_sparsity, traced_sparsity
 from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, process_max
 from bwds.training.run import Run, begin
 from bwds.training.sharding import make_placement
@@ -138,7 +138,7 @@ def start_step(run: Run) -> StepMetrics:
         run.placement.spread_rows(shape, lambda rows: batch(rows=rows).inputs),
         run.placement.spread_rows(shape, lambda rows: batch(rows=rows).targets),
         np.bool_(batch(rows=slice(0)).new_epoch),
-        traced_sparsity(run.config, step),
+        traced_sparsity(run.config, step_sparsity(run.config, step)),
         run.placement,
     )
     run.step += 1

@@ -1,6 +1,7 @@
 """Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
 
 import functools
+import random
 from typing import Any, NamedTuple
 
 import jax
@@ -160,7 +161,18 @@ def sparsity_at(config: Config, step: int) -> float:
     return cubic_sparsity(step, config.train.sparsity_steps, initial=config.train.sparsity_initial, final=final)
 
 
-def traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    """What a training step is given, so that a rising sparsity needs no new program; None where the model knows it."""
-    scheduled = config.rising_sparsity and config.model.method == "dynamic"
-    return np.float32(sparsity_at(config, step)) if scheduled else None
+def step_sparsity(config: Config, step: int) -> float:
+    """What the step after ``step`` steps trains at: ``sparsity_at``, or drawn uniformly from ``sparsity_range``.
+
+    A draw depends on the seed and the step alone, so all processes have the same, and a resumed run has it again.
+    """
+    if config.train.sparsity_range is None:
+        return sparsity_at(config, step)
+    least, largest = config.train.sparsity_range
+    return random.Random(f"sparsity of step {step}, seed {config.train.seed}").uniform(least, largest)
+
+
+def traced_sparsity(config: Config, sparsity: float) -> np.float32 | None:
+    """What a program is given, so that another sparsity needs no other program; None where the model knows it."""
+    changes = config.rising_sparsity or config.train.sparsity_range is not None
+    return np.float32(sparsity) if changes and config.model.method == "dynamic" else None
