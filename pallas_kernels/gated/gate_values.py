@@ -1,4 +1,4 @@
-"""From the scores of the kept blocks to their gates (arXiv 2001.04686), in one place for kernels and all else."""
+"""From the scores of the kept blocks to their gates (arXiv 2001.04686): one function for kernels and plain code."""
 
 import functools
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-# What share of sum(|kept scores|) the sum of a linear gate is at least taken for. Below the first it has lost its
-# leading digits in float32; below the second its gradient grows beyond what training bears.
+# The least magnitude of the sum that a linear gate divides by, as a share of sum(|kept scores|). Below the first the
+# sum has lost its leading digits in float32; below the second its gradient grows beyond what training bears.
 SMALLEST_SUM = {"mean": 1e-4, "bounded": 0.1}
 # softplus(-40) = exp(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
 LOWEST_SCORE = -40.0
-# What is added, squared, to the mean square that the scores of a ReLU gate are divided by, as RMSNorm does.
+# A ReLU gate divides scores by their root mean square, and adds the square of this to the mean square, as RMSNorm does.
 SMALLEST_RMS = 1e-3
 # Scales are kept in the range whose reciprocals are normal float32 numbers.
 SCALE_RANGE = (1e-37, 1e37)
@@ -44,16 +44,16 @@ def gate_values(
 
 
 def scaled_scores(scores, kept, num_blocks: int, *, total, maximum, activation, normalization):
-    """``gate_values`` of float32 scores in any arrangement, so that a kernel can take it too.
+    """``gate_values`` of float32 scores in any arrangement, so that kernels can call it too.
 
-    ``total`` and ``maximum`` are the sum and the maximum over all scores of a matrix, of which ``num_blocks`` count.
+    ``total`` and ``maximum`` are functions: sum and maximum over all scores of a matrix of ``num_blocks`` blocks.
     """
     if activation == "one":
         return kept.astype(jnp.float32)
     if activation == "relu":
         return _relu(scores, kept, num_blocks, total, maximum, normalization)
     if activation == "softmax":
-        # From the largest kept score down, so that no exponential overflows and one of them is 1.
+        # Relative to the largest kept score, so that no exponential overflows and one of them is 1.
         below = scores - lax.stop_gradient(maximum(jnp.where(kept, scores, jnp.finfo(jnp.float32).min)))
         values = jnp.where(kept, jnp.exp(jnp.where(below > LOWEST_SCORE, below, LOWEST_SCORE)), 0.0)
         return values * (num_blocks / total(values))
@@ -61,7 +61,7 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, maximum, activation, 
         values = jnp.where(kept, jax.nn.softplus(jnp.maximum(scores, LOWEST_SCORE)), 0.0)
         if normalization == "none":
             return values
-        # Divided by the largest first, so that neither the sum nor its square leaves the range of float32.
+        # The first division is by the maximum, so that neither the sum nor its square leaves the range of float32.
         values /= lax.stop_gradient(maximum(values)).clip(*SCALE_RANGE)
         return values * (num_blocks / total(values))
     values = jnp.where(kept, scores, 0.0)
