@@ -1,31 +1,25 @@
 """The sources of text: the pydoc corpus, folders of text files, TFDS builders of ours and of others."""
 
 import bz2
-import functools
 import gzip
-import hashlib
-import http.server
 import lzma
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download.checksums import compute_url_info
 
 from bwds.config import DataConfig
-from bwds.data import builders, known, load_corpus, load_split, pydoc, text
+from bwds.data import builders, load_split, text
 from bwds.data import tfds as tfds_source
 from bwds.data.sources import SPLITS, cache_dir
+from tests.texts import as_dataset, load, words, write
 
 _PTB = Path(os.environ.get("BWDS_PTB_DIRECTORY", Path(__file__).parents[2] / "shared" / "data" / "ptb"))
 
@@ -36,120 +30,6 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     return tmp_path / "cache" / "bwds"
-
-
-def write(folder: Path, name: str = "{}.txt", *, train="a b\n", valid="a\n", test="b\n") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, content in {"train": train, "valid": valid, "test": test}.items():
-        (folder / name.format(split)).write_text(content, encoding="utf-8")
-    return folder
-
-
-def load(dataset: str, directory: Path | None = None):
-    return load_corpus(DataConfig(dataset=dataset, directory=None if directory is None else str(directory)))
-
-
-def words(corpus, split: str) -> list[str]:
-    return corpus.vocabulary.decode(getattr(corpus, split))
-
-
-# --- pydoc
-
-
-@pytest.fixture(scope="module")
-def pydoc_paragraphs() -> list:
-    return list(pydoc.paragraphs())
-
-
-@pytest.fixture(scope="module")
-def pydoc_texts(pydoc_paragraphs) -> dict[str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pydoc, "paragraphs", lambda: pydoc_paragraphs)
-        return pydoc.build()
-
-
-@pytest.fixture
-def pydoc_cache(cache, pydoc_texts, monkeypatch) -> Path:
-    """The corpus in this test's cache, and an alarm for every further build."""
-    with monkeypatch.context() as patch:
-        patch.setattr(pydoc, "build", lambda: pydoc_texts)
-        load("pydoc")
-    monkeypatch.setattr(pydoc, "build", lambda: pytest.fail("the corpus was built again"))
-    return next(cache.iterdir())
-
-
-def test_pydoc_size_and_split(pydoc_cache):
-    corpus = load("pydoc")
-    sizes = np.array([len(corpus.train), len(corpus.valid), len(corpus.test)])
-    assert 350_000 < sizes.sum() < 700_000
-    assert (np.abs(sizes / sizes.sum() - [0.9, 0.05, 0.05]) < 0.03).all()
-    assert 5_000 < len(corpus.vocabulary) < 12_000
-    assert {"<unk>", "<eos>", "function", "return", "."} <= set(corpus.vocabulary.words)
-    assert all(word == word.lower() for word in corpus.vocabulary.words)
-    counts = np.bincount(corpus.train)
-    assert (np.diff(counts) <= 0).all()
-    assert counts[corpus.vocabulary.encode(["<unk>"])] / len(corpus.train) < 0.03
-
-
-def test_pydoc_has_topics_and_docstrings(pydoc_paragraphs):
-    everything = "\n".join(" ".join(line) for _, lines in pydoc_paragraphs for line in lines)
-    assert "assert statements are a convenient way to insert debugging" in everything  # a topic
-    assert "functions that read and write gzipped files ." in everything  # the docstring of a module, in Python
-    assert "concatenate any number of strings ." in everything  # str.join, in C
-
-
-def test_pydoc_does_not_leak_paragraphs_between_splits(pydoc_paragraphs):
-    paragraphs = [(split, " ".join(" ".join(line) for line in lines)) for split, lines in pydoc_paragraphs]
-    assert len(paragraphs) > 5_000
-    assert {split for split, _ in paragraphs} == set(SPLITS)
-    assert len({words for _, words in paragraphs}) == len(paragraphs)  # none occurs twice
-
-
-def test_pydoc_is_built_alike_in_another_process(pydoc_texts):
-    code = "import hashlib, bwds.data.pydoc as p; t = p.build(); print(hashlib.sha256(repr(t).encode()).hexdigest())"
-    environment = os.environ | {"PYTHONHASHSEED": "7"}
-    output = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    assert output.stdout.strip() == hashlib.sha256(repr(pydoc_texts).encode()).hexdigest()
-
-
-def test_pydoc_cache_is_named_after_the_python_version(pydoc_cache):
-    assert pydoc_cache.name.endswith(f"cpython-{sys.version.split()[0]}.json.gz")
-    assert [path.name for path in pydoc_cache.parent.iterdir()] == [pydoc_cache.name]  # no temporary file stays
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other text", "missing split"])
-def test_pydoc_cache_is_built_again_when_damaged(pydoc_cache, pydoc_texts, monkeypatch, damage):
-    whole = pydoc_cache.read_bytes()
-    middle = len(whole) // 2
-    pydoc_cache.write_bytes(
-        {
-            "truncated": whole[:middle],
-            "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-            "empty": b"",
-            "other text": b"no archive",
-            "missing split": gzip.compress(b'{"train": "a"}'),
-        }[damage]
-    )
-    built = []
-    monkeypatch.setattr(pydoc, "build", lambda: built.append(1) or pydoc_texts)
-    load("pydoc")
-    load("pydoc")
-    assert built == [1]
-    assert pydoc_cache.read_bytes() == whole
-
-
-def test_pydoc_works_where_the_cache_cannot_be_written(tmp_path, pydoc_texts, monkeypatch, caplog):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(pydoc, "build", lambda: pydoc_texts)
-    assert len(load("pydoc").train) > 300_000
-    assert "could not be cached" in caplog.text
-
-
-def test_pydoc_needs_a_python_with_documentation(tmp_path, monkeypatch):
-    monkeypatch.setattr(pydoc.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match=r"too few for the pydoc corpus.*--data.dataset text"):
-        pydoc.build()
 
 
 # --- text
@@ -275,15 +155,6 @@ def test_text_that_may_not_be_read_is_named(unreadable):
 
 
 # --- our datasets
-
-
-def as_dataset(monkeypatch, name: str, folder: Path) -> None:
-    """Lets the files in the folder be the ones that the dataset stands for."""
-    algorithm = "sha256" if len(known.KNOWN[name].checksums["train"]) == 64 else "sha1"
-    checksums = {
-        split: hashlib.new(algorithm, path.read_bytes()).hexdigest() for split, path in text.find_files(folder).items()
-    }
-    monkeypatch.setitem(known.KNOWN, name, known.KNOWN[name]._replace(checksums=checksums))
 
 
 def as_download(monkeypatch, name: str, folder: Path) -> None:
@@ -443,81 +314,6 @@ def test_no_network_is_an_error_that_names_the_directory_option(monkeypatch, nam
 
 def test_an_address_that_does_not_answer():
     assert not tfds_source._answers("http://127.0.0.1:9/file")
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A folder, served at the address that the builders take for the origin of their data."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = functools.partial(_QuietHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=[0.01]).start()
-        for builder in builders.BUILDERS.values():
-            name = builder.URL.rsplit("/", 1)[1]
-            monkeypatch.setattr(builder, "URL", f"http://127.0.0.1:{server.server_port}/{name}")
-        yield folder
-        server.shutdown()
-
-
-class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def expect_download(monkeypatch, builder, folder: Path) -> None:
-    """Lets the files in the folder be what the builder expects to download."""
-    base = builder.URL.rsplit("/", 1)[0]
-    infos = {f"{base}/{path.name}": compute_url_info(path) for path in folder.iterdir()}
-    monkeypatch.setattr(builder, "url_infos", infos)
-
-
-def test_download_of_text_files(server, monkeypatch):
-    write(server, "ptb.{}.txt", train="a b <unk>\n")
-    expect_download(monkeypatch, builders.Ptb, server)
-    as_dataset(monkeypatch, "ptb", server)
-    assert words(load("ptb"), "train") == ["a", "b", "<unk>", "<eos>"]
-
-
-@pytest.mark.parametrize("name", ["wikitext2", "wikitext103"])
-def test_download_of_an_archive(server, tmp_path, monkeypatch, name):
-    builder = builders.BUILDERS[name]
-    text_folder = write(tmp_path / "wiki-text", "wiki.{}.tokens", train="a b <unk>\n")
-    archive = server / builder.URL.rsplit("/", 1)[1]
-    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path, "wiki-text")
-    expect_download(monkeypatch, builder, server)
-    with pytest.raises(ValueError, match=f"tokens is not the train file of {known.KNOWN[name].title}: its sha"):
-        load(name)
-    as_dataset(monkeypatch, name, text_folder)
-    assert words(load(name), "train") == ["a", "b", "<unk>", "<eos>"]
-
-
-def test_download_with_a_wrong_checksum_is_refused(server, monkeypatch):
-    write(server, "ptb.{}.txt")
-    expect_download(monkeypatch, builders.Ptb, server)
-    (server / "ptb.valid.txt").write_text("b\n")
-    with pytest.raises(ValueError, match=r"'ptb' could not be prepared.*NonMatchingChecksumError.*ptb.valid.txt"):
-        load("ptb")
-
-
-def test_download_without_a_checksum_is_refused(server, monkeypatch):
-    write(server, "ptb.{}.txt")
-    monkeypatch.setattr(builders.Ptb, "url_infos", {})
-    with pytest.raises(ValueError, match=r"'ptb' could not be prepared.*Missing checksums url"):
-        load("ptb")
-
-
-@pytest.mark.parametrize("builder", builders.BUILDERS.values(), ids=builders.BUILDERS)
-def test_every_download_has_a_checksum(builder):
-    for split in SPLITS:
-        assert re.fullmatch("[0-9a-f]{64}", builder.url_infos[builder.URL.format(split)].checksum)
-
-
-def test_checksums_of_penn_treebank_agree():
-    infos = builders.Ptb.url_infos
-    for split, checksum in known.KNOWN["ptb"].checksums.items():
-        (info,) = (info for url, info in infos.items() if url.endswith(f"ptb.{split}.txt"))
-        assert info.checksum == checksum
 
 
 @pytest.mark.skipif(not _PTB.is_dir(), reason=f"no Penn Treebank in {_PTB}; set BWDS_PTB_DIRECTORY")

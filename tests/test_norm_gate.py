@@ -18,7 +18,7 @@ from test_sharding import alone, curve
 import bwds
 from bwds import ModelConfig, block_sparse_matmul, cost, decode_params, gate_scores, init_gate, language_model, nn
 from bwds.generate import generate, greedy_rollout
-from bwds.linear import GateOptions, init_linear, linear, with_norms
+from bwds.linear import GateOptions, linear
 from bwds.norms import LARGEST, block_norms
 from bwds.training.devices import MeshConfig
 
@@ -305,70 +305,3 @@ def test_arrays_on_a_mesh_of_explicit_axes():
         logits = jax.jit(lambda p, t: lm.apply(decode_params(p, config), t, lm.init_carry(6))[0])(params, tokens)
     wanted = lm.apply(params, TOKENS.repeat(2, 0), lm.init_carry(6))[0]
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
-
-
-# Mistakes -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("function", "named"),
-    [
-        (lambda: ModelConfig(gate_source="norm", gate_rank=8), "gate_rank is 8; .*'norm' has no projection"),
-        (lambda: ModelConfig(gate_source="norm", gate_normalization="bounded"), "gate_normalization is 'bounded'"),
-        (lambda: ModelConfig(gate_source="norm", gate_normalization="none"), "gate_normalization is 'none'; .*'mean'"),
-        (lambda: nn.LSTM(128, gate_source="norm", gate_rank=8, rngs=nnx.Rngs(0)), "gate_rank is 8"),
-        (
-            lambda: nn.BlockSparseLinear(128, 128, gate_source="norm", gate_rank=8, rngs=nnx.Rngs(0)),
-            "gate_rank is 8",
-        ),
-        (
-            lambda: nn.BlockSparseLinear(128, 128, gate_source="size", rngs=nnx.Rngs(0)),
-            "gate_source is 'size'; .*learned, norm",
-        ),
-        (lambda: init_gate(KEY, K, R * C, 2, "norm"), "gate_rank is 2"),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm"), "need the weight, as w, or its norms"),
-        (
-            lambda: gate_scores({"norms": jnp.ones((C, R))}, jnp.ones((2, K)), (R, C), "norm"),
-            r"params have shapes .*\(3, 5\).*'norms': \(5, 3\)",
-        ),
-        (
-            lambda: gate_scores({"norms": jnp.ones((R, C))}, jnp.ones((2, K)), (R, C), "norm", w=jnp.ones((K, N))),
-            "params hold norms and w is given",
-        ),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm", w=jnp.ones((N, K))), r"w has shape \(18, 20\)"),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm", w=jnp.ones((K, N - 1))), r"w has shape \(20, 17\)"),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm", w=jnp.ones((R, C, BK, BN))), "or block-major"),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm", w=jnp.ones(K)), r"w has shape \(20,\)"),
-        (lambda: gate_scores({}, jnp.ones((2, K)), (R, C), "norm", w=[1.0]), "w is a list"),
-        (lambda: gate_scores({}, jnp.ones((2, K + 1)), (R, C), "norm", w=jnp.ones((K, N))), "x has 21 features"),
-        (
-            lambda: gate_scores(init_gate(KEY, K, R * C), jnp.ones((2, K)), (R, C), w=jnp.ones((K, N))),
-            "w is for the source 'norm'",
-        ),
-    ],
-)
-def test_what_makes_no_sense_is_refused(function, named):
-    with pytest.raises(ValueError, match=f"(?s){named}.*\\."):
-        function()
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_norms_in_a_model_without_them_are_refused():
-    config = CONFIGS["lstm"]
-    params = decode_params(language_model(config).init(KEY), config)
-    other = dataclasses.replace(config, gate_source="random")
-    with pytest.raises(
-        ValueError,
-        match=r"params hold layer_0/.*/gate/norms; .*'random' have no use for it",
-    ):
-        decode_params(params, other)
-    wider = dataclasses.replace(config, block_size=16)
-    with pytest.raises(ValueError, match=r"norms of shape \(4, 16\).*need \(2, 8\)"):
-        decode_params(with_norms(language_model(config).init(KEY), config.block_shape), wider)
-
-
-def test_other_methods_have_no_gate_to_refuse():
-    assert ModelConfig(method="dense", gate_source="norm", gate_rank=8).gate_rank == 8
-    params = init_linear(KEY, 16, 16, bound=0.1, options=GateOptions((2, 2), source="norm"), gate_rank=None)
-    assert params["gate"] == {}

@@ -7,18 +7,15 @@ import math
 import os
 import re
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 import tiny_run
+from tiny_run import Killed, finish, lines
 
-from bwds import decode_speed
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
@@ -29,10 +26,8 @@ from bwds.training import NonFiniteError, boundary, loop, train
 from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpoints
 from bwds.training.evaluation import Evaluation, evaluate
 from bwds.training.lock import LOCK_FILE
-from bwds.training.metrics import MetricsWriter, read_metrics
+from bwds.training.metrics import MetricsWriter
 from bwds.training.optim import make_optimizer, sparsity_at, step_sparsity
-from bwds.training.sharding import Placement
-from bwds.training.signals import InterruptedRunError, StopSignals
 from bwds.training.step import evaluated_params, init_state, train_step
 from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
@@ -55,26 +50,6 @@ def finished(config, tmp_path_factory):
     """Folder and summary of a run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     return workdir, train(config, workdir, progress=False, command="the command")
-
-
-def lines(workdir, *, timed=False):
-    """Lines of metrics.jsonl, without the times unless ``timed``."""
-    found = read_metrics(workdir / "metrics.jsonl")
-    return found if timed else [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in found]
-
-
-def finish(config, workdir, *, tries=100):
-    """Calls ``train`` until it ends; returns the summary and how often it did not."""
-    for stopped in range(tries):
-        try:
-            return train(config, workdir, progress=False), stopped
-        except (InterruptedRunError, Killed):
-            pass
-    pytest.fail(f"{tries} tries were not enough.")
-
-
-class Killed(Exception):
-    """Stands for SIGKILL."""
 
 
 def test_a_run_leaves_its_files(finished, config):
@@ -189,128 +164,6 @@ def test_a_run_goes_on_where_its_text_and_its_machine_are_others(finished, confi
     with pytest.raises(ValueError, match="'gs:/bucket/run', an address"):
         train(moved, Path("gs://bucket/run"), progress=False)
     assert not (tmp_path / "gs:").exists()
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
-def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, monkeypatch, caplog, signum, code):
-    write = MetricsWriter.write
-
-    def write_and_signal(self, **values):
-        write(self, **values)
-        if values["step"] == 6 and values["split"] == "train":
-            os.kill(os.getpid(), signum)
-
-    before = signal.getsignal(signum)
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "write", write_and_signal)
-        with pytest.raises(InterruptedRunError, match="Stopped after step 6 of 16") as stopped:
-            train(config, tmp_path, progress=False)
-    assert stopped.value.exit_code == code
-    assert signal.getsignal(signum) == before
-    assert last_checkpoints(tmp_path, read_only=True).steps == [6, 4]
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        summary, _ = finish(config, tmp_path)
-    assert "train_step" not in caplog.text
-    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
-    assert lines(tmp_path) == lines(finished[0])
-
-
-@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
-    """Not a hang-up that is ignored, as under nohup; and the hint need not be readable."""
-    monkeypatch.setattr(sys, "stderr", None)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signum)
-        assert stop.counts == signum
-        assert InterruptedRunError(stop.counts).exit_code == 0
-    before = signal.signal(signum, signal.SIG_IGN)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signum)
-        assert stop.requested == (signum != signal.SIGHUP)
-    assert signal.signal(signum, before) == signal.SIG_IGN
-
-
-def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):
-    step = boundary.evaluate
-
-    def signal_and_evaluate(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(boundary, "evaluate", signal_and_evaluate)
-        with pytest.raises(InterruptedRunError, match="Stopped after step 3 of 16"):
-            train(config, tmp_path, progress=False)
-    assert [line["split"] for line in lines(tmp_path)] == ["train"] * 3
-    summary, _ = finish(config, tmp_path)
-    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
-    assert lines(tmp_path) == lines(finished[0])
-
-
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("moment", ["before", "meanwhile"])
-def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch, moment, together):
-    """Also with several processes, where a signal counts when all have been told of it."""
-    compare, gathered, measured = decode_speed.compare_decode_speed, Placement.gathered, []
-
-    def gather(*args):
-        if moment == "before":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return gathered(*args)
-
-    def measure(*args):
-        measured.append(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return compare(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Placement, "gathered", gather)
-        patch.setattr("bwds.training.summary.compare_decode_speed", measure)
-        patch.setattr(loop, "StopSignals", lambda **_: StopSignals(together=together))
-        with pytest.raises(InterruptedRunError, match="Stopped after the last step"):
-            train(config, tmp_path, progress=False)
-    # It takes a while, and who sent the signal will not wait long.
-    assert measured == ([] if moment == "before" else [1])
-    assert not (tmp_path / "summary.json").exists()
-    assert finish(config, tmp_path)[0]["parameters_sha256"] == finished[1]["parameters_sha256"]
-    assert lines(tmp_path) == lines(finished[0])
-
-
-def test_a_process_killed_at_every_checkpoint_ends_the_same(finished, config, tmp_path, monkeypatch):
-    """It dies once at each: before it is written, before it is complete, or after it, in turns."""
-    save, met = Checkpoints.save, []
-
-    def save_and_die(self, step, tree, **info):
-        name = (self.directory.name, step)
-        if name in met:
-            return save(self, step, tree, **info)
-        met.append(name)
-        moment = len(met) % 3
-        if moment > 0:
-            save(self, step, tree, **info)
-        if moment > 1:
-            (self.directory / str(step) / "sha256.txt").unlink()
-        raise Killed
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    summary, killed = finish(config, tmp_path)
-    assert killed == len(met) >= 7
-    for name in ("parameters_sha256", "best_step", "validation_perplexity", "realised_density"):
-        assert summary[name] == finished[1][name]
-    assert lines(tmp_path) == lines(finished[0])
-
-
-def test_a_damaged_last_checkpoint_costs_steps_only(finished, config, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr("bwds.training.loop.summarise", lambda *_, **__: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            train(config, tmp_path, progress=False)
-    largest = max((tmp_path / "checkpoints/last/16/state").rglob("*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(b"")
-    summary, _ = finish(config, tmp_path)
-    assert "warning: the checkpoint of step 16" in capsys.readouterr().err
-    assert summary["parameters_sha256"] == finished[1]["parameters_sha256"]
-    assert lines(tmp_path) == lines(finished[0])
 
 
 def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, monkeypatch):
@@ -566,67 +419,6 @@ def test_a_text_shorter_than_a_batch_leaves_no_folder(corpus, tmp_path):
 
 
 # Objective and average ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def regularised(corpus):
-    """``(config, lm, optimizer, state, tokens)``; sgd that only subtracts the gradient, and an average."""
-    config = tiny_run.config(
-        corpus,
-        method="dense",
-        name="sgd",
-        learning_rate=1.0,
-        clip_norm=1e9,
-        activation_penalty=0.7,
-        slowness_penalty=0.4,
-        ema_decay=0.6,
-    )
-    model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
-    lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
-    tokens = np.random.default_rng(0).integers(0, 31, (4, 9)).astype(np.int32)
-    return lm, optimizer, init_state(lm, optimizer, jax.random.key(0), batch_size=4), tokens
-
-
-def step_of(lm, optimizer, state, tokens):
-    copy = jax.tree.map(jnp.copy, state)
-    return train_step(lm, optimizer, copy, tokens[:, :-1], tokens[:, 1:], np.bool_(False), None)
-
-
-def test_penalties_are_in_the_gradient_and_not_in_the_loss(regularised):
-    lm, optimizer, state, tokens = regularised
-
-    def terms(params):
-        inputs, key = jnp.asarray(tokens[:, :-1]), jax.random.fold_in(state.key, 0)
-        logits, _, info = lm.apply(params, inputs, state.carry, dropout_key=key)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], -1)
-        return -chosen.mean(), info.output_square, info.output_change
-
-    after, metrics = step_of(lm, optimizer, state, tokens)
-    loss, square, change = jax.jit(terms)(state.params)
-    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-6)
-    assert min(float(square), float(change)) > 1e-4
-    parts = jax.jit(jax.jacrev(terms))(state.params)
-    for before, now, *gradients in zip(*map(jax.tree.leaves, (state.params, after.params, *parts)), strict=True):
-        of_loss, of_square, of_change = (oracle.f64(g) for g in gradients)
-        wanted = of_loss + 0.7 * of_square + 0.4 * of_change
-        np.testing.assert_allclose(before - now, wanted, atol=1e-5 * max(np.abs(wanted).max(), 1e-2))
-    assert np.abs(parts[1]["layer_0"]["bias"]).max() > 1e-5
-
-
-def test_the_average_follows_the_parameters_and_is_what_counts(regularised):
-    lm, optimizer, state, tokens = regularised
-    wanted = oracle.f64(state.params)
-    for step in range(4):
-        state, _ = step_of(lm, optimizer, state, tokens)
-        d = min(0.6, (1 + step) / (10 + step))
-        wanted = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * oracle.f64(p), wanted, state.params)
-    oracle.assert_close(state.average, wanted, tolerance=1e-5)
-    pruned = state.params["layer_0"]["hidden"]["kernel"].at[3:20, 5:50].set(0.0)
-    state.params["layer_0"]["hidden"]["kernel"] = pruned
-    found = evaluated_params(state)
-    wanted["layer_0"]["hidden"]["kernel"][3:20, 5:50] = 0.0
-    oracle.assert_close(found, wanted, tolerance=1e-5)
-    assert not np.any(np.asarray(found["layer_0"]["hidden"]["kernel"])[3:20, 5:50])
 
 
 def test_without_an_average_the_parameters_count(stepper):

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.training import train
+from bwds.training.metrics import read_metrics
+from bwds.training.signals import InterruptedRunError
 
 WORDS = [f"w{i}" for i in range(30)]
 
@@ -65,3 +70,23 @@ def arguments(config: Config, workdir: Path, mesh: Sequence[str] = ("--mesh.data
             else:
                 flags += [option, str(value)]
     return flags
+
+
+def lines(workdir, *, timed=False):
+    """Lines of metrics.jsonl, without the times unless ``timed``."""
+    found = read_metrics(workdir / "metrics.jsonl")
+    return found if timed else [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in found]
+
+
+def finish(config, workdir, *, tries=100):
+    """Calls ``train`` until it ends; returns the summary and how often it did not."""
+    for stopped in range(tries):
+        try:
+            return train(config, workdir, progress=False), stopped
+        except (InterruptedRunError, Killed):
+            pass
+    pytest.fail(f"{tries} tries were not enough.")
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""

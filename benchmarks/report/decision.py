@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.performance import Row, Run, read_runs
+from benchmarks.report.runs import Row, Run, read_runs
 from benchmarks.report.tables import MISSING
 
 HERE = Path(__file__).resolve().parent

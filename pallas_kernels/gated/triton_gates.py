@@ -104,7 +104,7 @@ def _kernel(k_ref, scores_ref, bias_ref, gates_ref, words_ref, *, grid, scale):
         kept,
         num_r * num_c,
         total=functools.partial(over_all, jnp.sum),
-        largest=functools.partial(over_all, jnp.max),
+        maximum=functools.partial(over_all, jnp.max),
     )
     pltriton.store(gates_ref, gates, mask=inside)
     for word in map(jnp.int32, range(words_ref.shape[0])):
