@@ -241,7 +241,7 @@ def export(
     known = facts(config, info, place(options.workdir, "--workdir"), options.checkpoint, options.sparsity)
     card = model_card(model, params, known)
     save_model(file, params, model, vocabulary=vocabulary, card=card)
-    say(f"{card}\nWritten into {file}, {file.stat().st_size / 1e6:,.1f} MB. Use it: bwds.load_model({str(file)!r})")
+    say(f"{card}\nWritten into {file}, {file.stat().st_size:,} bytes. Use it: bwds.load_model({str(file)!r})")
 
 
 def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:
