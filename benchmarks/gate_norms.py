@@ -70,7 +70,9 @@ def main():
     parser.add_argument("--output", help="JSONL file that results are appended to")
     args = parser.parse_args()
     require_positive(args, "steps")
-    runs = [(optimizer, gate, configuration(args, optimizer, gate)) for optimizer in args.optimizer for gate in args.gates]
+    runs = [
+        (optimizer, gate, configuration(args, optimizer, gate)) for optimizer in args.optimizer for gate in args.gates
+    ]
     results, dense = Results(args.output), {}
     for optimizer, gate, config in runs:
         norms, perplexity = measured(config)

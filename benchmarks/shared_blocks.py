@@ -8,7 +8,8 @@ same blocks and reads no others. Small LSTMs as in ``elastic.py``, half of the b
 is trained with the share and the group that its line names, and so is a model whose blocks depend on nothing (bias).
 Then it runs with 4 and with 16 rows, choosing in groups of all of these.
 
-Perplexities are of the first 10,000 tokens of the validation split. ``blocks_read`` is the share of the blocks that some row keeps in a step, over 100 steps and all gated matrices.
+Perplexities are of the first 10,000 tokens of the validation split. ``blocks_read`` is the share of the blocks that
+some row keeps in a step, over 100 steps and all gated matrices.
 """
 
 import argparse

@@ -152,8 +152,8 @@ class Config:
         if (limits := self.train.sparsity_range) is not None:
             require(
                 method == "dynamic",
-                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can keep "
-                "more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can "
+                "keep more blocks in one step than in another: leave it out, or take --model.method dynamic.",
             )
             require(
                 not self.rising_sparsity,
@@ -202,7 +202,7 @@ class Config:
             names = ", ".join(ascii(key)[1:-1] for key in unknown)
             require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
             # JSON has no tuples.
-            options = {key: tuple(value) if isinstance(value, list) else value for key, value in raw[name].items()}
+            options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw[name].items()}
             try:
                 made[name] = section(**options)
             except ValueError as error:

@@ -131,7 +131,8 @@ def topk_gates(
 
     Exactly k blocks of every matrix are kept (``select_blocks``); the gradient flows through their scores only, not
     through the choice. A kept linear score of exactly zero gives a gate of zero, and so do kept scores far below their
-    mean with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1) (``gate_values`` says how).
+    mean with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1) (``gate_values`` says
+    how).
 
     Which activation: "linear" to have the paper's; "softplus" or "softmax" for training that must not spike.
 

@@ -79,8 +79,8 @@ def _relu(scores, kept, num_blocks, total, largest, normalization):
     """Of the kept scores, centred and divided by the root of their mean square plus one: what exceeds minus one."""
     if normalization == "none":
         return jnp.where(kept & (scores > 0), scores, 0.0)
-    # From the largest kept score down, exactly zero for equal ones; of halves, so that no difference leaves the range of
-    # float32. Then by a constant factor, so that no square does.
+    # From the largest kept score down, exactly zero for equal ones; of halves, so that no difference leaves the range
+    # of float32. Then by a constant factor, so that no square does.
     top = lax.stop_gradient(largest(jnp.where(kept, scores, jnp.finfo(jnp.float32).min)))
     below = jnp.where(kept, 0.5 * scores - 0.5 * top, 0.0)
     scale = lax.stop_gradient(largest(-below)).clip(1.0, SCALE_RANGE[1])

@@ -64,7 +64,7 @@ class Kept:
         good = "There is no checkpoint yet" if self.saved is None else f"The last good checkpoint is step {self.saved}"
         return NonFiniteError(
             f"{what}. {good} in {self._last.directory}. Training stops here; try a smaller --optim.learning-rate or "
-            "--optim.clip-norm, or --model.gate-activation softplus or softmax if gates are linear, in another --workdir."
+            "--optim.clip-norm, or --model.gate-activation softplus if gates are linear, in another --workdir."
         )
 
     def stopped(self, error: OSError, step: int) -> OSError:
