@@ -58,7 +58,7 @@ class Options:
     data: Data = Data()
     model: Model = Model()
     sparsities: tuple[float, ...] = ()
-    """Evaluates a dynamic model at each of these and prints a table, as for one trained with --train.sparsity-range."""
+    """Of a dynamic model, trained with --train.sparsity-range or not: evaluates at each of these, and prints it."""
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     sparsity: float | None = None

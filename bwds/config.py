@@ -61,10 +61,10 @@ class ModelConfig:
     gate_activation: Activation = "linear"
     """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
 
-    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of negative scores.
+    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of low scores.
     """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's; relu: at most one); bounded: linear ones unless the scores' sum is near
+    """mean: gates have mean one (the paper's; relu: at most 1.5); bounded: linear ones unless the scores' sum is near
     zero; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""

@@ -5,8 +5,9 @@ A module's ``nnx.state(module, nnx.Param)``, as a pure dict, is the tree of para
 Their gates are softplus by default, ``ModelConfig``'s are linear. Linear is the paper's: scores have both signs, so the
 sum that gates are divided by can pass zero, near which a layer amplifies whatever comes in; a recipe tuned to it, with
 clipped gradients, bears that. Softplus is positive; finite at any sparsity: a gate for networks in which nothing else
-is known to hold it. Neither makes the layer at sparsity 0 a dense one, nor does finite mean that it learns: one
-language model with softplus gates and all blocks did not.
+is known to hold it. Softmax is for the same networks, with a gate that sets larger scores further apart; ReLU leaves
+kept blocks of low scores out. None of them makes the layer at sparsity 0 a dense one, nor does finite mean that it
+learns: one language model with softplus gates and all blocks did not.
 """
 
 import functools
@@ -40,9 +41,9 @@ class BlockSparseLinear(nnx.Module):
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
         gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
-            negative scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
+            low scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
             ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one, those of "relu" at most one; "bounded": linear ones no more
+        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5; "bounded": linear ones no more
             than ten times what their magnitudes would give; "none": as they are, which "softmax" cannot be.
         gate_scope: "matrix" or "column".
         gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
