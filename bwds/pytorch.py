@@ -40,7 +40,7 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
     try:
         import safetensors
     except ImportError:
-        raise ValueError("The package safetensors reads such files: pip install 'bwds[files]'.") from None
+        raise ValueError("The package safetensors reads such files: pip install safetensors.") from None
     try:
         # Not as NumPy's arrays, which have no bfloat16.
         with safetensors.safe_open(path, framework="flax") as file:

@@ -162,7 +162,7 @@ def test_a_file_that_is_none_of_safetensors_is_refused(tmp_path):
 
 def test_without_the_package_it_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"pip install 'bwds\[files\]'"):
+    with pytest.raises(ValueError, match=r"pip install safetensors"):
         bwds.pytorch.load_pytorch(tmp_path / "model.safetensors")
 
 
