@@ -70,8 +70,6 @@ class ModelConfig:
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
     """learned; norm: the largest ||x_r|| ||w_rc||, gates one; controls: frozen; bias alone; random: a hash of x."""
-    centered: bool = False
-    """Gated products act on x minus a parameter, its center: what an omitted block gives there is in the bias."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None

@@ -1,10 +1,9 @@
 """From a dense model to a dynamic one without training: blocks chosen by norms, calibrated on a little text.
 
-A dense model has no gate, so blocks compete by ||x_r|| ||w_rc|| (``bwds.norms``). Three things make that choice lose
-less; all are decided on calibration text, and none of them costs a multiply-add of the model:
+A dense model has no gate, so blocks compete by ||x_r|| ||w_rc|| (``bwds.norms``). Two things make that choice lose
+less; both are decided on calibration text, and neither costs a multiply-add of the model:
 
 - units that are active together are put into one block (``bwds.permutation``), so that blocks differ for an input;
-- products act on what their input differs by from its mean, so that an omitted block gives its mean, not zero;
 - matrices that can do without more of their blocks get a smaller share of all that are kept (``bwds.budgets``).
 """
 
@@ -44,7 +43,6 @@ def convert(
     tokens: Int32[Any, "B T"],
     block_size: int | None = None,
     group: bool = True,
-    center: bool = True,
     budgets: bool = True,
 ) -> tuple[Params, ModelConfig]:
     """A dynamic model, with ``gate_source="norm"``, from a dense one.
@@ -62,11 +60,10 @@ def convert(
         tokens: calibration text, int32 [B, T] with T at least 2, in B streams; some thousands of tokens.
         block_size: rows and columns of a block; None: the configuration's.
         group: put units that are active together into one block.
-        center: take inputs' means from inputs.
         budgets: give each matrix a sparsity of its own, by a greedy search on the calibration loss.
 
     Returns:
-        Parameters and configuration of the dynamic model: ``centered`` and ``sparsities`` say what was decided.
+        Parameters and configuration of the dynamic model, whose ``sparsities`` are the budgets.
 
     Raises:
         ValueError: the model has gates already, or an argument is out of range or does not fit.
@@ -86,7 +83,6 @@ def convert(
         gate_normalization="mean",
         sparsity=float(python_number(sparsity)),
         sparsities=None,
-        centered=center,
         block_size=config.block_size if block_size is None else block_size,
     )
     params = fitting(params, parameter_shapes(config), config)
@@ -95,11 +91,9 @@ def convert(
         tokens.ndim == 2 and tokens.shape[0] >= 1 and tokens.shape[1] >= 2,
         f"tokens have shape {tokens.shape}; calibration text is [B, T], each of the B streams of at least two tokens.",
     )
-    inputs = layer_inputs(params, config, tokens)
     if group:
-        orders = _orders(params, dynamic, inputs)
-        params, inputs = permute_units(params, config, orders), [x[:, o] for x, o in zip(inputs, orders, strict=True)]
-    params = _gated(params, dynamic, [x.mean(0) for x in inputs])
+        params = permute_units(params, config, _orders(params, dynamic, layer_inputs(params, config, tokens)))
+    params = _gated(params)
     return params, share_blocks(params, dynamic, tokens) if budgets else dynamic
 
 
@@ -130,34 +124,22 @@ def _orders(params: Params, config: ModelConfig, inputs: list[np.ndarray]) -> li
     orders = []
     for place, x in enumerate(inputs):
         weights = sum(np.square(kernel).sum(1) for kernel in _readers(params, config, place))
-        away = x - x.mean(0) if config.centered else x
-        orders.append(group_units(np.abs(away) * np.sqrt(weights), config.block_size))
+        orders.append(group_units(np.abs(x) * np.sqrt(weights), config.block_size))
     if config.tied_softmax:
         # The last layer's units are the embedding's. An LSTM's recurrent product reads them, a QRNN's nothing gated.
         orders[-1 if config.cell == "qrnn" else 0] = orders[0 if config.cell == "qrnn" else -1]
     return orders
 
 
-def _gated(params: Params, config: ModelConfig, means: list[np.ndarray]) -> Params:
-    """The parameters with gates of norms and, if the model has them, centers; what these take is in the biases."""
+def _gated(params: Params) -> Params:
+    """The parameters with the gates of norms, which have none, in place."""
 
-    def product(layer: int, name: str, kernel: Array) -> Params:
-        found: Params = {"kernel": kernel, "gate": {}}
-        if config.centered:
-            mean = means[layer + 1] if name == "hidden" else means[layer]
-            found["center"] = jnp.asarray(np.tile(mean, kernel.shape[0] // config.hidden_size))
-        return found
+    def visit(name: str, value: Any) -> Any:
+        if name in ("input", "hidden"):
+            return {**value, "gate": {}}
+        return {part: visit(part, of) for part, of in value.items()} if isinstance(value, dict) else value
 
-    gated = {name: value for name, value in params.items() if not name.startswith("layer_")}
-    for i in range(config.num_layers):
-        layer = params[f"layer_{i}"]
-        products = {name: product(i, name, part["kernel"]) for name, part in layer.items() if name != "bias"}
-        bias = np.asarray(layer["bias"], np.float64)
-        for part in products.values():
-            if "center" in part:
-                bias = bias + np.asarray(part["center"], np.float64) @ np.asarray(part["kernel"], np.float64)
-        gated[f"layer_{i}"] = products | {"bias": jnp.asarray(bias, jnp.float32)}
-    return gated
+    return {name: visit(name, value) for name, value in params.items()}
 
 
 def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -> ModelConfig:

@@ -26,7 +26,6 @@ from bwds.linear import (
     Params,
     apply_linear,
     cast_matrices,
-    from_center,
     gate_options,
     init_linear,
     input_cotangents,
@@ -49,7 +48,7 @@ class LSTMCarry(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """Of every step, [T, ...]: inputs of the recurrent product, from its center, its gating, activations, cells."""
+    """Of every step, [T, ...]: inputs of the recurrent product, what its gate decided, activations, cell states."""
 
     h: Array
     gating: Gating | None
@@ -126,7 +125,7 @@ def _step(
     z: Array,
     save: bool = True,
 ) -> tuple[LSTMCarry, _Saved]:
-    h_in = from_center(params, carry.h.astype(z.dtype))
+    h_in = carry.h.astype(z.dtype)
     recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
     total = all_gather_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
     after, activations, tanh_c = lstm_cell(total, carry.c)
@@ -194,13 +193,10 @@ def _recurrence_bwd(options, known, residuals, cotangents):
         ]
         dz = local_columns(jnp.concatenate(dz, -1), params["kernel"])
         dh_in, dscores = input_cotangents(matrices, saved.h, saved.gating, dz.astype(dtype), options)
-        dh_in = dh_in.astype(jnp.float32)
-        return LSTMCarry(dh_in, dc * f), (dz, dscores, dh_in.sum(0) if "center" in params else None)
+        return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
 
-    dcarry, (dz, dscores, dh_sums) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
+    dcarry, (dz, dscores) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
     dparams = parameter_cotangents(params, saved.h, saved.gating, dz.astype(dtype), dscores, options)
-    if dh_sums is not None:
-        dparams["center"] = -dh_sums.sum(0)
     return dparams, dz.sum((0, 1)), None, dz.astype(dtype), dcarry
 
 

@@ -131,38 +131,19 @@ class BlockSparseLinear(nnx.Module):
 
         Args:
             dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
-            sparsity: fraction of blocks omitted, in [0, 1).
-            block_shape: rows and columns of a block; divides (K, N).
-            gate_scope: "matrix" or "column".
-            return_gates: as of the class.
-            implementation: as of the class.
+            sparsity, block_shape, gate_scope, return_gates, implementation: as of the class.
 
         Raises:
             ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.
         """
         require(isinstance(dense, nnx.Linear), f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
         kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
-        require(
-            all(array is None or array.dtype == jnp.float32 for array in (kernel, bias)),
-            f"the kernel is of {kernel.dtype}; parameters must be float32: convert them, and give x the type that it "
-            "shall compute in.",
-        )
-
-        def make(key: Array) -> BlockSparseLinear:
-            return cls(
-                *kernel.shape,
-                sparsity=sparsity,
-                block_shape=block_shape,
-                gate_scope=gate_scope,
-                gate_source="norm",
-                use_bias=bias is not None,
-                return_gates=return_gates,
-                implementation=implementation,
-                rngs=nnx.Rngs(key),
-            )
-
+        is_float32 = all(array is None or array.dtype == jnp.float32 for array in (kernel, bias))
+        require(is_float32, f"the kernel is of {kernel.dtype}; parameters must be float32: convert them first.")
+        make = functools.partial(cls, *kernel.shape, sparsity=sparsity, block_shape=block_shape, gate_scope=gate_scope)
+        make = functools.partial(make, gate_source="norm", return_gates=return_gates, implementation=implementation)
         # Shapes alone: initial values would be thrown away.
-        layer = nnx.eval_shape(lambda: make(jax.random.key(0)))
+        layer = nnx.eval_shape(lambda: make(use_bias=bias is not None, rngs=nnx.Rngs(0)))
         layer.kernel = nnx.Param(kernel)
         layer.bias = None if bias is None else nnx.Param(bias)
         return layer

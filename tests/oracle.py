@@ -219,7 +219,6 @@ def product(params: dict, x: np.ndarray, rule: Rule | None) -> tuple[np.ndarray,
     kernel = params["kernel"]
     if rule is None:
         return x @ kernel, None, np.inf
-    x = x - params.get("center", 0.0)
     if rule.source == "norm":
         scores = norm_scores(kernel, x, rule.rows, rule.columns)
         g = np.stack([kept_mask(s, rule.num_kept, rule.scope) for s in scores]).astype(float)

@@ -1,4 +1,4 @@
-"""Dense models made dynamic: budgets of matrices, centers of inputs, the conversion, and training from there."""
+"""Dense models made dynamic: budgets of matrices, the conversion, and training from there."""
 
 import dataclasses
 import itertools
@@ -32,9 +32,7 @@ V, H = 20, 16
 DENSE = ModelConfig(vocab_size=V, hidden_size=H, num_layers=2, block_size=4, method="dense", init_bound=0.4)
 TOKENS = np.random.default_rng(0).integers(0, V, (3, 17)).astype(np.int32)
 BUDGETS = (("layer_0/input", 0.75), ("layer_0/hidden", 0.25), ("layer_1/input", 0.0), ("layer_1/hidden", 0.5))
-SHARED = dataclasses.replace(
-    DENSE, method="dynamic", gate_source="norm", sparsity=0.375, sparsities=BUDGETS, centered=True
-)
+SHARED = dataclasses.replace(DENSE, method="dynamic", gate_source="norm", sparsity=0.375, sparsities=BUDGETS)
 
 
 def logits(params, config, tokens=TOKENS, **options):
@@ -42,16 +40,8 @@ def logits(params, config, tokens=TOKENS, **options):
     return lm.apply(params, tokens, lm.init_carry(len(tokens)), **options)
 
 
-def parameters(config, seed=0):
-    """With centers that are not zero."""
-    rng = np.random.default_rng(seed)
-
-    def visit(path, leaf):
-        if path[-1].key == "center":
-            return jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(visit, language_model(config).init(jax.random.key(seed)))
+def parameters(config):
+    return language_model(config).init(jax.random.key(0))
 
 
 # Budgets --------------------------------------------------------------------------------------------------------------
@@ -107,9 +97,8 @@ def test_a_configuration_with_budgets_goes_through_json():
     assert there == config
     assert hash(there.model) == hash(SHARED)
     older = json.loads(config.to_json())
-    for name in ("sparsities", "centered"):
-        del older["model"][name]
-    assert Config.from_json(json.dumps(older)).model == dataclasses.replace(SHARED, sparsities=None, centered=False)
+    del older["model"]["sparsities"]
+    assert Config.from_json(json.dumps(older)).model == dataclasses.replace(SHARED, sparsities=None)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +125,6 @@ def test_laid_out_for_decoding_it_is_the_same_model(cell, dtype):
     config = dataclasses.replace(config, sparsities=tuple(zip(config.matrices, (0.75, 0.25, 0.0, 0.5), strict=True)))
     params = parameters(config)
     laid_out = decode_params(params, config)
-    assert laid_out["layer_0"]["input"]["center"].dtype == jnp.float32
     wanted = logits(params, config)[0]
     np.testing.assert_allclose(logits(laid_out, config)[0], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     one_by_one, carry, lm = [], language_model(config).init_carry(3), language_model(config)
@@ -158,29 +146,12 @@ def test_with_all_blocks_it_is_the_dense_model(cell, tied):
     dense = dataclasses.replace(DENSE, cell=cell, tied_softmax=tied)
     params = language_model(dense).init(jax.random.key(0))
     converted, config = bwds.convert(params, dense, sparsity=0.0, tokens=TOKENS)
-    assert (config.method, config.gate_source, config.centered) == ("dynamic", "norm", True)
-    assert float(np.abs(converted["layer_1"]["input"]["center"]).max()) > 0.0
+    assert (config.method, config.gate_source) == ("dynamic", "norm")
+    assert not np.array_equal(converted["embedding"], params["embedding"])
     wanted, _, _ = logits(params, dense)
     found, _, info = logits(converted, config)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert float(info.density) == 1.0
-
-
-def test_centers_are_the_means_of_what_each_product_reads():
-    params = language_model(DENSE).init(jax.random.key(0))
-    converted, _ = bwds.convert(params, DENSE, sparsity=0.5, tokens=TOKENS, group=False, budgets=False)
-    x, means = oracle.f64(params["embedding"])[TOKENS], []
-    for i in range(2):
-        carry, rules = (np.zeros((3, H)),) * 2, {"input": None, "hidden": None}
-        trace = oracle.lstm(oracle.f64(params[f"layer_{i}"]), x, carry, rules)
-        means.append((x.mean((0, 1)), trace.outputs.mean((0, 1))))
-        x = trace.outputs
-    for i, (input_mean, output_mean) in enumerate(means):
-        layer, dense = converted[f"layer_{i}"], oracle.f64(params[f"layer_{i}"])
-        np.testing.assert_allclose(layer["input"]["center"], input_mean, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(layer["hidden"]["center"], output_mean, rtol=0, atol=1e-5)
-        bias = dense["bias"] + input_mean @ dense["input"]["kernel"] + output_mean @ dense["hidden"]["kernel"]
-        np.testing.assert_allclose(layer["bias"], bias, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["matrix", "column"])
@@ -211,23 +182,22 @@ def test_the_matrix_that_does_nothing_gives_its_blocks_first():
     assert shares["layer_1/hidden"] == max(shares.values()) > 0.6
 
 
-def test_grouped_and_centered_it_is_closer_to_the_dense_model():
-    """Units that are active in two crowds, by turns, and far from zero."""
+def test_grouped_it_is_closer_to_the_dense_model():
+    """Units of the embedding that are active in two crowds, by turns."""
     params = language_model(DENSE).init(jax.random.key(0))
     rng = np.random.default_rng(0)
     crowd, word = rng.permutation(H) < H // 2, np.arange(V) % 2 == 0
-    table = rng.normal(size=(V, H)) * np.where(word[:, None] == crowd[None, :], 1.0, 0.02) + 0.5
+    table = rng.normal(size=(V, H)) * np.where(word[:, None] == crowd[None, :], 1.0, 0.02)
     params["embedding"] = jnp.asarray(table, jnp.float32)
     wanted = logits(params, DENSE)[0]
 
-    def error(**options):
-        converted, config = bwds.convert(params, DENSE, sparsity=0.5, tokens=TOKENS, budgets=False, **options)
+    def error(group):
+        converted, config = bwds.convert(
+            params, DENSE, sparsity=0.5, tokens=TOKENS, block_size=8, group=group, budgets=False
+        )
         return float(np.square(logits(converted, config)[0] - wanted).mean())
 
-    both, grouped, centered, neither = (
-        error(group=group, center=center) for group, center in itertools.product((True, False), repeat=2)
-    )
-    assert both < min(grouped, centered) < neither
+    assert error(True) < 0.8 * error(False)
 
 
 def test_what_layers_read_is_what_the_model_computes():
@@ -317,7 +287,7 @@ def test_without_steps_it_converts_and_evaluates(dense_run, tmp_path):
     assert half["realised_density"] == pytest.approx(0.5)
     there = read_config(tmp_path / "half")
     assert there.train.start_sha256 is not None
-    assert (there.model.centered, there.model.gate_source) == (True, "norm")
+    assert there.model.gate_source == "norm"
     assert np.mean([share for _, share in there.model.sparsities]) == pytest.approx(0.5)
     (line,) = read_metrics(tmp_path / "half/metrics.jsonl")
     assert (line["step"], line["split"]) == (0, "valid")
@@ -415,7 +385,7 @@ def test_other_starts_are_refused(dense_run, tmp_path):
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
 def test_on_a_mesh_it_is_the_same(dense_run, tmp_path):
-    """Columns over two devices: centers and their gradients are whole on each."""
+    """Columns over two devices."""
     folder, config, _ = dense_run
     config = converted_run(config, steps=3)
     alone = train(config, tmp_path / "alone", start_from=folder, progress=False)

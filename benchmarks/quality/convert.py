@@ -29,7 +29,7 @@ from bwds.training.start import calibration_tokens
 from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
 
-PARTS = ("group", "center", "budgets")
+PARTS = ("group", "budgets")
 
 
 def main() -> None:

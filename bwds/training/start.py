@@ -103,9 +103,8 @@ def _told(config: Config, workdir: Path) -> Config | None:
     there = read_config(workdir)
     if there.train.start_sha256 != config.train.start_sha256:
         return None
-    model = replace(config.model, centered=there.model.centered)
-    sparsities = there.model.sparsities if model.sparsities is None else model.sparsities
-    return replace(config, model=replace(model, sparsities=sparsities))
+    sparsities = there.model.sparsities if config.model.sparsities is None else config.model.sparsities
+    return replace(config, model=replace(config.model, sparsities=sparsities))
 
 
 def started(
@@ -117,14 +116,12 @@ def started(
         params, converted = convert(
             params, dense, sparsity=model.sparsity, tokens=tokens, budgets=model.sparsities is None
         )
-        sparsities = converted.sparsities if model.sparsities is None else model.sparsities
-        return params, replace(model, centered=converted.centered, sparsities=sparsities)
-    if model.method != "dynamic":
+        return params, replace(model, sparsities=converted.sparsities or model.sparsities)
+    if model.method != "dynamic" or source.sparsities is None or model.sparsities is not None:
         return params, model
     # The shares that the matrices have of the blocks go over, whatever the sparsity is.
     shares = tuple((name, float(matrix_sparsity(source, name, model.sparsity))) for name in source.matrices)
-    mine = shares if model.sparsities is None and source.sparsities is not None else model.sparsities
-    return params, replace(model, centered=source.centered, sparsities=mine)
+    return params, replace(model, sparsities=shares)
 
 
 def calibration_tokens(ids: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, "B T"]:
