@@ -1,190 +1,29 @@
-"""Evaluates a trained model on a split, or lets it write.
+"""Evaluates a trained model on a split, or lets it write; ``bwds eval`` and ``bwds generate`` are the same.
 
     python eval.py --workdir DIR [--split test] [--checkpoint best]
     python eval.py --workdir DIR --generate "some words" [--words 50]
+    python eval.py --help
 
-An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
-checkpoint, eval_<split>_<digest>.json for another text than the run's. Only the file of the split is read, in the words
-of the run. No token is dropped: each counts once, and state runs on through the split. With --generate, text is printed
-and nothing is evaluated.
+The story, and where each part of it is told:
+
+    the options name a run and what to do with it                 bwds/cli/eval.py
+    its folder gives configuration, vocabulary and parameters     bwds/training/trained.py
+    a split becomes token ids, in the run's vocabulary            bwds/data/corpus.py, bwds/data/tokens.py
+    state runs on through the split, and every token counts once  bwds/data/batches.py, bwds/training/evaluation.py
+    or a prompt is continued, token after token                   bwds/cli/generate.py, bwds/generate.py
 """
 
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import tyro
-
-from bwds.checks import require_seed
-from bwds.cli import parsed, run
-from bwds.config import Implementation
-from bwds.files import place
-from bwds.output import say, tell
-
-
-@dataclass(frozen=True)
-class Data:
-    """The text."""
-
-    directory: str | None = None
-    """Folder where the text files are now; None: as in training."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model."""
-
-    implementation: Implementation | None = None
-    """Kernel of the block-sparse product, where that of the training does not run; None: as in training."""
-
-
-@dataclass(frozen=True)
-class Options:
-    workdir: str
-    """Folder of the run, as given to train.py."""
-    split: Literal["test", "valid", "validation", "train"] = "test"
-    """Which part of the text."""
-    checkpoint: Literal["best", "last"] = "best"
-    """best: the lowest validation loss; last: the latest state."""
-    data: Data = Data()
-    model: Model = Model()
-    batch_size: int | None = None
-    """Text streams read side by side; None: as in training."""
-    generate: str | None = None
-    """Writes text that begins with these words instead of evaluating."""
-    words: int = 50
-    """With --generate: how many words."""
-    temperature: float = 0.8
-    """With --generate: lower is more predictable; 0 always takes the most probable word."""
-    top_p: float = 0.95
-    """With --generate: draws from the most probable words that together have this probability."""
-    seed: int = 0
-    """With --generate: the same seed gives the same text."""
+from bwds.cli import run
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parsed(lambda: tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__))
-    workdir = place(options.workdir, "--workdir")
-    require_seed(options.seed)
+    from bwds.cli import eval as evaluation
 
-    # Imported late, so that --help and mistakes are answered at once.
-    from bwds.data import Vocabulary
-    from bwds.model import language_model
-    from bwds.training.identity import settled
-    from bwds.training.trained import load_checkpoint
-    from bwds.training.workdir import read_config
-
-    config = read_config(workdir)
-    vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
-    data, model = config.data, config.model
-    if options.data.directory is not None:
-        data = dataclasses.replace(data, directory=options.data.directory)
-    if options.batch_size is not None:
-        data = dataclasses.replace(data, eval_batch_size=options.batch_size)
-    if options.model.implementation is not None:
-        model = dataclasses.replace(model, implementation=options.model.implementation)
-    config = settled(dataclasses.replace(config, data=data, model=model))
-    lm = language_model(model)
-    params, info = load_checkpoint(config, workdir, options.checkpoint)
-
-    if options.generate is not None:
-        if not say(write(options, config, lm, params, vocabulary)):
-            sys.exit(1)
-        return
-
-    split = "valid" if options.split == "validation" else options.split
-    result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
-    shown = say(
-        f"{options.checkpoint} checkpoint, step {info['step']:,}: loss {result['loss']:.4f} nats a token over "
-        f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
-        f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
-    )
-    where = "" if config.data.directory is None else f" in {config.data.directory}"
-    tell(f"This was the {split} split of {config.data.dataset}{where}.")
-    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
-    keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
-
-
-def measure(split: str, config: Any, lm: Any, params: Any, vocabulary: Any) -> dict[str, Any]:
-    """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was."""
-    from bwds.data import load_split
-    from bwds.training.evaluation import evaluate
-    from bwds.training.identity import ids_sha256
-    from bwds.training.metrics import perplexity
-
-    ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id)
-    return {
-        "split": split,
-        "perplexity": perplexity(loss),
-        "loss": loss,
-        "density": density,
-        "tokens": tokens,
-        "unknown_words": unknown,
-        "dataset": config.data.dataset,
-        "directory": config.data.directory,
-        "text_sha256": ids_sha256(ids),
-    }
-
-
-def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -> bool:
-    """Whether the text is that of the run; if not, stderr says so. ``info`` is what the checkpoint tells.
-
-    Checkpoints of earlier versions do not tell: then it is taken for another one if it was ``moved``.
-    """
-    split, text = result["split"], result["text_sha256"]
-    known = info.get("splits_sha256", {}).get(split)
-    same = not moved if known is None else known == text
-    unknown, tokens = result["unknown_words"], result["tokens"]
-    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown words and count as <unk>"
-    if known is not None and not same:
-        tell(f"warning: this {split} text is not the run's (SHA-256 {text[:12]}, the run's {known[:12]}); {lacking}.")
-    elif not same and unknown:
-        tell(f"warning: it is not known whether this {split} text is the run's; {lacking}.")
-    return same
-
-
-def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
-    """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
-    from bwds.files import write_text
-
-    parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
-    name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])
-    try:
-        write_text(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        if needed:
-            raise
-        tell(f"warning: {error}")
-
-
-def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:
-    """The prompt and the words that follow it; a line ends where the model ends one."""
-    import jax
-
-    from bwds.generate import generate
-    from bwds.model import decode_params
-
-    words = (options.generate or "").split()
-    prompt = vocabulary.encode(["<eos>", *words])
-    unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
-    if unknown:
-        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
-    ids = generate(
-        lm,
-        decode_params(params, config.model),
-        prompt,
-        key=jax.random.key(options.seed),
-        length=options.words,
-        temperature=options.temperature,
-        top_p=options.top_p,
-    )
-    text = " ".join(vocabulary.decode([*prompt[1:].tolist(), *ids.tolist()]))
-    return "\n".join(line.strip() for line in text.split("<eos>"))
+    evaluation.main(arguments, script=Path(__file__))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,13 @@
-"""What all benchmarks share: timing in turns, measured bounds, and one JSON line a case.
-
-Two functions are never timed one after the other but in turns, so that a busy machine slows both. A time is the
-median over the turns, given with its quartiles.
-"""
+"""What all benchmarks share: timing in turns (``bwds.timing``), measured bounds, and one JSON line a case."""
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,65 +17,11 @@ import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
 from bwds import cli
+from bwds.timing import Timing, cores, require_turns, time_in_turns
+
+__all__ = ["Timing", "cores", "require_turns", "time_in_turns"]
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class Timing(tuple):
-    """Seconds of one call: (lower quartile, median, upper quartile)."""
-
-    @property
-    def median(self) -> float:
-        """The time that is reported."""
-        return self[1]
-
-
-def require_turns(turns: int) -> None:
-    """Raises ``ValueError`` unless there are enough turns: the quartiles of two would lie beyond both."""
-    if turns < 3:
-        raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
-
-
-def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
-    """Seconds of each call, compiled and warm.
-
-    Before its turn each function is called once more: memory that the one before it took is still being given back
-    when its result is there, for tens of milliseconds after a dense product of bfloat16 on a CPU.
-
-    Args:
-        calls: functions without arguments that return arrays.
-        turns: how often each function gets its turn.
-        least: seconds of one turn; a fast function is called several times.
-    """
-    require_turns(turns)
-    _compile(calls)
-    repeats = {}
-    for name, call in calls.items():
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        repeats[name] = max(1, math.ceil(least / (time.perf_counter() - start)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
-        for name, call in calls.items():
-            out = jax.block_until_ready(call())
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                out = call()
-            jax.block_until_ready(out)
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: Timing(statistics.quantiles(values, n=4)) for name, values in seconds.items()}
-
-
-def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
-    """Calls each once: the dense ones alone, then the others side by side, as a compiler takes one core for a program.
-
-    XLA chooses among dense products of a GPU by timing them, and wants the device for itself.
-    """
-    dense = [call for name, call in calls.items() if "dense" in str(name)]
-    for call in dense:
-        jax.block_until_ready(call())
-    with ThreadPoolExecutor(max(1, cores() - 1)) as pool:
-        list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
 
 
 def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
@@ -120,11 +58,6 @@ def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     return 2 * size**3 / time_in_turns({"product": lambda: product(x)}, turns=7)["product"].median
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_positive(arguments: Namespace, *names: str) -> None:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from bwds.cli import run
 from bwds.output import say
+from bwds.timing import verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE = 3.0
@@ -313,11 +314,7 @@ def pays(lines: list[Line]) -> str | None:
         if line["benchmark"] == "model_decode" and line["batch"] == 1 and line["dtype"] == "float32":
             best = min(line[key] for key in line if key.startswith("speedup_over_"))
             found.setdefault(line["sparsity"], {})[line["hidden"]] = best
-    parts = []
-    for sparsity, widths in sorted(found.items()):
-        faster = [h for h in sorted(widths) if all(widths[w] > 1.0 for w in widths if w >= h)]
-        parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
-    return None if not parts else "Skipping pays here: " + ", ".join(parts) + ", against the best dense model timed."
+    return verdict(found, "the best dense model timed") if found else None
 
 
 def page(lines: list[Line], parts: list[Part]) -> str:

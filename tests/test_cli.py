@@ -22,6 +22,8 @@ import tiny_run
 
 import bwds
 from bwds import cli, generate, model
+from bwds.cli import train as train_command
+from bwds.cli.generate import Sampling, continued
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
 from bwds.presets import PRESETS
@@ -272,7 +274,7 @@ def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys,
 
 
 def test_options_start_from_the_preset():
-    parse = SCRIPTS["train"].parse
+    parse = train_command.parse
     others = (MeshConfig(), DistributedConfig(), 0)
     assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
     assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
@@ -400,15 +402,12 @@ def test_generate_writes_text(finished, capsys):
 
 
 def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
-    import eval as eval_script
-
     vocabulary = Vocabulary(("w1", "<unk>", "<eos>"))
     config = Config(ModelConfig(vocab_size=3, method="dense", hidden_size=4, block_size=4, num_layers=1))
     monkeypatch.setattr(generate, "generate", lambda *_, **__: np.array([0]))
     lm = model.language_model(config.model)
     for prompt, told in (("w1 zebra <unk> ape zebra", "no 'zebra', 'ape'; <unk> is read instead."), ("w1", "")):
-        options = eval_script.Options(workdir="", generate=prompt)
-        text = eval_script.write(options, config, lm, lm.init(jax.random.key(0)), vocabulary)
+        text = continued(prompt, config, lm, lm.init(jax.random.key(0)), vocabulary, Sampling(1, 0.8, 0.95, 0))
         assert text.startswith("w1 <unk> <unk> <unk> <unk>" if told else "w1")
         assert capsys.readouterr().err == (f"The vocabulary has {told}\n" if told else "")
 
@@ -520,9 +519,9 @@ def test_a_refusal_in_the_middle_of_a_computation_is_a_sentence(unchecked, capsy
 
 
 def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
-    command = cli.shell_command(ROOT / "eval.py", ["--workdir", "a folder's"])
+    command = cli.shell_command("eval", ["--workdir", "a folder's"], script=ROOT / "eval.py")
     monkeypatch.chdir(tmp_path)
-    elsewhere = cli.shell_command(ROOT / "eval.py", [])
+    elsewhere = cli.shell_command("eval", [], script=ROOT / "eval.py")
     assert shlex.split(command)[-2:] == ["--workdir", "a folder's"]
     assert Path(shlex.split(elsewhere)[1]) == ROOT / "eval.py"
     version = subprocess.run(
@@ -532,3 +531,13 @@ def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
         capture_output=True,
     )
     assert Path(version.stdout.strip()) == Path(sys.executable)
+
+
+def test_without_a_script_it_is_the_installed_command_of_this_python(tmp_path, monkeypatch):
+    """One that lies elsewhere on the path is another installation's."""
+    for folder, words in ((tmp_path / "ours", ["bwds"]), (tmp_path / "theirs", ["-m", "bwds"])):
+        folder.mkdir()
+        (folder / "bwds").touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "ours" / "python"))
+        assert shlex.split(cli.shell_command("eval", ["a b"]))[-len(words) - 2 :] == [*words, "eval", "a b"]

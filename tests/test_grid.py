@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import train as train_script
 from bwds import PRESETS, cost
+from bwds.cli import train as train_script
 from bwds.training.devices import MeshConfig
 from bwds.training.optim import learning_rate_schedule
 

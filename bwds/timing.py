@@ -1,0 +1,91 @@
+"""How long functions take, side by side.
+
+Two functions are never timed one after the other but in turns, so that a busy machine slows both. A time is the
+median over the turns, given with its quartiles.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+
+class Timing(tuple):
+    """Seconds of one call: (lower quartile, median, upper quartile)."""
+
+    @property
+    def median(self) -> float:
+        """The time that is reported."""
+        return self[1]
+
+
+def require_turns(turns: int) -> None:
+    """Raises ``ValueError`` unless there are enough turns: the quartiles of two would lie beyond both."""
+    if turns < 3:
+        raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
+
+
+def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
+    """Seconds of each call, compiled and warm.
+
+    Before its turn each function is called once more: memory that the one before it took is still being given back
+    when its result is there, for tens of milliseconds after a dense product of bfloat16 on a CPU.
+
+    Args:
+        calls: functions without arguments that return arrays.
+        turns: how often each function gets its turn.
+        least: seconds of one turn; a fast function is called several times.
+    """
+    require_turns(turns)
+    _compile(calls)
+    repeats = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        repeats[name] = max(1, math.ceil(least / (time.perf_counter() - start)))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            out = jax.block_until_ready(call())
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                out = call()
+            jax.block_until_ready(out)
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: Timing(statistics.quantiles(values, n=4)) for name, values in seconds.items()}
+
+
+def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
+    """Calls each once: the dense ones alone, then the others side by side, as a compiler takes one core for a program.
+
+    XLA chooses among dense products of a GPU by timing them, and wants the device for itself.
+    """
+    dense = [call for name, call in calls.items() if "dense" in str(name)]
+    for call in dense:
+        jax.block_until_ready(call())
+    with ThreadPoolExecutor(max(1, cores() - 1)) as pool:
+        list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
+    """From which width on skipping blocks pays, in a sentence.
+
+    Args:
+        speedups: by sparsity and width, how many times as fast as the dense model.
+        against: which dense model that is.
+    """
+    parts = []
+    for sparsity, widths in sorted(speedups.items()):
+        faster = [h for h in sorted(widths) if all(widths[w] > 1.0 for w in widths if w >= h)]
+        parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
+    return f"Skipping pays here: {', '.join(parts)}, against {against}."
