@@ -19,12 +19,13 @@ from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
 from bwds.files import place, write_text
+from bwds.output import tell
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
 from bwds.training.identity import check_text, settled, text_sha256, without_place
 from bwds.training.lock import LOCK_FILE, locked
 from bwds.training.optim import traced_sparsity
-from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, largest
+from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
 from bwds.training.run import Run, begin
 from bwds.training.sharding import make_placement
 from bwds.training.signals import InterruptedRunError, StopSignals
@@ -65,6 +66,9 @@ def train(
     workdir = place(workdir, "--workdir")
     config = settled(config)
     corpus = first_then_all(partial(load_corpus, config.data))
+    if progress and is_first():
+        for note in corpus.notes:
+            tell(note)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
     # Processes that differ here would wait for each other for ever, or train on a mixture.
