@@ -275,7 +275,7 @@ def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys,
 
 def test_options_start_from_the_preset():
     parse = train_command.parse
-    others = (MeshConfig(), DistributedConfig(), 0)
+    others = (MeshConfig(), DistributedConfig(), 0, False)
     assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
     assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
     config, workdir, mesh, *_ = parse(
@@ -286,7 +286,7 @@ def test_options_start_from_the_preset():
     assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
     assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
     # No part of the configuration: the same run with a trace or without.
-    assert parse(["--train.profile", "5"]) == (*parse([])[:-1], 5)
+    assert parse(["--train.profile", "5"]) == parse([])._replace(profile=5)
     with pytest.raises(ValueError, match="-1; it must be at least 0"):
         parse(["--train.profile", "-1"])
 

@@ -103,7 +103,8 @@ sys.exit(main({arguments}))
     ("missing", "arguments", "extra"),
     [
         (["tyro"], ["train"], "train"),
-        (["orbax"], ["train", "--data.dataset", "text", "--data.directory", "TEXT", "--workdir", "RUN"], "train"),
+        (["orbax"], ["train", "--data.dataset", "text", "--data.directory", "TEXT", "--workdir", "RUN",
+          "--data.batch-size", "2", "--data.sequence-length", "4"], "train"),
         (["tokenizers"], ["train", "--data.dataset", "text", "--data.directory", "TEXT", "--data.tokens", "subword"],
          "train"),
     ],

@@ -8,9 +8,11 @@ of --help start from the preset's values; it comes first if it is given.
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
 SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
 parameters as a run that was not stopped. Any other option there is another run, a larger --train.steps too, and is
-refused: nothing is overwritten. Only what depends on the machine may change: --data.directory, if the text there is the
-same, --data.eval-batch-size, --model.implementation, --train.log-every, --train.checkpoint-every, --train.profile and
-the options of --mesh and --distributed.
+refused: nothing is overwritten. --train.extend-to STEPS gives a finished run more steps. Only what depends on the
+machine may change: --data.directory, if the text there is the same, --data.eval-batch-size, --model.implementation,
+--train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and --distributed.
+
+A text of one's own: --data.dataset text --data.directory FILE, or a folder; --data.tokens says what is read of it.
 
 Exit codes: 0 done, or stopped by one of these signals, other than Ctrl-C, with the state saved; 1 the system refused (a
 full disk, no permission, not enough memory), or the loss is not finite; 2 a mistake on the command line or in the data,
@@ -23,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -49,6 +51,11 @@ class Train(TrainConfig):
 
     profile: int = 0
     """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
+    extend_to: int | None = None
+    """Steps that a finished run is to have, in place of those that were planned: it goes on from its last one.
+
+    With sgd the learning rate goes on as planned. With adamw it is that of the longer cosine, and rises again from 0.
+    """
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ class Options:
 
 def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     """The command, called as ``bwds train`` or as a ``script``. Raises what ``bwds.cli.run`` answers."""
-    config, workdir, mesh, distributed, profile = parse(arguments, program=script.name if script else "bwds train")
+    asked = parse(arguments, program=script.name if script else "bwds train")
+    config, workdir = asked.config, asked.workdir
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.training import NonFiniteError, train
@@ -75,12 +83,19 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     from bwds.training.signals import InterruptedRunError
 
     command = shell_command("train", arguments, script=script)
-    connect(distributed)
+    connect(asked.distributed)
     if is_first():
         say(f"Training in {workdir}.")
     try:
         with failing_at_once():
-            summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
+            summary = train(
+                config,
+                workdir,
+                mesh=asked.mesh,
+                profile=asked.profile,
+                command=command,
+                extended=asked.extended,
+            )
     except InterruptedRunError as stopped:
         say(f"{stopped}\nResume with: {command}")
         sys.exit(stopped.exit_code)
@@ -91,13 +106,28 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         show(summary, workdir, config.model.method, script=script)
 
 
-def parse(
-    arguments: Sequence[str], *, program: str = "bwds train"
-) -> tuple[Config, Path, MeshConfig, DistributedConfig, int]:
-    """Configuration and folder; how to spread the run over devices, and over processes; how many steps to profile.
+class Asked(NamedTuple):
+    """What the options of the command come to.
 
-    Raises ``ValueError``.
+    Attributes:
+        config: the run.
+        workdir: its folder.
+        mesh: how to spread it over devices.
+        distributed: and over processes.
+        profile: steps that are traced.
+        extended: a finished run in the folder gets so many steps in all.
     """
+
+    config: Config
+    workdir: Path
+    mesh: MeshConfig
+    distributed: DistributedConfig
+    profile: int
+    extended: bool
+
+
+def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
+    """What the arguments ask for. Raises ``ValueError``."""
     require(
         not any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments),
         "--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.",
@@ -119,15 +149,17 @@ def parse(
         f"The preset {preset_name!r} must be the first argument: {program} {preset_name} ...",
     )
     model = ModelConfig(**dataclasses.asdict(options.model))
-    # A trace changes nothing: with it or without it, a run is the same.
+    # No part of the configuration: with a trace or without it, a run is the same.
     training: dict[str, Any] = dataclasses.asdict(options.train)
-    profile = training.pop("profile")
+    profile, longer = training.pop("profile"), training.pop("extend_to")
     require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
+    if longer is not None:
+        training["steps"] = longer
     config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
     workdir = place(f"runs/{preset_name}" if options.workdir is None else options.workdir, "--workdir")
     if config.data.directory is not None:
         place(config.data.directory, "--data.directory")
-    return config, workdir, options.mesh, options.distributed, profile
+    return Asked(config, workdir, options.mesh, options.distributed, profile, longer is not None)
 
 
 def list_presets() -> str:

@@ -22,6 +22,7 @@ from bwds.files import place, write_text
 from bwds.output import tell
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
+from bwds.training.extend import extend
 from bwds.training.identity import check_text, settled, text_sha256, without_place
 from bwds.training.lock import LOCK_FILE, locked
 from bwds.training.optim import traced_sparsity
@@ -42,6 +43,7 @@ def train(
     profile: int = 0,
     progress: bool = True,
     command: str = "",
+    extended: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
 
@@ -53,6 +55,7 @@ def train(
         profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
         command: noted in the summary.
+        extended: a finished run in the folder may have fewer steps, and goes on; see ``bwds.training.extend``.
 
     Returns:
         What summary.json holds; for a finished run it is read from there.
@@ -79,6 +82,8 @@ def train(
     with contextlib.ExitStack() as held:
         first_alone(lambda: held.enter_context(locked(workdir)))
         check_shared(workdir / LOCK_FILE)
+        if extended:
+            first_alone(partial(extend, workdir, config, corpus.vocabulary, text_sha256(corpus)))
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
         if (finished := from_first(read_summary(workdir))) is not None:
             check_text(finished, text_sha256(corpus), workdir)
