@@ -72,7 +72,7 @@ def test_adamw_takes_the_cosine_of_all_steps_and_says_so(corpus, tmp_path, capsy
     rates = [{line["step"]: line["learning_rate"] for line in lines if line["split"] == "train"} for lines in metrics]
     assert rates[0].keys() == rates[1].keys() == set(range(1, 17))
     assert {step: rates[0][step] for step in range(9, 17)} == {step: rates[1][step] for step in range(9, 17)}
-    assert rates[0][8] < 0.1 * rates[0][9]
+    assert rates[0][8] < 0.2 * rates[0][9]
     assert f"the cosine of 16 steps from here, so it rises again from 0 to {rates[0][9]:.3g}" in err
 
 

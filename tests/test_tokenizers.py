@@ -217,7 +217,7 @@ def test_a_corpus_decodes_to_its_text(tmp_path, tokens):
 
 def test_characters_are_in_order_of_frequency_and_spelled(tmp_path):
     corpus = load(write(tmp_path, train="bb a\nb a\n", valid="b\n", test="a b\n"), "character")
-    assert corpus.vocabulary.words == ("b", "<eos>", "\\u20", "a")
+    assert corpus.vocabulary.words == ("b", "\\u20", "<eos>", "a")
     assert corpus.vocabulary.decode(corpus.train) == ["b", "b", "\\u20", "a", "<eos>", "b", "\\u20", "a", "<eos>"]
 
 
@@ -229,7 +229,7 @@ def test_a_character_that_training_has_not_makes_unk_of_what_occurs_once(tmp_pat
     assert "the 2 most frequent of 3 characters; the others, 16.7%" in corpus.notes[0]
 
 
-def test_the_limit_is_the_size_of_the_vocabulary(tmp_path):
+def test_the_limit_is_the_size_of_the_vocabulary(tmp_path, unchecked):
     write(tmp_path, train="".join(TEXT), valid="f1\n", test="f2 é\n")
     assert len(load(tmp_path, "character", vocab_limit=8).vocabulary) == 8
     assert len(load(tmp_path, "subword", vocab_limit=310).vocabulary) == 310
