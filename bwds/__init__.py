@@ -4,9 +4,12 @@ from bwds import nn
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.counts import num_kept_blocks
+from bwds.files import load, load_model, save_model
 from bwds.gating import gate_scores, init_gate, topk_gates
 from bwds.model import Info, LanguageModel, decode_params, language_model
 from bwds.presets import PRESETS
+from bwds.trained_model import TrainedModel
+from bwds.vocabulary import Vocabulary
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
 
 __version__ = "0.1.0"
@@ -21,6 +24,8 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "TrainConfig",
+    "TrainedModel",
+    "Vocabulary",
     "block_sparse_matmul",
     "cost",
     "decode_params",
@@ -29,8 +34,11 @@ __all__ = [
     "gate_scores",
     "init_gate",
     "language_model",
+    "load",
+    "load_model",
     "nn",
     "num_kept_blocks",
+    "save_model",
     "to_block_major",
     "topk_gates",
 ]

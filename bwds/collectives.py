@@ -1,8 +1,8 @@
-"""What the model does about the mesh it runs on, under ``jax.shard_map``.
+"""Collectives of the model on the mesh that it runs on, under ``jax.shard_map``.
 
-Rows of the batch lie along the axis ``data``. Columns of the large matrices, and words of the vocabulary, lie along
-``model``; all else is the same there. Which axes a value differs along is part of its type, so nothing has to be told:
-outside of ``shard_map``, and where an axis is not used, these functions change nothing.
+Rows of the batch are sharded over the axis ``data``. Columns of the large matrices, and tokens of the vocabulary, are
+sharded over ``model``; all else is replicated there. A value's type says over which axes it varies, so these functions
+need not be told. They change nothing outside of ``shard_map``, and where an axis is not used.
 """
 
 from functools import partial
@@ -25,58 +25,58 @@ def global_rows(x: Float[Array, "B ..."]) -> Int32[Array, " B"]:
     return rows + lax.axis_index(DATA) * x.shape[0] if DATA in axes_of(x) else rows
 
 
-def own_columns(array: Array, owner: Array, axis: int = -1) -> Array:
-    """The share of an axis that belongs to the columns of ``owner`` that are here.
+def local_columns(array: Array, owner: Array, axis: int = -1) -> Array:
+    """The slice of an axis that belongs to the columns of ``owner`` on this device.
 
     Args:
-        array: the same on all devices along ``model``.
-        owner: differs along ``model`` if its columns are spread there; else ``array`` is returned as it is.
+        array: replicated over ``model``.
+        owner: varies over ``model`` if its columns are sharded; if not, ``array`` is returned as it is.
         axis: of ``array``.
     """
     return _own(array, axis % array.ndim) if MODEL in axes_of(owner) else array
 
 
-def whole_shape(array: Array) -> tuple[int, ...]:
+def global_shape(array: Array) -> tuple[int, ...]:
     """The shape of the array with the columns of all devices."""
     *leading, columns = array.shape
     return (*leading, columns * lax.axis_size(MODEL) if MODEL in axes_of(array) else columns)
 
 
-def all_columns(array: Array, axis: int = -1) -> Array:
-    """The columns of all devices, the same on all; ``array`` as it is if it does not differ along ``model``."""
+def all_gather_columns(array: Array, axis: int = -1) -> Array:
+    """``all_gather`` of the columns over ``model``; ``array`` as it is if it does not vary over that axis."""
     if MODEL not in axes_of(array):
         return array
     return lax.all_gather(array, MODEL, axis=axis % array.ndim, tiled=True, to="invarying")
 
 
-def summed(tree: Any, axis: str = MODEL) -> Any:
-    """Sums over the devices along an axis of all arrays that differ there, in one message."""
+def psum(tree: Any, axis: str = MODEL) -> Any:
+    """``psum`` over an axis of all arrays that vary over it, in one message; other arrays as they are."""
     leaves, structure = jax.tree.flatten(tree)
     differ = [axis in axes_of(leaf) for leaf in leaves]
     sums = iter(lax.psum([leaf for leaf, d in zip(leaves, differ, strict=True) if d], axis) if any(differ) else [])
     return structure.unflatten([next(sums) if d else leaf for leaf, d in zip(leaves, differ, strict=True)])
 
 
-def averaged(tree: Any, axis: str = DATA) -> Any:
-    """Means over the devices along an axis, in one message."""
+def pmean(tree: Any, axis: str = DATA) -> Any:
+    """``pmean`` over an axis of all arrays that vary over it, in one message; other arrays as they are."""
 
     def divide(total: Array, leaf: Array) -> Array:
         return total / lax.axis_size(axis) if axis in axes_of(leaf) else total
 
-    return jax.tree.map(divide, summed(tree, axis), tree)
+    return jax.tree.map(divide, psum(tree, axis), tree)
 
 
-def averaged_shares(tree: Any, specs: Any) -> Any:
-    """Means over the devices along ``data``; of what shall lie spread along it each device gets its own share alone.
+def pmean_scatter(tree: Any, specs: Any) -> Any:
+    """Means over ``data``; an array that shall be sharded over ``data`` is reduced and scattered (``psum_scatter``).
 
     Args:
         tree: arrays.
-        specs: the axes along which each shall lie.
+        specs: the sharding that each array shall have.
     """
     leaves, structure = jax.tree.flatten(tree)
     specs = structure.flatten_up_to(specs)
-    # One message for all that every device gets; a share is half of the traffic.
-    whole = iter(averaged([leaf for leaf, spec in zip(leaves, specs, strict=True) if DATA not in spec]))
+    # One message for all replicated arrays. A scattered array needs half of the traffic.
+    whole = iter(pmean([leaf for leaf, spec in zip(leaves, specs, strict=True) if DATA not in spec]))
 
     def share(leaf: Array, spec: Any) -> Array:
         total = lax.psum_scatter(leaf, DATA, scatter_dimension=tuple(spec).index(DATA), tiled=True)
@@ -86,40 +86,42 @@ def averaged_shares(tree: Any, specs: Any) -> Any:
     return structure.unflatten(means)
 
 
-# The transpose that JAX finds would place a device's share among zeros and add up those of all: twice the traffic.
+# JAX's own transpose would pad a device's slice with zeros and psum the whole array: twice the traffic.
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _own(array, axis):
     size = array.shape[axis] // lax.axis_size(MODEL)
     return lax.dynamic_slice_in_dim(array, lax.axis_index(MODEL) * size, size, axis)
 
 
-_own.defvjp(lambda array, axis: (_own(array, axis), None), lambda axis, _, cotangent: (all_columns(cotangent, axis),))
+_own.defvjp(
+    lambda array, axis: (_own(array, axis), None), lambda axis, _, cotangent: (all_gather_columns(cotangent, axis),)
+)
 
 
 def look_up(table: Float[Array, "V H"], tokens: Int[Array, "*b"]) -> Float[Array, "*b H"]:
-    """Rows of a table, whose rows may be spread along ``model``."""
-    place, here = _words_here(table, table.shape[0], tokens)
+    """Rows of an embedding table, whose rows may be sharded over ``model``."""
+    place, here = _local_tokens(table, table.shape[0], tokens)
     rows = table[place]
-    return rows if here is None else summed(jnp.where(here[..., None], rows, 0.0))
+    return rows if here is None else psum(jnp.where(here[..., None], rows, 0.0))
 
 
 @takes_explicit_axes(lambda logits, targets: spec_of(targets))
 def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """-log softmax(logits)[target] in nats, float32; the words may be spread along ``model``, and are not gathered."""
+    """-log softmax(logits)[target] in nats, float32; logits may be sharded over ``model``, and are not gathered."""
     logits = logits.astype(jnp.float32)
-    largest = lax.stop_gradient(logits.max(-1))
+    maximum = lax.stop_gradient(logits.max(-1))
     if MODEL in axes_of(logits):
-        largest = lax.pmax(largest, MODEL)
-    total = summed(jnp.exp(logits - largest[..., None]).sum(-1))
-    place, here = _words_here(logits, logits.shape[-1], targets)
+        maximum = lax.pmax(maximum, MODEL)
+    total = psum(jnp.exp(logits - maximum[..., None]).sum(-1))
+    place, here = _local_tokens(logits, logits.shape[-1], targets)
     chosen = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
-    chosen = chosen if here is None else summed(jnp.where(here, chosen, 0.0))
-    return jnp.log(total) + largest - chosen
+    chosen = chosen if here is None else psum(jnp.where(here, chosen, 0.0))
+    return jnp.log(total) + maximum - chosen
 
 
-def _words_here(array: Array, count: int, words: Int[Array, "*b"]) -> tuple[Int[Array, "*b"], Any]:
-    """Places of words among the ``count`` that ``array`` has here, and which are; None for all."""
+def _local_tokens(array: Array, count: int, tokens: Int[Array, "*b"]) -> tuple[Int[Array, "*b"], Any]:
+    """Indices of tokens among the ``count`` on this device, and a mask of those that are on it; None: all are."""
     if MODEL not in axes_of(array):
-        return words, None
-    place = words - lax.axis_index(MODEL) * count
+        return tokens, None
+    place = tokens - lax.axis_index(MODEL) * count
     return jnp.clip(place, 0, count - 1), (place >= 0) & (place < count)

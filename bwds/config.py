@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from bwds.checks import (
     check_sparsity,
@@ -14,9 +15,12 @@ from bwds.checks import (
     require_gate_options,
     require_rates,
     require_types,
+    shown,
 )
 from bwds.run_config import DataConfig, OptimConfig, TrainConfig
 from bwds.sparsity import diagonal_groups
+
+Section = TypeVar("Section")
 
 Cell = Literal["lstm", "qrnn"]
 Method = Literal["dynamic", "dense", "static-block", "magnitude"]
@@ -125,6 +129,21 @@ class ModelConfig:
         """Rows and columns of one block."""
         return self.block_size, self.block_size
 
+    def at_sparsity(self, sparsity: float | None) -> "ModelConfig":
+        """The same model, of the same parameters, that leaves out another share of its blocks; None: the same share.
+
+        Raises:
+            ValueError: it is out of range, or the method is not dynamic: then the share is one of the parameters'.
+        """
+        if sparsity is None:
+            return self
+        require(
+            self.method == "dynamic",
+            f"sparsity is {shown(sparsity)} and the method is {self.method}; only a dynamic model can leave out "
+            "another share than it was trained with.",
+        )
+        return dataclasses.replace(self, sparsity=sparsity)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -171,23 +190,35 @@ class Config:
                 range. An option that is missing has its default, as it had before there was one.
         """
         sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"The configuration is not valid JSON: {error}.") from error
+        raw = parse_json(text)
         require(
             isinstance(raw, dict) and raw.keys() == sections.keys(),
             f"The configuration must hold exactly the sections {', '.join(sections)}.",
         )
-        made: dict[str, Any] = {}
-        for name, section in sections.items():
-            known = {f.name for f in dataclasses.fields(section)}
-            require(isinstance(raw[name], dict), f"Section {name!r} of the configuration is not an object.")
-            unknown = sorted(raw[name].keys() - known)
-            names = ", ".join(ascii(key)[1:-1] for key in unknown)
-            require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
-            try:
-                made[name] = section(**raw[name])
-            except ValueError as error:
-                raise ValueError(f"Section {name!r} of the configuration: {error}") from error
+        made: dict[str, Any] = {name: section_of(name, section, raw[name]) for name, section in sections.items()}
         return Config(**made)
+
+
+def parse_json(text: str) -> Any:
+    """What the text of a configuration holds; ``ValueError`` for what is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The configuration is not valid JSON: {error}.") from error
+
+
+def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
+    """A section of a configuration from the object of JSON that ``dataclasses.asdict`` made of it.
+
+    Raises:
+        ValueError: no object, an unknown option, or a value of a wrong type or out of range. An option that is missing
+            has its default, as it had before there was one.
+    """
+    require(isinstance(raw, dict), f"Section {name!r} of the configuration is not an object.")
+    unknown = sorted(raw.keys() - {f.name for f in dataclasses.fields(cast(Any, section))})
+    names = ", ".join(ascii(key)[1:-1] for key in unknown)
+    require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
+    try:
+        return section(**raw)
+    except ValueError as error:
+        raise ValueError(f"Section {name!r} of the configuration: {error}") from error

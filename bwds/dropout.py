@@ -1,4 +1,4 @@
-"""Dropout as functions of an explicit key: of features, of words and of weights.
+"""Dropout as functions of an explicit key: of features, of tokens and of weights.
 
 All three zero with probability ``rate`` and scale what is left by 1 / (1 - rate), so that the mean stays. Without a key
 or a rate they return their input. A rate outside [0, 1) is a ``ValueError``.
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Float, Int
-from bwds.collectives import global_rows, own_columns, whole_shape
+from bwds.collectives import global_rows, global_shape, local_columns
 
 
 def _kept(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:
@@ -46,14 +46,14 @@ def dropout(key: Array | None, x: Float[Array, "B T H"], rate: float, *, locked:
 def embedding_dropout(
     key: Array | None, x: Float[Array, "B T H"], tokens: Int[Array, "B T"], rate: float, *, vocab_size: int
 ) -> Float[Array, "B T H"]:
-    """Drops words of the vocabulary: every occurrence of a dropped word in the batch is zero (arXiv 1512.05287).
+    """Drops tokens of the vocabulary: every occurrence of a dropped token in the batch is zero (arXiv 1512.05287).
 
     Args:
         key: random key; None: no dropout.
         x: embeddings of the tokens, [B, T, H].
-        tokens: which words they are, [B, T].
+        tokens: ids [B, T].
         rate: in [0, 1).
-        vocab_size: words in the vocabulary.
+        vocab_size: tokens in the vocabulary.
     """
     kept = _kept(key, rate, (vocab_size,))
     return _zero(x, None if kept is None else kept[tokens][..., None], rate)
@@ -67,5 +67,5 @@ def weight_dropout(key: Array | None, kernel: Float[Array, "*k"], rate: float) -
         kernel: of any shape.
         rate: in [0, 1).
     """
-    kept = _kept(key, rate, whole_shape(kernel))
-    return _zero(kernel, None if kept is None else own_columns(kept, kernel), rate)
+    kept = _kept(key, rate, global_shape(kernel))
+    return _zero(kernel, None if kept is None else local_columns(kept, kernel), rate)

@@ -3,10 +3,11 @@
 import dis
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
-    """Whether an error is a ``ValueError`` that a ``raise`` of this project, or of the script of ``main``, has raised.
+    """Whether an error is a ``ValueError`` from a ``raise`` of this project, or of the script or package of ``main``.
 
     Those of libraries, and of Python itself in the middle of our own code, are no sentences for the user.
     """
@@ -16,9 +17,11 @@ def is_refusal(error: BaseException, main: Callable[..., object] | None = None) 
     while at.tb_next is not None:
         at = at.tb_next
     raised = at.tb_frame.f_code
-    package = at.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-    beside = main is not None and Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
-    ours = package in ("bwds", "pallas_kernels") or beside
+    package = _package(at.tb_frame.f_globals)
+    ours = package in ("bwds", "pallas_kernels")
+    if main is not None:
+        beside = Path(raised.co_filename).parent == Path(main.__code__.co_filename).parent
+        ours |= beside or package == _package(main.__globals__) != ""
     return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
 
 
@@ -27,6 +30,7 @@ EXTRAS = {
         "tyro", "optax", "orbax", "tqdm", "tensorboardX", "tokenizers", "tensorflow_datasets", "array_record",
         "importlib_resources",
     ),
+    "files": ("safetensors",),
     "export": ("flatbuffers",),
     "plots": ("matplotlib",),
 }  # fmt: skip
@@ -46,6 +50,11 @@ def missing_extra(error: BaseException) -> str | None:
         f'Install it with pip install -e ".[{extra}]" in a clone of the repository; with a wheel, put [{extra}] behind '
         "its name."
     )
+
+
+def _package(module: dict[str, Any]) -> str:
+    """The outermost package of a module, also of one that is run as a script; empty for a file in no package."""
+    return (module.get("__package__") or "").partition(".")[0]
 
 
 def too_little_memory(error: Exception) -> str | None:

@@ -1,79 +1,230 @@
-"""Files that are written whole, errors of the system that say of which file they are, and names of places."""
+"""One trained model in one file, to hand on: no pickle, no code, nothing that only training needs.
 
-import contextlib
-import errno
+A file is in the format of safetensors. Its tensors are the parameters, named by their path, "layer_0/input/kernel"; its
+metadata, text all of it, are:
+
+    format, version       "bwds" and "1"
+    config                the ModelConfig as JSON
+    vocabulary            the words as a JSON list, in the order of their ids; absent if there is none
+    tokens                what they are of a text: word, character or subword
+    vocabulary_sha256     their digest, as a run keeps it beside its checkpoints
+    parameters_sha256     digest of all parameters, as in summary.json
+    card                  what the model is, for people
+    metadata_sha256       digest of the entries above
+
+The digests tell a file that was damaged or changed from one that was not; they do not tell who wrote it.
+"""
+
+import dataclasses
+import hashlib
+import json
 import os
-import re
-import secrets
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 
-def place(name: str | Path, option: str) -> Path:
-    """The folder that a user names; ``~`` is the home folder.
+from bwds.arguments import Tree, fitting, require_config
+from bwds.card import model_card
+from bwds.checks import require, require_choice
+from bwds.config import ModelConfig, parse_json, section_of
+from bwds.digest import digest
+from bwds.filesystem import write_bytes
+from bwds.model import decode_params, parameter_shapes
+from bwds.run_config import Tokens
+from bwds.tensors import flat, nested, read_metadata, read_tensors, tensor_bytes
+from bwds.trained_model import TrainedModel
+from bwds.vocabulary import Vocabulary
+
+FORMAT, VERSION = "bwds", 1
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    params: Tree,
+    config: ModelConfig,
+    *,
+    vocabulary: Vocabulary | Sequence[str] | None = None,
+    card: str | None = None,
+) -> None:
+    """Writes a model into one file, whole or not at all.
+
+        bwds.save_model("model.safetensors", params, config, vocabulary=words)
+        loaded = bwds.load_model("model.safetensors")
+
+    Args:
+        path: of the file; what was there is replaced.
+        params: the parameters, float32 or in the configuration's dtype. They are written as they are: as ``lm.init``
+            makes them, to be trained on, or laid out by ``bwds.decode_params``, which for bfloat16 takes half the room.
+            They may be spread over the devices of one process.
+        config: the model's. ``implementation`` is not written: which kernel computes depends on the machine.
+        vocabulary: the words in the order of their ids; without them the file serves ids alone.
+        card: what the model is, for people; None: method, sizes and cost.
 
     Raises:
-        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system.
+        ValueError: parameters or words are not those of such a model, a parameter is not finite, or safetensors is not
+            installed.
+        OSError: the file cannot be written.
     """
-    text = os.fspath(name)
-    if not text:
-        raise ValueError(f"{option} is empty; give the name of a folder.")
-    # A Path has lost one of the slashes.
-    if "://" in text or re.match(r"[A-Za-z][\w+.-]+:(/|$)", text):
-        raise ValueError(
-            f"{option} is {text!r}, an address; only folders of a file system are read and written. Give one, and copy "
-            "it from or to that place, or mount that place as a folder."
+    require_config(config)
+    config = dataclasses.replace(config, implementation=None)
+    require(isinstance(card, str | None), f"card is a {type(card).__name__}; it must be a text.")
+    params = fitting(params, parameter_shapes(config), config)
+    for name, array in flat(params).items():
+        require(
+            array.is_fully_addressable,
+            f"params hold {name} spread over several processes; gather it first, as with "
+            "jax.experimental.multihost_utils.process_allgather.",
         )
-    # Not Path.expanduser, which has an error of its own for a user that does not exist.
-    return Path(os.path.expanduser(text))
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat(params).items()}
+    _require_numbers(arrays, config)
+    words = vocabulary if isinstance(vocabulary, Vocabulary | None) else Vocabulary(tuple(vocabulary))
+    _require_words(words, config)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(dataclasses.asdict(config)),
+        "parameters_sha256": digest(nested(arrays)),
+        "card": model_card(config, params) if card is None else card,
+    }
+    if words is not None:
+        metadata |= {"vocabulary": json.dumps(words.words), "vocabulary_sha256": words.sha256, "tokens": words.tokens}
+    metadata["metadata_sha256"] = _metadata_sha256(metadata)
+    write_bytes(Path(os.path.expanduser(path)), tensor_bytes(arrays, metadata))
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """``OSError`` names the file that is written: after it is opened, the system's own message does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
+def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> TrainedModel:
+    """The model in a file of ``save_model``.
 
+        loaded = bwds.load_model("model.safetensors")
+        print(loaded.generate("the company said"))
 
-def temporary_name(path: Path) -> Path:
-    """A name beside a file that no other process takes: of two that write the same file the later one's counts."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    Needs safetensors beside what ``import bwds`` needs. Nothing in the file is run.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; see ``write_bytes``."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, whatever happens in between, a loss of power included.
-
-    When it returns the file is on the disk, and so is its name where the file system can say so of a folder.
+    Args:
+        path: of the file.
+        for_decoding: lays the parameters out for decoding, in the configuration's dtype; False: as they are in the
+            file, to train on or to convert.
 
     Raises:
-        OSError: it cannot be written; what was there before is as it was.
+        ValueError: there is no such file; it is cut short, or of another kind or a later version; what it holds has
+            changed since it was written, or is not the parameters of its configuration, or not finite; or safetensors
+            is not installed.
+        OSError: the file cannot be read.
     """
-    temporary = temporary_name(path)
-    with writing(path):
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                # Before it takes the name: else the disk may know the new name, and nothing of what is in it.
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            # Of folders not every file system can be asked it.
-            if error.errno != errno.EINVAL:
-                raise
-        finally:
-            os.close(folder)
+    path = Path(os.path.expanduser(path))
+    require(path.is_file(), f"There is no file {str(path)!r}; bwds.save_model or eval.py --export writes one.")
+    metadata = read_metadata(path)
+    config, words = _described(path, metadata)
+    arrays = read_tensors(path)
+    try:
+        _require_names(arrays, config)
+        params = nested(arrays)
+        require(
+            digest(params) == metadata["parameters_sha256"],
+            "its parameters have changed since it was written, they are not those of their digest; take another copy.",
+        )
+        params = fitting(params, parameter_shapes(config), config)
+        _require_numbers(arrays, config)
+    except ValueError as error:
+        raise ValueError(f"{path} is no model that can be used: {error}") from error
+    if for_decoding:
+        params = decode_params(params, config)
+    return TrainedModel(config, params, words, metadata["card"], metadata["parameters_sha256"])
+
+
+def load(path: str | os.PathLike[str]) -> TrainedModel:
+    """A trained model, from one file or from the folder of a run.
+
+        loaded = bwds.load("runs/quick")              # parameters of the lowest validation loss
+        loaded = bwds.load("model.safetensors")       # as of eval.py --export, or bwds.save_model
+        print(loaded.generate("the company said"))
+
+    Args:
+        path: of the file, or the --workdir of a run; a folder needs the extra ``train``, a file safetensors alone.
+
+    Raises:
+        ValueError: there is no such model, it is damaged, or a package is missing.
+    """
+    path = Path(os.path.expanduser(path))
+    if not path.is_dir():
+        return load_model(path)
+    try:
+        # A run's folder is read by what wrote it.
+        from bwds.training.trained import load_run
+
+        return load_run(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{str(path)!r} is the folder of a run, and {error.name}, which reads it, is not installed: "
+            'pip install -e ".[train]" in a clone of the repository. Or load one file, which needs none of that; '
+            f"where it is installed, python eval.py --workdir {path} --export FILE writes it."
+        ) from error
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ModelConfig, Vocabulary | None]:
+    """Configuration and vocabulary; ``ValueError`` unless the metadata are those of ``save_model``, unchanged."""
+    require(
+        metadata.get("format") == FORMAT and "version" in metadata,
+        f"{path} is a file of safetensors, and none of bwds.save_model: its metadata do not say so.",
+    )
+    require(
+        metadata["version"] == str(VERSION),
+        f"{path} is of version {metadata['version'][:20]!r} of the format, and this bwds reads version {VERSION}; take "
+        "a later bwds.",
+    )
+    rest = {name: value for name, value in metadata.items() if name != "metadata_sha256"}
+    require(
+        metadata.get("metadata_sha256") == _metadata_sha256(rest)
+        and {"config", "card", "parameters_sha256"} <= metadata.keys(),
+        f"{path} has changed since it was written: its metadata are not those of their digest. Take another copy.",
+    )
+    try:
+        config = section_of("model", ModelConfig, parse_json(metadata["config"]))
+        words = None
+        if "vocabulary" in metadata:
+            kind: Any = metadata.get("tokens", "word")
+            require_choice("tokens", kind, Tokens)
+            words = Vocabulary(tuple(json.loads(metadata["vocabulary"])), kind)
+            require(words.sha256 == metadata.get("vocabulary_sha256"), "its vocabulary is not that of its digest.")
+        _require_words(words, config)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no model that can be used: {error}") from error
+    return config, words
+
+
+def _metadata_sha256(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _require_names(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> None:
+    """Raises ``ValueError`` unless there are all parameters of a configuration, and no others."""
+    needed = set(flat(parameter_shapes(config)))
+    lacking = sorted(needed - arrays.keys())
+    require(not lacking, f"it has no {', '.join(lacking)}, which a model of its configuration has.")
+    if config.method == "dynamic" and config.gate_source == "norm":
+        # What ``decode_params`` adds.
+        kernels = (name for name in needed if name.startswith("layer_") and name.endswith("/kernel"))
+        needed |= {name.removesuffix("kernel") + "gate/norms" for name in kernels}
+    others = sorted(arrays.keys() - needed)
+    require(not others, f"it has {', '.join(map(ascii, others))}, which no model of its configuration has.")
+
+
+def _require_numbers(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> None:
+    types = dict.fromkeys(["float32", config.dtype])
+    for path, array in arrays.items():
+        require(
+            str(array.dtype) in types,
+            f"params hold {path} of type {array.dtype}; parameters of this model are {' or '.join(types)}.",
+        )
+        require(bool(np.isfinite(array).all()), f"params hold numbers in {path} that are not finite.")
+
+
+def _require_words(words: Vocabulary | None, config: ModelConfig) -> None:
+    if words is None:
+        return
+    require(all(isinstance(word, str) for word in words.words), "The vocabulary must be of strings.")
+    require(
+        len(words) == config.vocab_size,
+        f"The vocabulary has {len(words)} words and the model {config.vocab_size}; they must be as many.",
+    )

@@ -14,11 +14,11 @@ from bwds.counts import kept_count
 from bwds.counts import num_kept_blocks as num_kept_blocks
 from bwds.hashing import hashed_scores
 from bwds.norms import known_norms, norm_scores
-from pallas_kernels import gate_values as kernels
 from pallas_kernels import largest
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, spec_of, takes_explicit_axes
-from pallas_kernels.low_rank import low_rank
+from pallas_kernels.gated import gate_values as kernels
+from pallas_kernels.gated.low_rank import low_rank
 
 
 @takes_explicit_axes(lambda scores, *_, **__: spec_of(scores))

@@ -1,11 +1,9 @@
-"""Text from a model, and how fast it decodes: loops under one jit, one token a step at batch 1."""
+"""Tokens that follow a prompt: loops under one jit, or one token after the other."""
 
-import dataclasses
-import math
-import statistics
-import time
+import itertools
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,66 +12,77 @@ from jax import lax
 
 from bwds.arguments import Tree, fitting_tokens, plain
 from bwds.array_types import Array, Float, Int, Int32, Key, Real, Whole
-from bwds.checks import known_number
-from bwds.config import ModelConfig
-from bwds.model import LanguageModel, decode_params, language_model
+from bwds.checks import check_sparsity, known_number, require
+from bwds.model import LanguageModel
+from bwds.sampling import Choice, choice, choose
+from bwds.sampling import sample as sample
 
 Params = dict[str, Any]
 
 
-def sample(
-    key: Key[Array, ""],
-    logits: Float[Array, " V"],
-    *,
-    temperature: float | Float[Array, ""] | None,
-    top_p: float | Float[Array, ""] | None,
-) -> Int32[Array, ""]:
-    """One word from softmax(logits / temperature), cut to its nucleus (Holtzman et al., arXiv 1904.09751).
+class Prompts(NamedTuple):
+    """Prompts side by side.
 
-    The nucleus is the smallest set of most probable words that together have at least probability ``top_p``; among
-    equals the first come first. Only the cut sorts the vocabulary, which costs far more than a draw from all of it.
-
-    Args:
-        key: of the draw.
-        logits: [V].
-        temperature: at least 1.2e-38, the smallest normal float32; None takes the most probable word.
-        top_p: in (0, 1]; None draws from all words.
+    Attributes:
+        tokens: int32 [B, P]; what stands behind the end of a row is not read.
+        lengths: tokens of each row, int32 [B]; None where all have P.
     """
-    if temperature is None:
-        return logits.argmax().astype(jnp.int32)
-    # At most zero, so that no temperature makes them infinite.
-    scaled = (logits - logits.max()) / temperature
-    if top_p is None:
-        return jax.random.categorical(key, scaled).astype(jnp.int32)
-    order = jnp.argsort(-logits, stable=True)
-    scaled = scaled[order]
-    probabilities = jax.nn.softmax(scaled)
-    before = jnp.cumsum(probabilities) - probabilities
-    # The first is always in, whatever rounding makes of the sum before it.
-    inside = (before < top_p).at[0].set(True)
-    drawn = jax.random.categorical(key, jnp.where(inside, scaled, -jnp.inf))
-    return order[drawn].astype(jnp.int32)
+
+    tokens: Int32[Array, "B P"]
+    lengths: Int32[Array, " B"] | None
 
 
-@partial(jax.jit, static_argnames=("lm", "length"))
-def _decode(
-    lm: LanguageModel,
-    params: Params,
-    prompt: Int32[Array, " P"],
-    key: Key[Array, ""],
-    temperature: Float[Array, ""] | None,
-    top_p: Float[Array, ""] | None,
-    length: int,
-) -> Int32[Array, " length"]:
-    def step(state: Any, key: Array) -> tuple[Any, Array]:
+def _read(
+    lm: LanguageModel, params: Params, prompts: Prompts, shortest: int, sparsity: float | None
+) -> tuple[Float[Array, "B V"], Any]:
+    """Logits after the last token of every prompt, and the state there.
+
+    All are read in one window as far as the shortest goes. Then they go on token by token, and those that have ended
+    keep their state.
+    """
+    tokens, lengths = prompts
+    logits, carry, _ = lm.apply(params, tokens[:, :shortest], lm.init_carry(tokens.shape[0]), sparsity=sparsity)
+    state = logits[:, -1], carry
+    if lengths is None:
+        return state
+
+    def step(state: Any, column: Any) -> tuple[Any, None]:
+        token, place = column
+        logits, carry, _ = lm.apply(params, token[:, None], state[1], sparsity=sparsity)
+        reads = (place < lengths)[:, None]
+        return jax.tree.map(lambda new, old: jnp.where(reads, new, old), (logits[:, 0], carry), state), None
+
+    rest = tokens[:, shortest:].swapaxes(0, 1)
+    return lax.scan(step, state, (rest, jnp.arange(shortest, tokens.shape[1])))[0]
+
+
+def _at(keys: Key[Array, " B"], step: Any) -> Key[Array, " B"]:
+    """The keys of one step."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+
+
+@partial(jax.jit, static_argnames=("lm", "shortest", "length", "sparsity"))
+def _decode(lm, params, prompts: Prompts, keys, how: Choice, *, shortest: int, length: int, sparsity: float | None):
+    def step(state: Any, number: Array) -> tuple[Any, Array]:
         logits, carry = state
-        token = sample(key, logits, temperature=temperature, top_p=top_p)
-        logits, carry, _ = lm.apply(params, token[None, None], carry)
-        return (logits[0, -1], carry), token
+        tokens = choose(how, _at(keys, number), logits)
+        logits, carry, _ = lm.apply(params, tokens[:, None], carry, sparsity=sparsity)
+        return (logits[:, -1], carry), tokens
 
-    logits, carry, _ = lm.apply(params, prompt[None, :], lm.init_carry(1))
-    _, tokens = lax.scan(step, (logits[0, -1], carry), jax.random.split(key, length))
-    return tokens
+    _, tokens = lax.scan(step, _read(lm, params, prompts, shortest, sparsity), jnp.arange(length))
+    return tokens.swapaxes(0, 1)
+
+
+@partial(jax.jit, static_argnames=("lm", "shortest", "sparsity"))
+def _first(lm, params, prompts: Prompts, keys, how: Choice, *, shortest: int, sparsity: float | None):
+    logits, carry = _read(lm, params, prompts, shortest, sparsity)
+    return choose(how, _at(keys, 0), logits), carry
+
+
+@partial(jax.jit, static_argnames=("lm", "sparsity"))
+def _next(lm, params, tokens, carry, keys, number, how: Choice, *, sparsity: float | None):
+    logits, carry, _ = lm.apply(params, tokens[:, None], carry, sparsity=sparsity)
+    return choose(how, _at(keys, number), logits[:, -1]), carry
 
 
 def generate(
@@ -85,53 +94,130 @@ def generate(
     length: Whole,
     temperature: Real = 1.0,
     top_p: Real = 1.0,
-) -> Int32[Array, " length"]:
-    """Words that follow a prompt, drawn one after the other.
+    ban: Any = (),
+    sparsity: Real | None = None,
+) -> Int32[Array, "*b length"]:
+    """Tokens that follow a prompt, or each of several prompts, drawn one after the other.
 
-    Compiled once for a model, a length, a length of the prompt and a way to choose words, of which there are three:
-    the most probable one, any, and one of the most probable. Nothing is read back before the last word.
+        params = bwds.decode_params(params, config)
+        key = jax.random.key(0)
+        generate(lm, params, [5, 7], key=key, length=20)                      # [20]
+        generate(lm, params, [[5, 7], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
+
+    Compiled once for a model, a length, the number of prompts with the lengths of the shortest and the longest, and a
+    way to choose tokens: the most probable one, any, one of the most probable; with or without banned ones. Nothing is
+    read back before the last token. A row is what it would be alone, up to rounding: row b of several draws with
+    ``jax.random.fold_in(key, b)``.
 
     Args:
         lm: the model.
         params: its parameters, best as ``decode_params`` lays them out.
-        prompt_ids: at least one token, [P], of Python, NumPy or JAX; ``<eos>`` alone starts a new line.
-        key: the same key gives the same words.
-        length: number of words, at least 1.
-        temperature: divides the logits; 0, and what is below 1.2e-38, always takes the most probable word.
-        top_p: in (0, 1]: draws from the most probable words that together have this probability. Below 1 it sorts the
-            vocabulary for every word.
+        prompt_ids: at least one token, [P], of Python, NumPy or JAX; ``<eos>`` alone starts a new line. Or several such
+            prompts, [B, P] or a list.
+        key: the same key gives the same tokens.
+        length: number of tokens, at least 1.
+        temperature: divides the logits; 0, and what is below 1.2e-38, always takes the most probable token.
+        top_p: in (0, 1]: draws from the most probable tokens that together have this probability. Below 1 it sorts the
+            vocabulary for every token.
+        ban: ids of tokens that are never drawn, such as that of ``<unk>``.
+        sparsity: another budget than the configuration's, in [0, 1); only the method dynamic has a use for it.
 
     Returns:
-        The new tokens, int32 [length].
+        The new tokens, int32 [length], or [B, length] for several prompts.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    params = plain("params", params)
-    prompt: Any = prompt_ids if isinstance(prompt_ids, jax.core.Tracer) else np.asarray(prompt_ids)
-    if prompt.ndim != 1 or not prompt.size:
-        raise ValueError(f"prompt_ids have shape {prompt.shape}; they must be [P] with at least one token.")
-    # Where there is no embedding, the model says so.
-    words = np.shape(params.get("embedding", {}))
-    prompt = fitting_tokens("prompt_ids", prompt, words[0] if words else 2**31)
-    length = known_number("length", length, whole=True)
-    temperature, top_p = known_number("temperature", temperature), known_number("top_p", top_p)
-    if not 1 <= length < 2**31:
-        raise ValueError(f"The number of words is {length}; it must be at least 1 and less than 2**31.")
-    if not 0.0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be at least 0 and finite.")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
-    greedy = temperature < jnp.finfo(jnp.float32).tiny
-    return _decode(
-        lm,
-        params,
-        prompt,
-        key,
-        None if greedy else jnp.float32(temperature),
-        None if greedy or top_p == 1.0 else jnp.float32(top_p),
-        length,
+    length = _number_of_tokens(length)
+    arguments, options, several = _prepared(params, prompt_ids, key, temperature, top_p, ban, sparsity)
+    tokens = _decode(lm, *arguments, length=length, **options)
+    return tokens if several else tokens[0]
+
+
+def stream(
+    lm: LanguageModel,
+    params: Tree,
+    prompt_ids: Any,
+    *,
+    key: Key[Array, ""],
+    length: Whole | None = None,
+    temperature: Real = 1.0,
+    top_p: Real = 1.0,
+    ban: Any = (),
+    sparsity: Real | None = None,
+) -> Iterator[Any]:
+    """The tokens of ``generate``, each as soon as it is known.
+
+        for token in stream(lm, params, [5, 7], key=jax.random.key(0), length=20):
+            print(vocabulary.words[token], end=" ", flush=True)
+
+    The device works on the next token while the caller has the one before.
+
+    Args:
+        length: number of tokens, at least 1; None: there is no end.
+        lm, params, prompt_ids, key, temperature, top_p, ban, sparsity: as for ``generate``.
+
+    Returns:
+        An iterator of ints, or of int32 arrays [B] for several prompts.
+
+    Raises:
+        ValueError: an argument is out of range; at once, not with the first token.
+    """
+    numbers = itertools.count(1) if length is None else range(1, _number_of_tokens(length))
+    (params, prompts, keys, how), options, several = _prepared(
+        params, prompt_ids, key, temperature, top_p, ban, sparsity
     )
+
+    def tokens() -> Iterator[Any]:
+        chosen, carry = _first(lm, params, prompts, keys, how, **options)
+        for number in numbers:
+            known = chosen
+            chosen, carry = _next(lm, params, chosen, carry, keys, number, how, sparsity=options["sparsity"])
+            yield np.asarray(known) if several else int(known[0])
+        yield np.asarray(chosen) if several else int(chosen[0])
+
+    return tokens()
+
+
+def _number_of_tokens(length: Any) -> int:
+    number = known_number("length", length, whole=True)
+    require(1 <= number < 2**31, f"The number of tokens is {number}; it must be at least 1 and less than 2**31.")
+    return int(number)
+
+
+def _prepared(params: Any, prompt_ids: Any, key: Any, temperature: Any, top_p: Any, ban: Any, sparsity: Any) -> Any:
+    """What the loops take: their arrays, what is static, and whether there are several prompts."""
+    params = plain("params", params)
+    # Where there is no embedding, the model says so.
+    shape = np.shape(params.get("embedding", {}))
+    vocab_size = shape[0] if shape else 2**31 - 1
+    rows, several = _rows(prompt_ids)
+    lengths = [row.shape[0] for row in rows]
+    ids = [fitting_tokens("prompt_ids", row, vocab_size) for row in rows]
+    even = min(lengths) == max(lengths)
+    tokens = jnp.stack([jnp.pad(row, (0, max(lengths) - row.shape[0])) for row in ids])
+    prompts = Prompts(tokens, None if even else jnp.asarray(lengths, jnp.int32))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows))) if several else key[None]
+    how = choice(temperature, top_p, ban if shape else (), vocab_size)
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        sparsity = float(known_number("sparsity", sparsity))
+    return (params, prompts, keys, how), {"shortest": min(lengths), "sparsity": sparsity}, several
+
+
+def _rows(prompt_ids: Any) -> tuple[list[Any], bool]:
+    """The prompts, [P] each, and whether they were given as several."""
+    listed = isinstance(prompt_ids, list | tuple)
+    several = any(np.ndim(row) > 0 for row in prompt_ids[:1]) if listed else np.ndim(prompt_ids) > 1
+    rows = list(prompt_ids) if several else [prompt_ids]
+    rows = [row if isinstance(row, jax.core.Tracer) else np.asarray(row) for row in rows]
+    require(len(rows) > 0, "prompt_ids hold no prompt; give one at least.")
+    for row in rows:
+        require(
+            row.ndim == 1 and row.size > 0,
+            f"prompt_ids have shape {row.shape}; they must be [P] with at least one token, or several such prompts.",
+        )
+    return rows, several
 
 
 @partial(jax.jit, static_argnames=("lm", "steps"))
@@ -159,62 +245,3 @@ def greedy_rollout(
 
     (_, carry), tokens = lax.scan(step, (first.astype(jnp.int32), carry), length=steps)
     return tokens.swapaxes(0, 1), carry
-
-
-def _seconds(lm: LanguageModel, params: Params, steps: int) -> float:
-    first, carry = jax.block_until_ready((jnp.zeros(1, jnp.int32), lm.init_carry(1)))
-    start = time.perf_counter()
-    jax.block_until_ready(greedy_rollout(lm, params, first, carry, steps=steps))
-    return time.perf_counter() - start
-
-
-def decode_speed(lm: LanguageModel, params: Params, *, steps: int = 32, repeats: int = 7) -> float:
-    """Tokens per second of greedy decoding at batch 1: the whole model, gates included, compiled and warm.
-
-    Args:
-        lm: the model.
-        params: its parameters, best as ``decode_params`` lays them out.
-        steps: tokens of one measurement.
-        repeats: measurements, of which the median counts.
-    """
-    _seconds(lm, params, steps)
-    return steps / statistics.median(_seconds(lm, params, steps) for _ in range(repeats))
-
-
-def compare_decode_speed(
-    config: ModelConfig, params: Params, *, steps: int = 32, repeats: int = 7
-) -> dict[str, float | None]:
-    """Decoding speed at batch 1 of a model and of the dense one of the same size, measured in turns.
-
-    Speed does not depend on the values of parameters, so those of the dense model are random.
-
-    Args:
-        config: the model.
-        params: its parameters, as ``lm.init`` makes them.
-        steps: tokens of one measurement.
-        repeats: measurements of each model, of which the medians count.
-
-    Returns:
-        decode_tokens_per_second; dense_decode_tokens_per_second and decode_speedup, both None for a dense model.
-    """
-    lm = language_model(config)
-    laid_out = decode_params(params, config)
-    if config.method == "dense":
-        speed = decode_speed(lm, laid_out, steps=steps, repeats=repeats)
-        return {
-            "decode_tokens_per_second": speed,
-            "dense_decode_tokens_per_second": None,
-            "decode_speedup": None,
-        }
-    dense_config = dataclasses.replace(config, method="dense")
-    dense_lm = language_model(dense_config)
-    dense_params = decode_params(jax.jit(dense_lm.init)(jax.random.key(0)), dense_config)
-    _seconds(lm, laid_out, steps)
-    _seconds(dense_lm, dense_params, steps)
-    times = [(_seconds(lm, laid_out, steps), _seconds(dense_lm, dense_params, steps)) for _ in range(repeats)]
-    speed, dense_speed = (steps / statistics.median(column) for column in zip(*times, strict=True))
-    return {
-        "decode_tokens_per_second": speed,
-        "dense_decode_tokens_per_second": dense_speed,
-        "decode_speedup": speed / dense_speed,
-    }

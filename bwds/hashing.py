@@ -10,7 +10,7 @@ def hashed_scores(x: Float[Array, "*b K"], num_blocks: int) -> Float[Array, "*b 
 
     Any flipped sign gives other scores altogether. Values are not hashed, so that rounding, which differs between
     compilations, seldom matters: evaluation of the same text chooses the same blocks. A feature that dropout sets to
-    zero counts as not positive, so in training with dropout every occurrence of a word chooses anew.
+    zero counts as not positive, so in training with dropout every occurrence of a token chooses anew.
 
     Args:
         x: input [..., K].

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bwds.array_types import Array, Bool, Float
-from bwds.collectives import MODEL, all_columns, own_columns, summed, whole_shape
+from bwds.collectives import MODEL, all_gather_columns, global_shape, local_columns, psum
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
 from bwds.gating import gate_scores, gate_values, init_gate, score_terms, select_blocks
@@ -32,7 +32,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
-from pallas_kernels.gated import fuses, gated_matmul
+from pallas_kernels.gated.api import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
 
 Params = dict[str, Any]
@@ -146,7 +146,7 @@ def prepare(params: Params, options: GateOptions | None) -> Params:
         return params
     kernel, (r, c) = params["kernel"], options.grid
     whole = kernel.ndim == 2
-    return with_norms(params, (kernel.shape[0] // r, whole_shape(kernel)[1] // c) if whole else kernel.shape[2:])
+    return with_norms(params, (kernel.shape[0] // r, global_shape(kernel)[1] // c) if whole else kernel.shape[2:])
 
 
 @takes_explicit_axes(lambda params, x, *_, **__: (rows_as(x, None), rows_as(x, None, None)))
@@ -200,7 +200,7 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
-    y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
+    y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
 
 
@@ -224,15 +224,15 @@ def input_cotangents(
     """Cotangents of the input and, if they have any, of the scores; ``dy`` has the columns that are here."""
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
-        return summed(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
-    gates = own_columns(gating.gates, kernel)
+        return psum(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
+    gates = local_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":
-        return summed(dx), None
+        return psum(dx), None
     scores, kept = gating.scores, gating.kept
     assert scores is not None
     assert kept is not None
-    dx, dgates = summed(dx), all_columns(dgates)
+    dx, dgates = psum(dx), all_gather_columns(dgates)
     _, pull_values = jax.vjp(lambda s: options.values(s, kept), scores)
     (dscores,) = pull_values(dgates)
     _, pull_scores = jax.vjp(lambda x: gate_scores(params["gate"], x, options.grid, options.source), x)
@@ -256,7 +256,7 @@ def parameter_cotangents(
         rows = tuple(range(x.ndim - 1))
         dkernel = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
         return {"kernel": dkernel.astype(kernel.dtype)}
-    gates = own_columns(gating.gates, kernel)
+    gates = local_columns(gating.gates, kernel)
     dkernel = block_sparse_weight_gradient(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":
         return {"kernel": dkernel, "gate": None}

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
-from bwds.collectives import all_columns, own_columns
+from bwds.collectives import all_gather_columns, local_columns
 from bwds.config import ModelConfig
 from bwds.counts import Count, kept_count
 from bwds.linear import (
@@ -126,7 +126,7 @@ def _step(
 ) -> tuple[LSTMCarry, _Saved]:
     h_in = carry.h.astype(z.dtype)
     recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
-    total = all_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
+    total = all_gather_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
     i, f, g, o = jnp.split(total, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     c = f * carry.c + i * g
@@ -178,7 +178,7 @@ def _recurrence_bwd(options, known, residuals, cotangents):
             dc * i * (1 - g**2),
             dh * saved.tanh_c * o * (1 - o),
         ]
-        dz = own_columns(jnp.concatenate(dz, -1), params["kernel"])
+        dz = local_columns(jnp.concatenate(dz, -1), params["kernel"])
         dh_in, dscores = input_cotangents(matrices, saved.h, saved.gating, dz.astype(dtype), options)
         return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
 from bwds.array_types import Array, Bool, Float, Integer
-from bwds.collectives import MODEL, averaged, look_up
+from bwds.collectives import MODEL, look_up, pmean
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
 from bwds.linear import Params, block_major, cast_matrices, with_norms, without_norms
@@ -156,7 +156,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
         if config.method in ("static-block", "magnitude"):
             kernels = recurrent_kernels(params).values()
-            density = averaged(jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean(), MODEL)
+            density = pmean(jnp.stack([jnp.count_nonzero(k) / k.size for k in kernels]).mean(), MODEL)
         return logits, tuple(carry_out), Info(density, used, output_square, output_change)
 
     def init_carry(batch: Any) -> tuple[Any, ...]:

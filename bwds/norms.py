@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from bwds.arguments import as_array, plain
 from bwds.array_types import Array, Float
 from bwds.checks import require
-from bwds.collectives import all_columns, whole_shape
+from bwds.collectives import all_gather_columns, global_shape
 from pallas_kernels.explicit_axes import takes_explicit_axes
 
 # Where squares leave the range of float32 norms are infinite, and infinity times zero is no number. All that is larger
@@ -40,9 +40,9 @@ def block_norms(w: Float[Array, "..."], block_shape: tuple[int, int]) -> Float[A
     """
     w = lax.stop_gradient(w).astype(jnp.float32)
     if w.ndim == 4:
-        return all_columns(_norm(w, (2, 3)).T)
+        return all_gather_columns(_norm(w, (2, 3)).T)
     bk, bn = block_shape
-    return all_columns(_norm(w.reshape(w.shape[0] // bk, bk, w.shape[1] // bn, bn), (1, 3)))
+    return all_gather_columns(_norm(w.reshape(w.shape[0] // bk, bk, w.shape[1] // bn, bn), (1, 3)))
 
 
 def norm_scores(x: Float[Array, "*b K"], norms: Float[Array, "R C"]) -> Float[Array, "*b R C"]:
@@ -72,7 +72,7 @@ def known_norms(params: Any, num_features: int, grid: tuple[int, int], w: Any) -
     require(not gate, f"params hold {', '.join(gate)} and w is given; the source 'norm' takes one of the two.")
     w = as_array("w", w)
     # Under ``shard_map`` a device may have its share of the columns.
-    columns = {2: lambda: whole_shape(w)[1], 4: lambda: c * w.shape[3]}.get(w.ndim, lambda: 0)()
+    columns = {2: lambda: global_shape(w)[1], 4: lambda: c * w.shape[3]}.get(w.ndim, lambda: 0)()
     block = (num_features // r, columns // c)
     right = w.shape[0] == num_features if w.ndim == 2 else w.shape == (c, r, *block)
     require(

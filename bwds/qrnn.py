@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
-from bwds.collectives import all_columns
+from bwds.collectives import all_gather_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
 from bwds.serialization import serializable
@@ -89,7 +89,7 @@ def qrnn(
     before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
     window = jnp.concatenate([before, x], axis=-1)
     total, gating = linear(params["input"], window, options, config.sparsity if sparsity is None else sparsity)
-    total = all_columns(total.astype(jnp.float32) + params["bias"][None, None, :])
+    total = all_gather_columns(total.astype(jnp.float32) + params["bias"][None, None, :])
     z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
     c = pool(jax.nn.sigmoid(f), jnp.tanh(z), carry.c)
     y = (jax.nn.sigmoid(o) * c).swapaxes(0, 1).astype(x.dtype)

@@ -6,7 +6,7 @@ from typing import Literal
 from bwds.checks import require, require_at_least, require_choice, require_rates, require_seed, require_types
 from bwds.sparsity import schedule_steps
 
-Optimizer = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "adamw"]
 SparsitySchedule = Literal["constant", "cubic"]
 Tokens = Literal["word", "character", "subword"]
 FEWEST_SUBWORDS = 300
@@ -59,7 +59,7 @@ class DataConfig:
 class OptimConfig:
     """The optimiser."""
 
-    name: Optimizer = "adamw"
+    name: OptimizerName = "adamw"
     """sgd: learning rate held, then cut by plateaus or in steps; adamw: warm-up and cosine decay."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
@@ -80,13 +80,13 @@ class OptimConfig:
     activation_penalty: float = 0.0
     """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
     slowness_penalty: float = 0.0
-    """Weight in the objective of its mean squared change from step to step, before dropout (TAR)."""
+    """Weight of temporal activation regularisation: its mean squared change from step to step, before dropout (TAR)."""
     ema_decay: float = 0.0
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_choice("optimiser name", self.name, Optimizer)
+        require_choice("optimiser name", self.name, OptimizerName)
         require(
             0.0 < self.learning_rate < 3.4e38,
             f"learning_rate is {self.learning_rate}; it must be positive and less than 3.4e38, as float32 is.",

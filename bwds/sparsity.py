@@ -31,7 +31,7 @@ def schedule_steps(steps: int, *, begin: float, end: float, every: int) -> range
     if first >= last:
         raise ValueError(
             f"steps is {steps}; the sparsity would have to rise between step {first} and step {last}: take more steps "
-            "or a larger --train.sparsity-end."
+            "or a larger sparsity_end."
         )
     return range(first, last + 1, min(every, last - first))
 

@@ -30,7 +30,7 @@ def require_turns(turns: int) -> None:
         raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
 
 
-def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[str, Timing]:
+def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[Any, Timing]:
     """Seconds of each call, compiled and warm.
 
     Before its turn each function is called once more: memory that the one before it took is still being given back

@@ -1,5 +1,7 @@
-"""The dense product, as XLA has it but for one case: few rows of bfloat16 on a CPU, where XLA's is many times slower
-than in float32. What leaving blocks out gains there would be lost again in a gate's scores and in the softmax.
+"""The dense product: XLA's own, except for few rows of bfloat16 on a CPU.
+
+There XLA's product is many times slower than in float32. The time that skipping blocks saves would be lost again in a
+gate's scores and in the softmax.
 """
 
 import functools
@@ -9,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.block_sparse.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
 from pallas_kernels.mesh_axes import alike, zeros
 from pallas_kernels.sizes import at_most, is_known
-from pallas_kernels.xla_decode import STREAMED_ROWS, STREAMS, sliceable, widen
 
 SMALL = 2**21
-"""Bytes of ``w`` up to which XLA's product is as fast with one row and faster with four: it lies in a cache then."""
+"""Bytes of ``w`` that fit a cache: up to this size XLA's product is as fast for one row and faster for four."""
 
 
 def matmul(x, w):
@@ -37,7 +39,7 @@ def _plain(x, w):
 
 @jax.custom_jvp
 def _streamed(x, w):
-    """Reads ``STREAMS`` rows of ``w`` in turn, where they lie; see ``xla_decode``."""
+    """Reads ``STREAMS`` rows of ``w`` in turn and in place; see ``block_sparse.xla_decode``."""
     x, w = alike(x, w)
     k, n = w.shape
     scales = x.astype(jnp.float32).reshape(-1, k)
@@ -49,7 +51,7 @@ def _streamed(x, w):
         return y + functools.reduce(jnp.add, (row(i * STREAMS + j) for j in range(STREAMS)))
 
     def body(i, y):
-        # In a branch, or XLA would make a copy of the whole weight outside of the loop.
+        # A branch, because XLA would otherwise copy the whole weight outside of the loop.
         return lax.cond(i >= 0, functools.partial(step, i), lambda y: y, y)
 
     y = lax.fori_loop(0, k // STREAMS, body, zeros((scales.shape[0], n), x))

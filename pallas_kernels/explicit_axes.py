@@ -1,7 +1,7 @@
-"""Arrays on a mesh of Explicit axes, as ``jax.make_mesh`` makes them: there the sharding is part of the type.
+"""Arrays on a mesh of Explicit axes, the default of ``jax.make_mesh``: there the sharding is part of the type.
 
-The loops here say nothing about shardings, and JAX asks every operation on such arrays to. So a public function runs as
-on a mesh of Auto axes, where XLA spreads the work, and says what sharding its results have.
+JAX asks every operation on such arrays for a sharding, and the loops of this package name none. So a public function
+runs as on a mesh of Auto axes, where XLA chooses the shardings inside, and declares the shardings of its results.
 """
 
 import functools
@@ -19,10 +19,11 @@ Result = TypeVar("Result")
 def takes_explicit_axes(
     results: Callable[..., Any],
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Makes a function take arrays on a mesh with Explicit axes; without one nothing changes.
+    """Makes a function take arrays on a mesh with Explicit axes; without such a mesh nothing changes.
 
     Args:
-        results: of the function's arguments: the ``PartitionSpec`` of its results, a tree, or one for a whole branch.
+        results: takes the function's arguments and returns the ``PartitionSpec`` of its results: a tree of them, in
+            which one may stand for a whole subtree.
     """
 
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -55,12 +56,12 @@ def takes_explicit_axes(
 
 
 def spec_of(array: Any) -> PartitionSpec:
-    """How an array is spread, with an entry for every dimension."""
+    """How an array is sharded, with an entry for every dimension."""
     return jax.typeof(array).sharding.spec
 
 
 def rows_as(x: Any, *trailing: Any) -> PartitionSpec:
-    """Leading dimensions spread as those of ``x`` [..., K], and others."""
+    """Leading dimensions sharded as those of ``x`` [..., K], then the ``trailing`` ones, without repeating an axis."""
     leading = tuple(spec_of(x))[:-1]
     taken = {axis for axes in leading for axis in (axes if isinstance(axes, tuple) else (axes,))}
     return PartitionSpec(*leading, *(None if axis in taken else axis for axis in trailing))

@@ -14,7 +14,7 @@ def block_shape(w, gates) -> tuple[int, int]:
 
 @takes_explicit_axes(lambda w, block_shape: PartitionSpec(*tuple(spec_of(w))[::-1], None, None))
 def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Shaped[Array, "C R bk bn"]:
-    """Lays a weight [K, N] out block by block, [C, R, K/R, N/C], column blocks outermost.
+    """A weight [K, N] laid out block by block, [C, R, K/R, N/C], with column blocks outermost.
 
     Args:
         w: weight [K, N] of any dtype.

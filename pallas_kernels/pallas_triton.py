@@ -7,6 +7,6 @@ from jax.experimental.pallas import triton as pltriton
 
 __all__ = ["pl", "pltriton"]
 
-# jax 0.11 announced the end of this backend, and says so at every lowering: in the caller's jit, out of reach of a
-# context manager here. Nobody who only uses these kernels can act on it.
+# jax 0.11 deprecated this backend and warns at every lowering. That happens in the caller's jit, out of reach of a
+# context manager here, and someone who only uses these kernels can do nothing about it.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)

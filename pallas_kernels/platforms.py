@@ -1,9 +1,9 @@
 """A kernel of one platform in a program that may be lowered for another.
 
-``lax.platform_dependent`` traces the branches of all platforms, and a program exported for several at once lowers every
-branch for each of them, which Pallas refuses. So a kernel is a primitive here, of which only the types are known before
-lowering. It is traced when a program is lowered for its own platform, and nothing that is wrong with it, or that
-another jax takes away, shows elsewhere.
+``lax.platform_dependent`` traces the branches of all platforms. A program exported for several platforms at once lowers
+every branch for each of them, which Pallas refuses. So a kernel is a primitive here, and only its types are known
+before lowering. It is traced only when a program is lowered for its own platform. So an error in a kernel, or a change
+of Pallas in another jax, cannot break programs for other platforms.
 """
 
 import functools
@@ -25,10 +25,11 @@ def kernel_on(platform: str, function: Callable[..., Any], out: Any, *, is_branc
 
     Args:
         platform: one of ``PLATFORMS``.
-        function: of arrays. What calls it brings the rules for its derivatives and for vmap.
-        out: shapes and dtypes of its results, a tree of ``jax.ShapeDtypeStruct``. They differ along the mesh axes along
-            which the first operand does.
-        is_branch: it stands in a branch that other platforms hold, but do not take; else they refuse it.
+        function: takes and returns arrays. Its caller supplies the rules for derivatives and for vmap.
+        out: shapes and dtypes of its results, a tree of ``jax.ShapeDtypeStruct``. The results vary over the mesh axes
+            over which the first operand varies.
+        is_branch: whether it stands in a branch that programs for other platforms contain but never take. If not,
+            lowering for another platform is an error.
     """
 
     def call(*operands):

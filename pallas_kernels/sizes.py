@@ -1,6 +1,6 @@
-"""Choices that hang on sizes, also where a size is a symbol: ``jax.export`` for any batch or length.
+"""Decisions that depend on sizes, also where a size is a symbol: ``jax.export`` for any batch or length.
 
-Of a symbol only its constraints are known. What they do not decide gets the answer that is right for every size.
+Only the constraints of a symbol are known. Where they do not decide, the answer is one that is right for every size.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def at_most(size: Any, limit: int) -> bool:
 
 
 def is_known(*sizes: Any) -> bool:
-    """Whether they are numbers: what a kernel's grid is made of."""
+    """Whether all sizes are numbers, which a kernel's grid needs."""
     return all(isinstance(size, int) for size in sizes)
 
 

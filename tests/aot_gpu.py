@@ -1,6 +1,6 @@
 """Compiles the GPU kernels to machine code for an H200 on a machine that has no GPU, and prints what they need.
 
-    JAX_PLATFORMS=cpu python tests/aot_gpu.py [SIZE ...]
+    JAX_PLATFORMS=cpu python -m tests.aot_gpu [SIZE ...]
 
 With blocks of 128, or of the sizes that are named. One JSON object a line: function, dtype, rows, layout, precision of
 products, size of a block; the kernel's registers and bytes spilled
@@ -124,8 +124,7 @@ def compile_all(dump: Path, ptxas: str, sizes: list[int]) -> None:
     import jax
     import jax.numpy as jnp
 
-    sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton
+    from pallas_kernels.block_sparse import triton
 
     mesh, sharding = h200()
     k, n = INPUTS, OUTPUTS

@@ -1,6 +1,6 @@
-"""Compiles the loop of benchmarks/calls.py for an H200 on a machine that has no GPU, and prints what a call launches.
+"""Compiles the loop of benchmarks/measure/calls.py for an H200 without a GPU, and prints what a call launches.
 
-    JAX_PLATFORMS=cpu python tests/aot_gpu_calls.py
+    JAX_PLATFORMS=cpu python -m tests.aot_gpu_calls
 
 One JSON object a line: what is called, with how many weights; kernels of one turn of the loop, launches of whatever
 kind; the largest result in bytes of an instruction of that turn. Ends with status 3 where a compiler is missing, as
@@ -9,11 +9,10 @@ kind; the largest result in bytes of an instruction of that turn. Ends with stat
 
 import json
 import os
-import sys
 from types import SimpleNamespace
 
-from aot_gpu import HERE, h200, need_compiler
-from aot_gpu_decode import LAUNCHED
+from tests.aot_gpu import h200, need_compiler
+from tests.aot_gpu_decode import LAUNCHED
 
 HIDDEN, BLOCK, TURNS = 1536, 128, 32
 
@@ -22,11 +21,9 @@ def compile_all() -> None:
     import jax
     import jax.numpy as jnp
 
-    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
-    import kernels
-    from calls import chained
-    from hlo import executions, parse
-
+    from benchmarks.measure import kernels
+    from benchmarks.measure.calls import chained
+    from benchmarks.pod.hlo import executions, parse
     from bwds.linear import GateOptions
 
     mesh, sharding = h200()

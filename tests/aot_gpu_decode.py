@@ -1,6 +1,6 @@
 """Compiles greedy decoding for an H200 on a machine that has no GPU, and prints how many kernels a word takes.
 
-    JAX_PLATFORMS=cpu python tests/aot_gpu_decode.py
+    JAX_PLATFORMS=cpu python -m tests.aot_gpu_decode
 
 One JSON object a line: the model, streams and kernels of one step of the loop, launches of whatever kind. Before them
 what the kernel of the gates needs for the most scores that it takes. Ends with status 3 where a compiler is missing,
@@ -10,12 +10,11 @@ as ``aot_gpu``.
 import functools
 import json
 import os
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-from aot_gpu import HERE, dumping_flags, h200, need_compiler, resources
+from tests.aot_gpu import dumping_flags, h200, need_compiler, resources
 
 SETTINGS = {"vocab_size": 10_000, "hidden_size": 4096, "block_size": 128, "dtype": "bfloat16", "sparsity": 0.75}
 CASES = (
@@ -33,8 +32,7 @@ LAUNCHED = ("fusion", "custom-call", "copy", "reduce", "sort", "dot")
 def compile_gates(dump: Path, ptxas: str) -> None:
     import jax
 
-    sys.path.insert(0, str(HERE.parent))
-    from pallas_kernels import triton_gates
+    from pallas_kernels.gated import triton_gates
 
     mesh, sharding = h200()
     n = GRID[0] * GRID[1]
@@ -53,9 +51,7 @@ def compile_all(steps: int = 32) -> None:
     import jax
     import jax.numpy as jnp
 
-    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
-    from hlo import executions, parse
-
+    from benchmarks.pod.hlo import executions, parse
     from bwds.config import ModelConfig
     from bwds.generate import greedy_rollout
     from bwds.model import decode_params, language_model

@@ -1,6 +1,6 @@
 """Compiles the training step of the paper's models for an H200 on a machine that has no GPU, and prints what it needs.
 
-    JAX_PLATFORMS=cpu python tests/aot_gpu_train.py
+    JAX_PLATFORMS=cpu python -m tests.aot_gpu_train
 
 One JSON object a line: preset, type of the products; kernels of ours in the program by name, each as often as a step
 runs it; bytes of memory that the step takes, its state included. Ends with status 3 where a compiler is missing, as
@@ -12,10 +12,9 @@ import functools
 import json
 import os
 import re
-import sys
 from collections import Counter
 
-from aot_gpu import HERE, h200, need_compiler
+from tests.aot_gpu import h200, need_compiler
 
 PRESET_NAMES = ("ptb-lstm", "ptb-qrnn")
 
@@ -25,9 +24,7 @@ def compile_all() -> None:
     import jax.numpy as jnp
     from jax.sharding import AxisType
 
-    sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
-    from hlo import executions, parse
-
+    from benchmarks.pod.hlo import executions, parse
     from bwds import PRESETS, language_model
     from bwds.collectives import DATA, MODEL
     from bwds.training.optim import make_optimizer

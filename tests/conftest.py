@@ -23,6 +23,8 @@ jaxtyping.install_import_hook(
     ["bwds", "pallas_kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+ROOT = Path(__file__).parents[1]
+
 # No deadline: the first call of a jitted function compiles it. The same examples in every CI run.
 hypothesis.settings.register_profile(
     "bwds", deadline=None, max_examples=25, derandomize="CI" in os.environ, print_blob=True
@@ -70,12 +72,12 @@ def no_compiler() -> Callable[[str], NoReturn]:
 
 @pytest.fixture(scope="session")
 def compile_for_a_gpu(no_compiler) -> Callable[..., list[dict[str, Any]]]:
-    """Runs a script beside the tests that compiles for a GPU ahead of time: what it prints, JSON lines."""
+    """Runs a module beside the tests that compiles for a GPU ahead of time: what it prints, JSON lines."""
 
     def run(script: str, *arguments: str) -> list[dict[str, Any]]:
-        command = [sys.executable, Path(__file__).with_name(script), *arguments]
+        command = [sys.executable, "-m", f"tests.{script}", *arguments]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
         if done.returncode == 3:
             no_compiler(done.stdout.strip())
         assert done.returncode == 0, done.stderr[-2000:]

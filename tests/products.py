@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 
-from pallas_kernels import from_block_major, reference, to_block_major
+from pallas_kernels import from_block_major, to_block_major
+from pallas_kernels.block_sparse import reference
+from tests import oracle
 
 NAMES = ("y", "dx", "dw", "dgates")
 

@@ -9,8 +9,9 @@ import oracle
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from pallas_kernels import block_sparse_matmul, mosaic_tpu, to_block_major
-from pallas_kernels.api import _choose
+from pallas_kernels import block_sparse_matmul, to_block_major
+from pallas_kernels.block_sparse import mosaic_tpu
+from pallas_kernels.block_sparse.api import _choose
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 P = PartitionSpec

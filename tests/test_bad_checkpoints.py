@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
+from bwds.digest import digest
 from bwds.model import language_model
-from bwds.training.checkpoint import DIGEST_FILE, Checkpoints, best_checkpoints, digest
+from bwds.training.checkpoint import DIGEST_FILE, Checkpoints, best_checkpoints
 from bwds.training.identity import identity
 from bwds.training.trained import load_params
 from bwds.training.workdir import claim_workdir, read_config

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import bounds, environment
+from benchmarks.command import script
+from benchmarks.measure import baselines, calls, kernels, train_step
+from benchmarks.measure.train_step import resized
 from bwds.config import Config, DataConfig, ModelConfig
+from bwds.timing import time_in_turns
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--hidden", "32", "--sparsity", "0.5"]
@@ -23,19 +28,17 @@ TINY = ["--hidden", "32", "--sparsity", "0.5"]
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Runs a benchmark by its ``main``; the lines that it wrote, by kind. What it measures first is small."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    calls, common = importlib.import_module("calls"), importlib.import_module("common")
 
     def run(name, *arguments):
-        module, output = importlib.import_module(name), tmp_path / "lines.jsonl"
+        module, output = importlib.import_module(f"benchmarks.measure.{name}"), tmp_path / "lines.jsonl"
         short = {
-            "matmul_rate": functools.partial(common.matmul_rate, size=64),
-            "copy_bandwidth": functools.partial(common.copy_bandwidth, megabytes=1),
+            "matmul_rate": functools.partial(bounds.matmul_rate, size=64),
+            "copy_bandwidth": functools.partial(bounds.copy_bandwidth, megabytes=1),
         }
         for function, smaller in short.items():
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, smaller)
-        quick = functools.partial(common.time_in_turns, least=1e-4)
+        quick = functools.partial(time_in_turns, least=1e-4)
         monkeypatch.setattr(calls, "time_in_turns", lambda cases, turns=3: quick(cases, turns=turns))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--output", str(output)])
         module.main()
@@ -82,7 +85,6 @@ def test_products_of_many_rows(command):
 
 
 def test_sharded_products_are_those_of_one_device(command):
-    kernels = importlib.import_module("kernels")
     args = argparse.Namespace(sparsity=[0.5], block=16, implementation=None, devices=8)
     x, w, _, gate = kernels.arrays(2, 64, 16, "float32", 2)
     options = kernels.GateOptions((4, 16))
@@ -106,7 +108,6 @@ def test_sharded_products_are_those_of_one_device(command):
 
 
 def test_calls_in_one_program_are_all_made_one_after_the_other(command):
-    calls = importlib.import_module("calls")
     made = []
 
     @jax.jit
@@ -171,7 +172,6 @@ def test_the_profile_of_a_word_has_every_part(command, cell):
 
 
 def test_training_steps(command, monkeypatch):
-    train_step = importlib.import_module("train_step")
     model = ModelConfig(vocab_size=20, cell="qrnn", num_layers=1, block_size=32)
     monkeypatch.setitem(train_step.PRESETS, "tiny", Config(model, DataConfig(batch_size=2, sequence_length=3)))
     arguments = ["tiny", "--hidden", "32", "--sparsity", "0.5", "0.75", "--turns", "3"]
@@ -185,7 +185,6 @@ def test_training_steps(command, monkeypatch):
 
 
 def test_another_width_has_blocks_of_128_where_they_fit(command):
-    train_step = importlib.import_module("train_step")
     widths = {hidden: train_step.resized("ptb-lstm-small", hidden, None).model for hidden in (None, 96, 1536)}
     assert [(m.hidden_size, m.block_size) for m in widths.values()] == [(256, 32), (96, 32), (1536, 128)]
 
@@ -194,9 +193,6 @@ def test_another_width_has_blocks_of_128_where_they_fit(command):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pytorch_beside_ours(command, dtype):
     pytest.importorskip("torch", reason="the baseline needs the extra bench")
-    import baselines
-    from train_step import resized
-
     config = resized("ptb-lstm-small", 16, dtype)
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=(4, 6), dtype=np.int32)
     step = baselines.training(config, tokens)["pytorch"]
@@ -233,40 +229,38 @@ MISTAKES = {
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
 def test_a_mistake_is_a_sentence_and_writes_nothing(command, arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        command(*arguments)
+        script(functools.partial(command, *arguments))
     assert end.value.code == 2
     assert MISTAKES[arguments] in capsys.readouterr().err
     assert not (tmp_path / "lines.jsonl").exists()
 
 
 def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
-    common = importlib.import_module("common")
-    found = common.environment()
+    found = environment.environment()
     assert len(found["revision"]) == 40
     assert found["modified"] in (True, False)
-    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: {3, 1})
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 4)
-    assert common.environment()["command"].startswith("taskset -c 1,3 python ")
-    monkeypatch.setattr(common.os, "cpu_count", lambda: 2)
-    assert common.environment()["command"].startswith("python ")
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {3, 1})
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 4)
+    assert environment.environment()["command"].startswith("taskset -c 1,3 python ")
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    assert environment.environment()["command"].startswith("python ")
 
 
 def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_path):
-    common = importlib.import_module("common")
     unknown = {"revision": "unknown", "modified": False}
     # A copy without a history: by itself, and in the repository of something else.
-    monkeypatch.setattr(common, "ROOT", tmp_path)
-    monkeypatch.setattr(common, "__file__", str(tmp_path / "benchmarks" / "common.py"))
-    assert common.revision() == unknown
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "benchmarks" / "environment.py"))
+    assert environment.revision() == unknown
     person = ["-c", "user.name=a", "-c", "user.email=b"]
     for words in (["init", "-q"], [*person, "commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert common.revision() == unknown
+    assert environment.revision() == unknown
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert common.environment().items() >= unknown.items()
+    assert environment.environment().items() >= unknown.items()
 
 
 def test_every_benchmark_answers_errors_in_one_place():
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         _, found, end = path.read_text().partition('if __name__ == "__main__":\n')
-        assert not found or end == "    script(main)\n" or end.startswith("    sys.exit(run(main, ")
+        assert not found or end == "    script(main)\n" or end.splitlines()[-1].startswith("    sys.exit(run(main, ")

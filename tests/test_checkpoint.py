@@ -13,8 +13,9 @@ import pytest
 import tiny_run
 
 from bwds.data import Vocabulary
+from bwds.digest import digest
 from bwds.training import checkpoint
-from bwds.training.checkpoint import Checkpoints, digest
+from bwds.training.checkpoint import Checkpoints
 from bwds.training.summary import read_summary
 from bwds.training.workdir import claim_workdir, config_differences, keep_config, read_config
 

@@ -1,5 +1,6 @@
 """The two scripts as a user meets them: what they print, their exit codes, and that killing one changes nothing."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -22,8 +23,8 @@ import tiny_run
 
 import bwds
 from bwds import cli, generate, model
+from bwds.cli import eval as eval_command
 from bwds.cli import train as train_command
-from bwds.cli.generate import Sampling, continued
 from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
 from bwds.presets import PRESETS
@@ -355,7 +356,7 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
     def refuse(path, _):
         raise OSError(f"{path} cannot be written: Read-only file system.")
 
-    monkeypatch.setattr("bwds.files.write_text", refuse)
+    monkeypatch.setattr("bwds.filesystem.write_text", refuse)
     code, out, err = call(capsys, "eval", "--workdir", str(finished[0]))
     assert code == 0
     assert "test perplexity: " in out
@@ -407,9 +408,59 @@ def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
     monkeypatch.setattr(generate, "generate", lambda *_, **__: np.array([0]))
     lm = model.language_model(config.model)
     for prompt, told in (("w1 zebra <unk> ape zebra", "no 'zebra', 'ape'; <unk> is read instead."), ("w1", "")):
-        text = continued(prompt, config, lm, lm.init(jax.random.key(0)), vocabulary, Sampling(1, 0.8, 0.95, 0))
+        options = eval_command.Options(workdir="", generate=prompt)
+        text = eval_command.write(options, config, lm, lm.init(jax.random.key(0)), vocabulary)
         assert text.startswith("w1 <unk> <unk> <unk> <unk>" if told else "w1")
         assert capsys.readouterr().err == (f"The vocabulary has {told}\n" if told else "")
+
+
+def test_banned_words_are_not_written(finished, capsys):
+    arguments = ["--workdir", str(finished[0]), "--generate", "w1", "--words", "20", "--temperature", "0"]
+    _, text, _ = call(capsys, "eval", *arguments)
+    banned = text.split()[1:4]
+    _, other, _ = call(capsys, "eval", *arguments, "--ban", *banned)
+    assert not set(banned) & set(other.split()[1:])
+
+
+def test_the_model_is_handed_on_as_one_file(finished, capsys, tmp_path):
+    workdir, file = finished[0], tmp_path / "model.safetensors"
+    call(capsys, "eval", "--workdir", str(workdir))
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    arguments = ["--workdir", str(workdir), "--export", str(file)]
+    code, out, _ = call(capsys, "eval", *arguments)
+    assert code == 0
+    assert f"bwds.load_model({str(file)!r})" in out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+    of_file, of_run = bwds.load(file), bwds.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, of_file.params, of_run.params)
+    for name in ("config", "vocabulary", "card", "parameters_sha256"):
+        assert getattr(of_file, name) == getattr(of_run, name)
+    tested = json.loads((workdir / "eval_test.json").read_text())["perplexity"]
+    figures = summary(workdir)
+    for part in ("text, ", f"validation {figures['validation_perplexity']:.2f}", f"test {tested:.2f}"):
+        assert part in of_file.card
+    generated = call(capsys, "eval", *arguments[:2], "--generate", "w1 w3", "--words", "9", "--temperature", "0")[1]
+    assert of_file.generate("w1 w3", length=9, temperature=0) == generated.rstrip("\n")
+
+    call(capsys, "eval", *arguments, "--checkpoint", "last", "--sparsity", "0.75")
+    last = bwds.load(file)
+    assert last.parameters_sha256 == figures["parameters_sha256"]
+    assert last.config == dataclasses.replace(of_file.config, sparsity=0.75)
+    assert "not measured" in last.card
+
+
+def test_a_dynamic_model_is_evaluated_at_another_sparsity(finished, capsys):
+    workdir = finished[0]
+    _, own, _ = call(capsys, "eval", "--workdir", str(workdir))
+    kept = (workdir / "eval_test.json").read_bytes()
+    assert call(capsys, "eval", "--workdir", str(workdir), "--sparsity", "0.5")[1] == own
+    _, other, _ = call(capsys, "eval", "--workdir", str(workdir), "--sparsity", "0.75")
+    written = json.loads((workdir / "eval_test_sparsity_0.75.json").read_text())
+    assert other.splitlines()[-1] == f"test perplexity: {written['perplexity']:.2f}"
+    assert other.splitlines()[-1] != own.splitlines()[-1]
+    assert (written["density"], written["sparsity"]) == (0.25, 0.75)
+    assert (workdir / "eval_test.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize(
@@ -418,8 +469,13 @@ def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
         (["--generate", "w1 zebra"], "'zebra' is not in the vocabulary"),
         (["--generate", "w1", "--top-p", "1.5"], "top_p is 1.5"),
         (["--generate", "w1", "--temperature", "-1"], "temperature is -1.0"),
-        (["--generate", "w1", "--words", "0"], "number of words is 0"),
+        (["--generate", "w1", "--words", "0"], "number of tokens is 0"),
         (["--generate", "w1", "--seed", str(2**32)], "seed is 4294967296"),
+        (["--generate", "w1", "--ban", "zebra"], "no 'zebra' to ban"),
+        (["--generate", "w1", "--export", "m"], "Both --generate and --export"),
+        (["--export", "s3://bucket/m"], "--export is 's3://bucket/m', an address; only files"),
+        (["--export", ""], "--export is empty; give the name of a file"),
+        (["--sparsity", "1"], "sparsity is 1.0"),
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
         (["--data.directory", "/nowhere"], "/nowhere"),

@@ -17,7 +17,7 @@ from bwds.hashing import hashed_scores
 from bwds.linear import GateOptions, apply_linear, init_linear
 from bwds.model import language_model
 from bwds.training.optim import make_optimizer
-from bwds.training.pruning import constrain
+from bwds.training.pruning import hold_fixed
 from bwds.training.step import init_state, train_step
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -159,7 +159,7 @@ def test_what_training_changes(cell, source, name):
     model = ModelConfig(vocab_size=9, hidden_size=8, block_size=4, cell=cell, gate_rank=2, gate_source=source)
     optim = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5, warmup_steps=1)
     config = Config(model=model, optim=optim)
-    lm, optimizer = language_model(model), constrain(make_optimizer(optim, 10), config)
+    lm, optimizer = language_model(model), hold_fixed(make_optimizer(optim, 10), config)
     state = init_state(lm, optimizer, jax.random.key(0), batch_size=2)
     before = jax.tree.map(np.asarray, state.params)
     tokens = np.random.default_rng(0).integers(9, size=(2, 5), dtype=np.int32)

@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from products import assert_matches, expected, problem, without_nan
 
-from pallas_kernels import mosaic_tpu, mosaic_tpu_plan, reference, triton, xla
+from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_plan, reference, triton, xla
 
 # Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

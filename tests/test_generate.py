@@ -1,5 +1,8 @@
 """Sampling against NumPy, generation against the model itself, and how decoding speed is measured."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bwds import generate as module
+from bwds import decode_speed as module
 from bwds.config import ModelConfig
-from bwds.generate import compare_decode_speed, decode_speed, generate, greedy_rollout, sample
+from bwds.decode_speed import compare_decode_speed, decode_speed
+from bwds.generate import generate, greedy_rollout, sample, stream
 from bwds.model import decode_params, language_model
+from bwds.sampling import choice, choose
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -145,21 +150,95 @@ def test_only_a_nucleus_sorts_the_vocabulary(lm, params, temperature, top_p, sor
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"length": 0}, "number of words is 0"),
+        ({"length": 0}, "number of tokens is 0"),
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, r"top_p is 0\.0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
+        ({"sparsity": 1.0}, r"sparsity is 1\.0"),
+        ({"ban": [17]}, "ban go from 0 to 17"),
+        ({"ban": range(17)}, "ban holds all 17 tokens"),
+        ({"prompt_ids": []}, r"shape \(0,\); they must be \[P\] with at least one token"),
+        ({"prompt_ids": [[1], []]}, r"shape \(0,\)"),
+        ({"prompt_ids": 3}, r"shape \(\)"),
+        ({"prompt_ids": np.zeros((0, 3), int)}, "hold no prompt"),
+        ({"prompt_ids": [[1, 17]]}, "prompt_ids go from 0 to 17"),
     ],
 )
 def test_arguments_out_of_range_are_named(lm, params, arguments, message):
     with pytest.raises(ValueError, match=message):
-        generate(lm, params, PROMPT, **({"key": jax.random.key(0), "length": 3} | arguments))
+        generate(lm, params, **({"prompt_ids": PROMPT, "key": jax.random.key(0), "length": 3} | arguments))
 
 
 def test_an_empty_prompt_is_named(lm, params):
     with pytest.raises(ValueError, match="at least one token"):
         generate(lm, params, np.zeros(0, np.int32), key=jax.random.key(0), length=3)
+
+
+PROMPTS = [[3, 5, 1, 9], [7], [4, 4, 16, 2]]
+
+
+@pytest.mark.parametrize(("cell", "temperature"), [("lstm", 0.7), ("qrnn", 0.0)])
+def test_prompts_of_any_lengths_give_what_each_gives_alone(cell, temperature):
+    config = dataclasses.replace(CONFIG, cell=cell)
+    model = language_model(config)
+    params = decode_params(jax.tree.map(lambda p: 6 * p, model.init(jax.random.key(0))), config)
+    key, options = jax.random.key(2), {"length": 9, "temperature": temperature}
+    together = generate(model, params, PROMPTS, key=key, **options)
+    for number, (row, prompt) in enumerate(zip(together, PROMPTS, strict=True)):
+        alone = generate(model, params, prompt, key=jax.random.fold_in(key, number), **options)
+        np.testing.assert_array_equal(row, alone)
+    assert len({tuple(row) for row in together.tolist()}) == 3
+
+
+def test_prompts_of_one_length_are_an_array_too(lm, params):
+    prompts = np.array([[3, 5], [1, 2]])
+    found = generate(lm, params, jnp.asarray(prompts), key=jax.random.key(0), length=5)
+    np.testing.assert_array_equal(found, generate(lm, params, prompts.tolist(), key=jax.random.key(0), length=5))
+    assert found.shape == (2, 5)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPTS])
+def test_a_stream_gives_the_same_tokens(lm, params, prompt):
+    options = {"key": jax.random.key(3), "temperature": 0.8, "top_p": 0.9, "ban": [2]}
+    wanted = np.asarray(generate(lm, params, prompt, length=6, **options))
+    found = list(stream(lm, params, prompt, length=6, **options))
+    np.testing.assert_array_equal(np.stack(found, -1), wanted)
+    endless = itertools.islice(stream(lm, params, prompt, **options), 6)
+    np.testing.assert_array_equal(np.stack(list(endless), -1), wanted)
+    assert all(isinstance(token, int) for token in found) == (prompt is PROMPT)
+
+
+def test_a_stream_refuses_bad_arguments_before_it_is_read(lm, params):
+    with pytest.raises(ValueError, match="number of tokens is 0"):
+        stream(lm, params, PROMPT, key=jax.random.key(0), length=0)
+
+
+def test_banned_tokens_are_never_taken_and_the_best_of_the_others_is(lm, params):
+    options = {"key": jax.random.key(0), "length": 12, "temperature": 0.0}
+    ban = [int(generate(lm, params, PROMPT, **options)[0]), 0]
+    ids = generate(lm, params, PROMPT, ban=ban, **options)
+    text = np.concatenate([PROMPT, ids])
+    logits, _, _ = jax.jit(lm.apply)(params, text[None, :-1], lm.init_carry(1))
+    allowed = np.delete(np.arange(17), ban)
+    best = allowed[np.asarray(logits)[0, len(PROMPT) - 1 :][:, allowed].argmax(-1)]
+    np.testing.assert_array_equal(ids, best)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_banned_tokens_are_never_drawn(top_p):
+    keys, logits = jax.random.split(jax.random.key(0), 300), jnp.zeros((300, 5)).at[:, 1].set(3.0)
+    found = np.asarray(choose(choice(2.0, top_p, [1, 4], 5), keys, logits))
+    assert set(found) == {0, 2, 3}
+
+
+def test_at_another_sparsity_it_is_the_model_of_that_sparsity(lm, params):
+    other = language_model(dataclasses.replace(CONFIG, sparsity=0.8))
+    options = {"key": jax.random.key(0), "length": 12, "temperature": 0.0}
+    found = generate(lm, params, PROMPT, sparsity=0.8, **options)
+    np.testing.assert_array_equal(found, generate(other, params, PROMPT, **options))
+    assert found.tolist() != generate(lm, params, PROMPT, **options).tolist()
+    np.testing.assert_array_equal(list(stream(lm, params, PROMPT, sparsity=0.8, **options)), found)
 
 
 @pytest.fixture

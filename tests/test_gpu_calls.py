@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.slow
 def test_a_call_more_is_a_call_more_and_copies_no_weight(compile_for_a_gpu):
     found = defaultdict(list)
-    for line in compile_for_a_gpu("aot_gpu_calls.py"):
+    for line in compile_for_a_gpu("aot_gpu_calls"):
         found[line["call"]].append(line)
     assert found.keys() == {"dense", "product", "layer", "gradients"}
     for call, (one, five) in found.items():

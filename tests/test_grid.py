@@ -7,6 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality import grid
+from benchmarks.quality.grid import (
+    GATES,
+    HEADLINE,
+    PAPER,
+    PUBLISHED,
+    SIZES,
+    SMALL,
+    SPARSITIES,
+    SWEEP,
+    SWEPT,
+    TUNED,
+    cells,
+    matching,
+    read_line,
+    shortened,
+    sweep,
+    swept_as,
+    variants,
+    with_dropout,
+)
 from bwds import PRESETS, cost
 from bwds.cli import train as train_script
 from bwds.training.devices import MeshConfig
@@ -15,14 +36,7 @@ from bwds.training.optim import learning_rate_schedule
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
 def test_names_are_unique_and_every_variant_has_its_seeds():
-    from grid import HEADLINE, PUBLISHED, SIZES, cells, sweep, variants, with_dropout
-
     made = cells()
     assert max(Counter(cell.name for cell in made).values()) == 1
     for preset in SIZES:
@@ -33,8 +47,6 @@ def test_names_are_unique_and_every_variant_has_its_seeds():
 
 
 def test_the_command_of_a_cell_is_its_configuration():
-    from grid import cells
-
     # One cell of each set of options.
     for cell in {(cell.preset, *cell.options): cell for cell in cells()}.values():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
@@ -45,14 +57,10 @@ def test_the_command_of_a_cell_is_its_configuration():
 
 
 def test_no_two_cells_are_the_same_run():
-    from grid import cells
-
     assert max(Counter(cell.config() for cell in cells()).values()) == 1
 
 
 def test_dense_of_equal_cost_costs_what_dynamic_does():
-    from grid import GATES, PAPER, SMALL, SPARSITIES, cells
-
     costs = {cell.name: cost(cell.config()).total for cell in cells()}
     for preset in (*SMALL, *PAPER):
         for s in SPARSITIES:
@@ -62,8 +70,6 @@ def test_dense_of_equal_cost_costs_what_dynamic_does():
 
 
 def test_without_a_gate_blocks_are_all_that_it_costs():
-    from grid import PAPER, SMALL, SPARSITIES, variants
-
     for preset in (*SMALL, *PAPER):
         made = variants(preset)
         for s in SPARSITIES:
@@ -77,8 +83,6 @@ def test_without_a_gate_blocks_are_all_that_it_costs():
 
 
 def test_patterns_choose_cells():
-    from grid import matching
-
     assert [cell.name for cell in matching(["ptb-lstm/dense/*"])] == [f"ptb-lstm/dense/seed{i}" for i in range(3)]
     assert len(matching(["*", "ptb-lstm/*"])) == len(matching(["*"]))
     with pytest.raises(ValueError, match="No cell is called 'ptb-gru/"):
@@ -86,8 +90,6 @@ def test_patterns_choose_cells():
 
 
 def test_cells_differ_from_their_preset_only_in_what_is_compared():
-    from grid import SIZES, SWEEP, cells, sweep, with_dropout
-
     compared = {"model.method", "model.sparsity", "model.hidden_size", "model.magnitude_unit", "model.gate_source"}
     compared |= {
         "model.gate_activation",
@@ -103,8 +105,6 @@ def test_cells_differ_from_their_preset_only_in_what_is_compared():
 
 
 def test_every_variant_takes_what_the_sweep_chose_for_its_method():
-    from grid import PAPER, SMALL, SWEPT, swept_as, variants
-
     for preset in (*SMALL, *PAPER):
         made = variants(preset)
         for name, options in made.items():
@@ -116,8 +116,6 @@ def test_every_variant_takes_what_the_sweep_chose_for_its_method():
 
 
 def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch):
-    import grid
-
     plain = {cell.name: cell.options for cell in grid.cells()}
     monkeypatch.setattr(grid, "TUNED", {("ptb-lstm-small", "dynamic-softplus-0.5"): "adamw-0.002"})
     changed = {cell.name: cell for cell in grid.cells() if cell.options != plain[cell.name]}
@@ -129,8 +127,6 @@ def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch)
 
 
 def test_the_sweep_tries_the_preset_and_the_same_for_every_method():
-    from grid import SMALL, SWEEP, SWEPT, sweep, variants
-
     for preset in SMALL:
         chosen = PRESETS[preset].optim
         assert (chosen.name, SWEEP["sgd-20"]) == ("sgd", {"optim.learning_rate": chosen.learning_rate})
@@ -144,8 +140,6 @@ def test_the_sweep_tries_the_preset_and_the_same_for_every_method():
 
 def test_what_is_tuned_is_what_the_sweep_says():
     """The optimiser and rate with the lowest validation perplexity, once every run of a method is there."""
-    from grid import SMALL, SWEEP, SWEPT, TUNED, cells, read_line
-
     lines = {cell.name: read_line(cell, ROOT / "benchmarks/results/quality") for cell in cells()}
     assert TUNED.keys() <= {(preset, variant) for preset in SMALL for variant in SWEPT}
     for preset in SMALL:
@@ -159,8 +153,6 @@ def test_what_is_tuned_is_what_the_sweep_says():
 
 
 def test_shorter_runs_halve_the_rate_at_their_end():
-    from grid import matching, shortened
-
     (cell,) = matching(["ptb-lstm/magnitude-0.5/seed1"])
     short = shortened(cell, 10)
     config = short.config()

@@ -1,5 +1,6 @@
 """benchmarks/hardware.py: parts in order until the time is up, whole lines whenever it ends, a page that is true."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,6 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from benchmarks.measure import hardware as script
+from benchmarks.measure.hardware_page import pays
+from benchmarks.measure.hardware_parts import LARGE, SMALL, Part
+from benchmarks.quality.paper_table import one_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,10 +40,9 @@ sys.exit(int(code))
 @pytest.fixture
 def hardware(monkeypatch, tmp_path):
     """The module, with parts of this test's own and a second to spare."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import hardware
-
+    hardware = script
     (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/__init__.py").touch()
     (tmp_path / "benchmarks/part.py").write_text(PART)
     monkeypatch.setattr(hardware, "ROOT", tmp_path)
     monkeypatch.setattr(hardware, "platform", lambda: "cpu")
@@ -50,7 +55,7 @@ def hardware(monkeypatch, tmp_path):
 
 def run(hardware, monkeypatch, tmp_path, parts, *arguments, minutes=1.0):
     """Lines, the page, and the parts that began."""
-    made = tuple(hardware.Part(name, f"tells {name}", 20, f"part.py {name},{how}") for name, how in parts.items())
+    made = tuple(Part(name, f"tells {name}", 20, f"part {name},{how}") for name, how in parts.items())
     monkeypatch.setattr(hardware, "SMALL", made)
     hardware.main([f"--minutes={minutes}", f"--output={tmp_path / 'out'}", *arguments])
     lines = [json.loads(line) for line in (tmp_path / "out/lines.jsonl").read_text().splitlines()]
@@ -141,7 +146,7 @@ def test_a_signal_ends_the_part_and_leaves_a_page(sign, tmp_path):
     assert "- right: not run" in (output / "summary.md").read_text()
 
 
-def test_from_which_width_on_skipping_pays(hardware):
+def test_from_which_width_on_skipping_pays():
     def line(hidden, sparsity, over_dense, over_other=9.0):
         ratios = {"speedup_over_dense": over_dense, "speedup_over_pytorch": over_other}
         return {
@@ -152,18 +157,15 @@ def test_from_which_width_on_skipping_pays(hardware):
             "sparsity": sparsity,
         } | ratios
 
-    assert hardware.pays([]) is None
+    assert pays([]) is None
     lines = [line(512, 0.5, 0.9), line(1024, 0.5, 1.1), line(512, 0.9, 1.2), line(1024, 0.9, 2.0, over_other=0.9)]
-    assert hardware.pays(lines) == (
+    assert pays(lines) == (
         "Skipping pays here: at sparsity 0.5 from 1024 on, at sparsity 0.9 at no width, "
         "against the best dense model timed."
     )
 
 
 def test_the_epochs_that_fit_count_all_runs_that_share_the_device(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from paper_table import one_step
-
     logs = []
     for name, speeds in {"dense": (None, 900.0, 1000.0), "dynamic": (None, 100.0, 250.0)}.items():
         lines = [{"step": i, "split": "train", "tokens_per_second": speed} for i, speed in enumerate(speeds)]
@@ -176,13 +178,10 @@ def test_the_epochs_that_fit_count_all_runs_that_share_the_device(monkeypatch, t
 
 
 def test_every_part_is_a_command_of_the_benchmarks():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import hardware
-
-    for parts in (hardware.LARGE, hardware.SMALL):
+    for parts in (LARGE, SMALL):
         assert len({part.name for part in parts}) == len(parts)
         for part in parts:
-            assert (ROOT / "benchmarks" / part.command.split()[0]).is_file()
+            assert importlib.util.find_spec(f"benchmarks.{part.command.split()[0]}") is not None
         # What has no limit of its own takes the rest.
         assert [part.seconds is None for part in parts] == [False] * (len(parts) - 1) + [True]
 

@@ -11,23 +11,14 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+from benchmarks.pod import hlo, hlo_counts
 
 
 def parse(text):
-    import hlo
-
     return hlo.parse(text)
 
 
 def counted(text):
-    import hlo_counts
-
     return {kind: tuple(found) for kind, found in hlo_counts.collectives(parse(text)).items()}
 
 
@@ -110,9 +101,6 @@ ENTRY %main (p: f32[8]) -> f32[4] {
 
 
 def test_a_program_in_the_form_of_the_tpu_compiler():
-    import hlo
-    import hlo_counts
-
     program = hlo.parse(PROGRAM)
     assert hlo.executions(program) == {"main": 1, "body": 10, "rows_of_a_table": 1}
     # 512 bytes ten times between 2 of 4 devices; 128 bytes gathered once, although two fusions name it.
@@ -137,7 +125,6 @@ def test_what_is_no_program_is_refused():
 
 def test_bytes_of_memory_on_a_real_program():
     """One elementwise step reads its operands and writes its result; a CPU has no other memory than that."""
-    import hlo_counts
 
     @functools.partial(jax.jit, donate_argnums=0)
     def add(x, y):

@@ -11,7 +11,8 @@ import numpy as np
 import oracle
 import pytest
 
-from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major, xla
+from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
+from pallas_kernels.block_sparse import xla
 
 IMPLEMENTATIONS = ("reference", "xla")
 ROWS = (1, 3, 16, 17, 70)

@@ -6,8 +6,8 @@ import numpy as np
 import oracle
 import pytest
 
-from pallas_kernels import triton_low_rank
-from pallas_kernels.low_rank import low_rank
+from pallas_kernels.gated import triton_low_rank
+from pallas_kernels.gated.low_rank import low_rank
 
 # Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

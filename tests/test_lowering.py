@@ -13,7 +13,8 @@ from bwds.linear import gate_options, linear
 from bwds.lstm import _step, init_lstm, init_lstm_carry, lstm
 from bwds.model import decode_params, language_model
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
-from pallas_kernels import largest, topk
+from pallas_kernels import largest
+from pallas_kernels.topk.search import MAX_SCORES
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -147,7 +148,7 @@ def test_decoding_on_an_accelerator_waits_for_nothing(platform, kernel, cell):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_nor_does_a_search_among_more_scores_than_a_kernel_takes(platform):
-    text = lowered(platform, largest, jnp.zeros((1, topk.MAX_SCORES + 1)), jnp.int32(7))
+    text = lowered(platform, largest, jnp.zeros((1, MAX_SCORES + 1)), jnp.int32(7))
     assert "custom_call" not in text
     assert_waits_for_nothing(text)
 

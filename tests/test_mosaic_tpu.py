@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from products import assert_matches, problem, run, without_nan
 
-from pallas_kernels import mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights
+from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights
 
 BLOCK = (128, 128)
 SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")

@@ -16,7 +16,7 @@ from bwds.cli import command
 from bwds.config import DataConfig
 from bwds.data import load_corpus, text
 from bwds.data.sources import SPLITS
-from bwds.data.tokens import make_tokenizer
+from bwds.tokens import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -184,13 +184,7 @@ def test_line_ends_of_two_characters_are_no_tokens(tmp_path):
             load_corpus(DataConfig(dataset="text", directory=str(write(tmp_path / name, content)), tokens=tokens))
             for name, content in (("windows", windows), ("unix", unix))
         ]
-        texts = [
-            "".join(
-                make_tokenizer(tokens, corpus.vocabulary).join(corpus.vocabulary.decode(getattr(corpus, split)))
-                for split in SPLITS
-            )
-            for corpus in corpora
-        ]
+        texts = ["".join(corpus.vocabulary.text(getattr(corpus, split)) for split in SPLITS) for corpus in corpora]
         assert texts[0].split("\n")[:150] == texts[1].split("\n")[:150]
         assert "\r" not in texts[0]
         assert "\ufeff" not in texts[0]
@@ -274,4 +268,4 @@ def test_a_vocabulary_that_was_changed_is_refused(tmp_path, capsys):
 def test_subwords_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match="'tokenizers', which is not installed: it comes with the extra 'train'"):
-        make_tokenizer("subword", load_corpus(DataConfig(dataset="pydoc")).vocabulary)
+        make_tokenizer("subword", ["<eos>"])

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from benchmarks.pod import pod_compile
+from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, language_model
 from bwds.collectives import DATA, MODEL
 from bwds.training.sharding import Placement
-from pallas_kernels.mosaic_tpu_plan import plan_tiles
+from pallas_kernels.block_sparse.mosaic_tpu_plan import plan_tiles
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu_pod_compile.jsonl"
@@ -28,11 +30,8 @@ TINY = Config(
 
 
 @pytest.fixture
-def pod(monkeypatch):
+def pod():
     """The benchmark, as a module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import pod_compile
-
     return pod_compile
 
 
@@ -160,8 +159,6 @@ CASES = [line for line in LINES if line["benchmark"] == "pod_compile"]
 
 
 def test_committed_lines_fit_the_chips(pod):
-    from tpus import chip_of
-
     plain = {(line["preset"], line["topology"]) for line in CASES if line["rows"] == 8 and line["model"] == 1}
     assert plain >= {(preset, topology) for preset in pod.PRESET_NAMES for topology in pod.TOPOLOGIES}
     for line in CASES:

@@ -19,7 +19,7 @@ from bwds.training.checkpoint import best_checkpoints
 from bwds.training.evaluation import eval_step
 from bwds.training.metrics import read_metrics
 from bwds.training.optim import make_optimizer, sparsity_at
-from bwds.training.pruning import constrain, magnitude_pruning
+from bwds.training.pruning import hold_fixed, magnitude_pruning
 from bwds.training.step import init_state, train_step
 from bwds.training.trained import load_params
 
@@ -48,7 +48,7 @@ def configuration(*, optimizer="adamw", **model):
 def states(config, *, scale=1.0):
     """The states before training and after each step; from the fifth on with a factor of the plateau rule."""
     lm = language_model(config.model)
-    optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
+    optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
     state = init_state(lm, optimizer, jax.random.key(3), batch_size=2)
     tokens = np.random.default_rng(0).integers(V, size=(STEPS, 2, 6), dtype=np.int32)
     found = [state]
@@ -170,7 +170,7 @@ def test_equal_weights_are_pruned_to_the_exact_number():
 def test_gradients_of_held_weights_are_not_clipped_with_the_others(method):
     config = configuration(method=method, optimizer="sgd", sparsity=0.75)
     *_, last = states(config)
-    optimizer = constrain(make_optimizer(config.optim, STEPS), config)
+    optimizer = hold_fixed(make_optimizer(config.optim, STEPS), config)
     zeros = jax.tree.map(jnp.zeros_like, last.params)
     kernel = last.params["layer_0"]["input"]["kernel"]
     live = jnp.where(kernel != 0, 0.001, 0.0)
@@ -212,7 +212,7 @@ def test_other_models_get_their_optimiser_back():
     for model in ({"method": "dense"}, {"gate_source": "bias"}, {}):
         config = configuration(**model)
         optimizer = make_optimizer(config.optim, STEPS)
-        assert constrain(optimizer, config) is optimizer
+        assert hold_fixed(optimizer, config) is optimizer
 
 
 class Killed(Exception):

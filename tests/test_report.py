@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import performance
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -14,12 +16,9 @@ matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra plot
 
 
 @pytest.fixture
-def report(monkeypatch):
+def report():
     """The module, as ``python benchmarks/report.py`` imports it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import report_performance
-
-    return report_performance
+    return performance
 
 
 def files(docs: Path) -> dict[str, bytes]:

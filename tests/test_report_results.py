@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.quality.grid import cells
+from benchmarks.quality.intervals import difference, mean, quantile
+from benchmarks.report.results import write
+
 ROOT = Path(__file__).parents[1]
 
 matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra plots")
-
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def line(cell, test, **changes):
@@ -43,8 +42,6 @@ def line(cell, test, **changes):
 
 def write_lines(folder, perplexities, preset="ptb-lstm-small", **changes):
     """Lines of some cells of a preset: {variant: [test perplexity of seed 0, 1, ...]}."""
-    from grid import cells
-
     for cell in cells():
         if cell.preset == preset and cell.seed < len(perplexities.get(cell.variant, [])):
             path = folder / "quality" / f"{cell.name}.json"
@@ -54,8 +51,6 @@ def write_lines(folder, perplexities, preset="ptb-lstm-small", **changes):
 
 def page(tmp_path, perplexities, *, published=117.0):
     """The page's text, with ``published`` as the test perplexity of the published model; None: it has not been run."""
-    from report_results import write
-
     results, docs = tmp_path / "results", tmp_path / "docs"
     docs.mkdir(parents=True, exist_ok=True)
     write_lines(results, {} if published is None else {"dense": [published]}, "ptb-lstm-zaremba")
@@ -72,21 +67,15 @@ def row(text, first):
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 7, 15, 29, 30])
 def test_quantiles_are_those_of_student(freedom):
-    from intervals import quantile
-
     assert quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=5e-5)
 
 
 def test_quantiles_between_and_beyond_are_never_too_small():
-    from intervals import quantile
-
     assert quantile(2.9) == quantile(2)
     assert quantile(1e6) > stats.t.ppf(0.975, 1e6)
 
 
 def test_mean_and_interval_are_those_of_scipy():
-    from intervals import mean
-
     values = [101.0, 103.5, 99.25, 104.0]
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     found = mean(values)
@@ -96,8 +85,6 @@ def test_mean_and_interval_are_those_of_scipy():
 
 
 def test_difference_is_that_of_welch():
-    from intervals import difference, quantile
-
     one, other = [101.0, 103.5, 99.25], [110.0, 111.0, 118.0, 112.5]
     reference = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
     found = difference(one, other)
@@ -202,8 +189,6 @@ def test_failed_cells_are_counted_and_not_in_a_mean(tmp_path):
 
 
 def test_every_line_is_a_row_of_the_csv(tmp_path):
-    from grid import cells
-
     runs = {cell.variant: [120.0] for cell in cells() if cell.preset == "ptb-lstm-small"}
     page(tmp_path, runs)
     with (tmp_path / "docs" / "results.csv").open() as file:
@@ -246,8 +231,6 @@ def test_without_lines_it_says_so_and_an_old_plot_goes(tmp_path):
 
 
 def test_the_committed_page_is_what_the_raw_lines_give(tmp_path):
-    from report_results import write
-
     write(ROOT / "benchmarks" / "results", tmp_path)
     made = {path.name: path.read_bytes() for path in sorted(tmp_path.iterdir())}
     committed = {path.name: path.read_bytes() for path in sorted((ROOT / "docs").glob("results*")) if path.is_file()}

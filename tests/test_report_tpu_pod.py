@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.report import tpu_pod
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -13,12 +15,9 @@ matplotlib = pytest.importorskip("matplotlib", reason="plots need the extra plot
 
 
 @pytest.fixture
-def report(monkeypatch):
+def report():
     """The module, as ``python benchmarks/report.py`` imports it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import report_tpu_pod
-
-    return report_tpu_pod
+    return tpu_pod
 
 
 def files(docs: Path) -> dict[str, bytes]:

@@ -11,6 +11,11 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 
+from benchmarks.quality import reproduce
+from benchmarks.quality.grid import Cell, read_line, result_path
+from benchmarks.quality.reproduce import course, keep, run_cell, state
+from benchmarks.quality.stopwatch import Stopwatch
+from benchmarks.report.results import COLUMNS
 from bwds.training import loop
 from bwds.training.metrics import METRICS_FILE
 from bwds.training.signals import InterruptedRunError
@@ -21,11 +26,6 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
@@ -33,8 +33,6 @@ def corpus(tmp_path_factory):
 
 def tiny(**options):
     """A cell of 6 steps with a checkpoint every second."""
-    from grid import Cell
-
     sizes = {"model.hidden_size": 32, "model.block_size": 16, "model.num_layers": 1, "model.sparsity": 0.5}
     data = {"data.dataset": "text", "data.batch_size": 4, "data.sequence_length": 8, "data.eval_batch_size": 2}
     steps = {"train.steps": 6, "train.eval_every": 3, "train.checkpoint_every": 2, "train.log_every": 1}
@@ -45,17 +43,10 @@ def tiny(**options):
 def finished(corpus, tmp_path_factory):
     """Folder and line of a cell that nothing stopped."""
     folder = tmp_path_factory.mktemp("cell")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")
-        from reproduce import run_cell
-
-        return folder, run_cell(tiny(), folder / "runs", folder / "results", directory=str(corpus))
+    return folder, run_cell(tiny(), folder / "runs", folder / "results", directory=str(corpus))
 
 
 def test_a_finished_cell_has_a_line_with_its_course(finished):
-    from report_results import COLUMNS
-    from reproduce import state
-
     folder, result = finished
     line = json.loads((folder / "results/ptb-lstm-small/tiny/seed0.json").read_text())
     assert line == result
@@ -88,8 +79,6 @@ def test_test_perplexity_is_that_of_eval(finished, capsys):
 
 
 def test_a_finished_cell_is_never_overwritten(finished):
-    from reproduce import keep, result_path
-
     folder, _ = finished
     before = {path: path.read_bytes() for path in (folder / "results").rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match="remove it"):
@@ -98,8 +87,6 @@ def test_a_finished_cell_is_never_overwritten(finished):
 
 
 def test_the_command_skips_finished_cells(finished, monkeypatch, capsys):
-    import reproduce
-
     folder, _ = finished
     monkeypatch.setattr(reproduce, "RUNS", folder / "runs")
     monkeypatch.setattr(reproduce, "RESULTS", folder / "results")
@@ -110,8 +97,6 @@ def test_the_command_skips_finished_cells(finished, monkeypatch, capsys):
 
 
 def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
-    import reproduce
-
     monkeypatch.setattr(reproduce, "RUNS", tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     reproduce.main(["--list", "ptb-qrnn/dynamic-linear-0.9/*"])
@@ -120,8 +105,6 @@ def test_list_runs_nothing(monkeypatch, capsys, tmp_path):
 
 
 def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, monkeypatch):
-    from reproduce import run_cell, state
-
     read = loop.read
 
     def read_and_stop(run, step, *rest):
@@ -143,8 +126,6 @@ def test_a_stopped_cell_goes_on_and_ends_the_same(finished, corpus, tmp_path, mo
 
 
 def test_wall_time_is_not_known_after_a_kill(tmp_path):
-    from reproduce import Stopwatch
-
     path = tmp_path / "processes.json"
     watch = Stopwatch(path, "abc", False)
     with watch:
@@ -158,9 +139,6 @@ def test_wall_time_is_not_known_after_a_kill(tmp_path):
 
 
 def test_a_line_of_other_options_is_not_taken_for_the_cell(finished):
-    from grid import read_line
-    from reproduce import state
-
     folder, _ = finished
     other = tiny(**{"optim.learning_rate": 0.1})
     for refuse in (lambda: read_line(other, folder / "results"), lambda: state(other, folder, folder / "results")):
@@ -169,8 +147,6 @@ def test_a_line_of_other_options_is_not_taken_for_the_cell(finished):
 
 
 def test_training_that_fails_is_a_result(monkeypatch, tmp_path):
-    import reproduce
-
     def fail(config, workdir, **_):
         workdir.mkdir(parents=True)
         (workdir / METRICS_FILE).write_text('{"step": 5, "split": "train", "gradient_norm": 7.0}\n')
@@ -187,8 +163,6 @@ def test_training_that_fails_is_a_result(monkeypatch, tmp_path):
 
 
 def test_the_course_of_a_run_is_that_of_its_metrics(tmp_path):
-    from reproduce import course
-
     assert course(tmp_path) == {"validation_curve": [], "gradient_norm_quantiles": None}
     lines = [{"step": i, "split": "train", "gradient_norm": float(i)} for i in range(1, 101)]
     lines[50:50] = [{"step": 50, "split": "valid", "perplexity": 200.12345}]
@@ -230,8 +204,6 @@ name = sys.argv[-1].split("/")[1]
 @pytest.fixture
 def side_by_side(monkeypatch, tmp_path):
     """A function: runs these variants, two at a time, each of them this program; returns what they said."""
-    import reproduce
-    from grid import Cell
 
     def run(program, *variants):
         (tmp_path / "cell.py").write_text(CELL + program)
@@ -244,7 +216,7 @@ def side_by_side(monkeypatch, tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "cell.py"))
+    monkeypatch.setattr(reproduce, "SCRIPT", tmp_path / "cell.py")
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce, "time", SimpleNamespace(sleep=lambda _: time.sleep(0.01)))
     yield run

@@ -17,7 +17,7 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
-from bwds.collectives import MODEL, all_columns, cross_entropy, look_up, own_columns
+from bwds.collectives import MODEL, all_gather_columns, cross_entropy, local_columns, look_up
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.data.batches import train_batch
 from bwds.linear import apply_linear, gate_options, init_linear
@@ -27,7 +27,7 @@ from bwds.training.devices import MeshConfig
 from bwds.training.evaluation import evaluate
 from bwds.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from bwds.training.optim import Optimizer, make_optimizer
-from bwds.training.pruning import constrain
+from bwds.training.pruning import hold_fixed
 from bwds.training.sharding import Placement, make_placement, over_devices
 from bwds.training.signals import InterruptedRunError
 from bwds.training.step import TrainState, init_state, train_step
@@ -70,7 +70,7 @@ def optimizer(config: ModelConfig, steps: int) -> Optimizer:
     extras = {"activation_penalty": 2.0, "slowness_penalty": 1.0, "ema_decay": 0.9} if config is QRNN else {}
     options = OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, **extras)
     schedule = TrainConfig(steps=steps, sparsity_begin=0.25, sparsity_end=0.75, sparsity_every=2)
-    return constrain(make_optimizer(options, steps), Config(model=config, train=schedule))
+    return hold_fixed(make_optimizer(options, steps), Config(model=config, train=schedule))
 
 
 def placed(mesh: MeshConfig | None, config: ModelConfig) -> Placement | None:
@@ -181,7 +181,7 @@ def test_spread_columns_keep_the_same_blocks(scope, rank):
 
     def call(params, x):
         y, gating = apply_linear(params, x, options, 9 if scope == "matrix" else 2)
-        return all_columns(y), gating, own_columns(gating.gates, params["kernel"])
+        return all_gather_columns(y), gating, local_columns(gating.gates, params["kernel"])
 
     specs = placement.specs({"params": params})["params"]
     spread = over_devices(placement, call, (specs, P("data")), (P("data"), P("data"), P("data", None, MODEL)))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus, load_split
-from bwds.data.tokens import (
+from bwds.tokens import (
     Characters,
     Subwords,
     learn_subwords,
@@ -82,7 +82,7 @@ def test_what_is_no_spelling_is_refused(token):
 
 
 def test_words_lose_white_space_alone():
-    words = make_tokenizer("word", Vocabulary(("a", "<eos>")))
+    words = make_tokenizer("word", ("a", "<eos>"))
     assert words.split(" a  b\n\nc\td") == ["a", "b", "<eos>", "<eos>", "c", "d"]
     assert words.join(["a", "b", "<eos>", "<eos>", "c", "d<eos>"]) == "a b\n\nc d<eos>"
 
@@ -122,14 +122,14 @@ def reference(word: str, place: dict[str, int]) -> list[str]:
 @given(word=st.text(st.sampled_from("fxreturndef0123456789"), min_size=1, max_size=12))
 def test_subwords_are_those_of_the_definition(subwords, word):
     """A piece of letters, or of digits, is never cut before it is encoded; others are cut where they change."""
-    words = list(learn_subwords(LINES, 320).words)
+    words = list(learn_subwords(LINES, 320))
     place = {token: i for i, token in enumerate(words)}
     piece = "".join(c for c in word if c.isalpha()) or word
     assert subwords.split(piece) == reference(piece, place)
 
 
 def test_a_vocabulary_is_eos_the_bytes_and_pieces_of_the_text():
-    vocabulary = learn_subwords(LINES, 320)
+    vocabulary = Vocabulary(learn_subwords(LINES, 320))
     assert len(vocabulary) == 320
     assert vocabulary.words[0] == "<eos>"
     assert {len(word) for word in vocabulary.words[1:257]} == {1}
@@ -144,7 +144,7 @@ def test_a_vocabulary_is_eos_the_bytes_and_pieces_of_the_text():
 
 def test_a_longer_vocabulary_begins_with_the_shorter_one_and_needs_fewer_tokens():
     small, large = learn_subwords(LINES, 300), learn_subwords(LINES, 340)
-    assert large.words[:300] == small.words
+    assert large[:300] == small
     text = "\n".join(LINES)
     assert len(Subwords(large).split(text)) < len(Subwords(small).split(text)) < len(text)
 
@@ -152,27 +152,27 @@ def test_a_longer_vocabulary_begins_with_the_shorter_one_and_needs_fewer_tokens(
 def test_the_same_text_gives_the_same_vocabulary_in_another_process():
     code = (
         "import hashlib, sys; sys.path.insert(0, 'tests'); from test_tokenizers import LINES; "
-        "from bwds.data.tokens import learn_subwords; "
-        "print(hashlib.sha256(repr(learn_subwords(LINES, 320).words).encode()).hexdigest())"
+        "from bwds.tokens import learn_subwords; "
+        "print(hashlib.sha256(repr(learn_subwords(LINES, 320)).encode()).hexdigest())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
-    words = learn_subwords(LINES, 320).words
+    words = learn_subwords(LINES, 320)
     assert output.stdout.strip() == hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 def test_the_vocabulary_alone_tells_the_tokens(subwords, tmp_path):
     """Read back from its file it encodes alike: nothing else is kept with a run."""
-    learn_subwords(LINES, 320).save(tmp_path / "vocabulary.txt")
-    again = Subwords(Vocabulary.load(tmp_path / "vocabulary.txt"))
+    Vocabulary(learn_subwords(LINES, 320)).save(tmp_path / "vocabulary.txt")
+    again = Subwords(Vocabulary.load(tmp_path / "vocabulary.txt").words)
     for text in (*LINES, SCRIPTS):
         assert again.split(text) == subwords.split(text)
 
 
 def test_ids_are_places_in_the_vocabulary(subwords):
-    vocabulary = learn_subwords(LINES, 320)
+    vocabulary = Vocabulary(learn_subwords(LINES, 320))
     lines = [*LINES, "", SCRIPTS] * 60  # more than one batch
     found = list(subwords.ids(lines))
     assert len(found) == len(lines)
@@ -181,9 +181,9 @@ def test_ids_are_places_in_the_vocabulary(subwords):
 
 
 def test_another_vocabulary_is_refused():
-    for words, missing in ((("a", "b", "<eos>"), "!"), (learn_subwords(LINES, 300).words[1:], "<eos>")):
+    for words, missing in ((("a", "b", "<eos>"), "!"), (learn_subwords(LINES, 300)[1:], "<eos>")):
         with pytest.raises(ValueError, match=f"has no '{missing}'.*these are the tokens of another run"):
-            Subwords(Vocabulary(words))
+            Subwords(words)
 
 
 # --- corpora
@@ -200,7 +200,8 @@ def load(folder: Path, tokens: str, **options):
 
 
 def text_of(corpus, split: str, tokens: str) -> str:
-    return make_tokenizer(tokens, corpus.vocabulary).join(corpus.vocabulary.decode(getattr(corpus, split)))
+    assert corpus.vocabulary.tokens == tokens
+    return corpus.vocabulary.text(getattr(corpus, split))
 
 
 @pytest.mark.parametrize("tokens", ["character", "subword"])

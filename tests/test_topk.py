@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels import largest, topk, topk_tpu, topk_triton
+from pallas_kernels import largest
+from pallas_kernels.topk import search, tpu, triton
 
 SEARCHES = {
     "here": largest,
-    "all steps": functools.partial(topk.plain, early=False),
-    "tpu": functools.partial(topk_tpu.largest, interpret=True),
-    "cuda": functools.partial(topk_triton.largest, interpret=True),
+    "all steps": functools.partial(search.plain, early=False),
+    "tpu": functools.partial(tpu.largest, interpret=True),
+    "cuda": functools.partial(triton.largest, interpret=True),
 }
 each_search = pytest.mark.parametrize("search", SEARCHES)
 
@@ -53,9 +54,9 @@ def test_sizes_of_models(search, rows, n):
 
 
 def test_rows_of_more_than_one_tile(monkeypatch):
-    monkeypatch.setattr(topk_tpu, "TILE_BYTES", 8 * 128 * 4)
+    monkeypatch.setattr(tpu, "TILE_BYTES", 8 * 128 * 4)
     scores = np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
-    actual = topk_tpu.largest(scores, jnp.int32(7), interpret=True)
+    actual = tpu.largest(scores, jnp.int32(7), interpret=True)
     np.testing.assert_array_equal(actual, expected(scores, 7))
 
 
@@ -64,7 +65,7 @@ def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
     """Without equals long before 32 halvings, and then it settles no ties; with equals it takes all of both."""
     scores = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
     scores = scores if decimals is None else scores.round(decimals)
-    keys = topk.sortable(jnp.asarray(scores))
+    keys = search.sortable(jnp.asarray(scores))
     counted = []
 
     def count(mask):
@@ -73,7 +74,7 @@ def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
 
     index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
     with jax.disable_jit():
-        mask = topk.search(keys, index, jnp.zeros((3, 1), jnp.int32), count, 500, 2000, early=True)
+        mask = search.search(keys, index, jnp.zeros((3, 1), jnp.int32), count, 500, 2000, early=True)
     np.testing.assert_array_equal(mask, expected(scores, 500))
     # One more count says whether there are ties.
     assert len(counted) <= most + 1
@@ -96,10 +97,10 @@ def test_guesses_take_few_counts(n, k):
         def extremes(keys):
             return keys.min(1, keepdims=True), keys.max(1, keepdims=True)
 
-        keys = topk.sortable(jnp.asarray(scores))
+        keys = search.sortable(jnp.asarray(scores))
         index = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 1)
         with jax.disable_jit():
-            mask = topk.search(keys, index, jnp.zeros((1, 1), jnp.int32), count, k, n, early=True, extremes=extremes)
+            mask = search.search(keys, index, jnp.zeros((1, 1), jnp.int32), count, k, n, early=True, extremes=extremes)
         np.testing.assert_array_equal(mask, expected(scores, k))
         counts.append(len(counted))
     assert np.mean(counts) <= 9 + 2
@@ -108,7 +109,7 @@ def test_guesses_take_few_counts(n, k):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 5, 200])
-@pytest.mark.parametrize("n", [1, 33, 576, 4096, topk.MAX_SCORES, topk.MAX_SCORES + 1])
+@pytest.mark.parametrize("n", [1, 33, 576, 4096, search.MAX_SCORES, search.MAX_SCORES + 1])
 def test_on_a_gpu(rows, n):
     scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(3)
     for k in {1, (n + 1) // 2, n}:

@@ -18,14 +18,15 @@ import oracle
 import pytest
 import tiny_run
 
-from bwds import generate
+from bwds import decode_speed
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary, load_corpus
+from bwds.digest import digest
 from bwds.gating import num_kept_blocks
 from bwds.model import language_model
 from bwds.training import NonFiniteError, boundary, loop, train
-from bwds.training.checkpoint import Checkpoints, best_checkpoints, digest, last_checkpoints
+from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpoints
 from bwds.training.evaluation import Evaluation, evaluate
 from bwds.training.lock import LOCK_FILE
 from bwds.training.metrics import MetricsWriter, read_metrics
@@ -250,7 +251,7 @@ def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, m
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch, moment, together):
     """Also with several processes, where a signal counts when all have been told of it."""
-    compare, gathered, measured = generate.compare_decode_speed, Placement.gathered, []
+    compare, gathered, measured = decode_speed.compare_decode_speed, Placement.gathered, []
 
     def gather(*args):
         if moment == "before":

@@ -7,7 +7,8 @@ import oracle
 import pytest
 from products import NAMES, assert_matches, expected, problem, run, without_nan
 
-from pallas_kernels import to_block_major, triton
+from pallas_kernels import to_block_major
+from pallas_kernels.block_sparse import triton
 
 # Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -139,7 +140,7 @@ def test_the_kernels_lower_for_cuda(rows, dtype):
 def compiled_ahead_of_time(compile_for_a_gpu) -> dict[tuple, dict]:
     """What ``aot_gpu.py`` found out, by (function, dtype, rows, layout, precision)."""
     keys = ("function", "dtype", "rows", "layout", "precision")
-    return {tuple(kernel[key] for key in keys): kernel for kernel in compile_for_a_gpu("aot_gpu.py")}
+    return {tuple(kernel[key] for key in keys): kernel for kernel in compile_for_a_gpu("aot_gpu")}
 
 
 def test_every_kernel_compiles_for_an_h200_without_spills(compiled_ahead_of_time):
@@ -151,7 +152,7 @@ def test_every_kernel_compiles_for_an_h200_without_spills(compiled_ahead_of_time
 
 @pytest.mark.slow
 def test_kernels_of_other_blocks_compile_for_an_h200_without_spills(compile_for_a_gpu):
-    found = compile_for_a_gpu("aot_gpu.py", "16", "32", "64", "256", "512")
+    found = compile_for_a_gpu("aot_gpu", "16", "32", "64", "256", "512")
     assert len(found) == 5 * 3 * 2 * 3
     for kernel in found:
         assert kernel["target"] == "sm_90a", kernel
@@ -168,7 +169,7 @@ def test_the_training_step_compiles_for_an_h200(compile_for_a_gpu):
     """
     from bwds import PRESETS
 
-    found = compile_for_a_gpu("aot_gpu_train.py")
+    found = compile_for_a_gpu("aot_gpu_train")
     assert [(line["preset"], line["dtype"]) for line in found] == [
         (preset, dtype) for preset in ("ptb-lstm", "ptb-qrnn") for dtype in ("float32", "bfloat16")
     ]

@@ -10,8 +10,9 @@ import oracle
 import pytest
 
 from bwds.linear import GateOptions, apply_linear, init_linear, prepare
-from pallas_kernels import gated, triton_gates
-from pallas_kernels.topk import largest
+from pallas_kernels.gated import api as gated
+from pallas_kernels.gated import triton_gates
+from pallas_kernels.topk.search import largest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -199,7 +200,7 @@ def test_a_layer_on_a_gpu(rows, dtype):
 
 @pytest.fixture(scope="module")
 def compiled_ahead_of_time(compile_for_a_gpu) -> list[dict]:
-    return compile_for_a_gpu("aot_gpu_decode.py")
+    return compile_for_a_gpu("aot_gpu_decode")
 
 
 def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):

@@ -1,12 +1,14 @@
-"""Evaluates a trained model on a split, or lets it write.
+"""Evaluates a trained model on a split, lets it write, or writes it into one file.
 
     bwds eval --workdir DIR [--split test] [--checkpoint best]
     bwds eval --workdir DIR --generate "some words" [--words 50]
+    bwds eval --workdir DIR --export model.safetensors
 
 An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
-checkpoint, eval_<split>_<digest>.json for another text than the run's. Only the file of the split is read, in the words
-of the run. No token is dropped: each counts once, and state runs on through the split. With --generate, text is printed
-and nothing is evaluated.
+checkpoint, eval_<split>_<digest>.json for another text than the run's, eval_<split>_sparsity_<S>.json with --sparsity.
+Only the file of the split is read, in the words of the run. No token is dropped: each counts once, and state runs on
+through the split. With --generate, text is printed and nothing is evaluated. With --export, the model is written into
+one file, which bwds.load_model reads without what training needs, and nothing is evaluated.
 """
 
 import dataclasses
@@ -19,10 +21,10 @@ from typing import Any, Literal
 
 import tyro
 
-from bwds.checks import require_seed
+from bwds.checks import require, require_seed
 from bwds.cli import parsed
 from bwds.config import Implementation
-from bwds.files import place
+from bwds.filesystem import place
 from bwds.output import say, tell
 
 
@@ -54,16 +56,22 @@ class Options:
     model: Model = Model()
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
+    sparsity: float | None = None
+    """Share of the blocks that a dynamic model leaves out, in [0, 1); None: as in training."""
+    export: str | None = None
+    """Writes the model into this file instead of evaluating."""
     generate: str | None = None
     """Writes text that begins with these words instead of evaluating."""
     words: int = 50
     """With --generate: how many tokens, which are words unless the run was given others."""
     temperature: float = 0.8
-    """With --generate: lower is more predictable; 0 always takes the most probable token."""
+    """With --generate: lower is more predictable; 0 always takes the most probable word."""
     top_p: float = 0.95
-    """With --generate: draws from the most probable tokens that together have this probability."""
+    """With --generate: draws from the most probable words that together have this probability."""
     seed: int = 0
     """With --generate: the same seed gives the same text."""
+    ban: tuple[str, ...] = ()
+    """With --generate: words that are never written, such as "<unk>"."""
 
 
 def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
@@ -72,6 +80,9 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog=program, description=__doc__))
     workdir = place(options.workdir, "--workdir")
     require_seed(options.seed)
+    both = options.generate is not None and options.export is not None
+    require(not both, "Both --generate and --export are given; each is instead of an evaluation: give one.")
+    file = None if options.export is None else place(options.export, "--export", "file")
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.data import Vocabulary
@@ -81,7 +92,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     from bwds.training.workdir import read_config
 
     config = read_config(workdir)
-    vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
+    vocabulary = Vocabulary.load(workdir / "vocabulary.txt", config.data.tokens)
     data, model = config.data, config.model
     if options.data.directory is not None:
         data = dataclasses.replace(data, directory=options.data.directory)
@@ -90,19 +101,23 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     if options.model.implementation is not None:
         model = dataclasses.replace(model, implementation=options.model.implementation)
     config = settled(dataclasses.replace(config, data=data, model=model))
+    model = model.at_sparsity(options.sparsity)
     lm = language_model(model)
     params, info = load_checkpoint(config, workdir, options.checkpoint)
 
     if options.generate is not None:
-        from bwds.cli.generate import Sampling, continued
-
-        sampling = Sampling(options.words, options.temperature, options.top_p, options.seed)
-        if not say(continued(options.generate, config, lm, params, vocabulary, sampling)):
+        if not say(write(options, config, lm, params, vocabulary)):
             sys.exit(1)
+        return
+
+    if file is not None:
+        export(file, options, config, model, params, info, vocabulary)
         return
 
     split = "valid" if options.split == "validation" else options.split
     result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
+    if options.sparsity is not None:
+        result["sparsity"] = options.sparsity
     shown = say(
         f"{options.checkpoint} checkpoint, step {info['step']:,}: loss {result['loss']:.4f} nats a token over "
         f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
@@ -155,9 +170,10 @@ def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -
 
 def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
     """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
-    from bwds.files import write_text
+    from bwds.filesystem import write_text
 
     parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
+    parts += ["sparsity", str(result["sparsity"])] if "sparsity" in result else []
     name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])
     try:
         write_text(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
@@ -165,3 +181,44 @@ def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bo
         if needed:
             raise
         tell(f"warning: {error}")
+
+
+def export(
+    file: Path, options: Options, config: Any, model: Any, params: Any, info: dict[str, Any], vocabulary: Any
+) -> None:
+    """Writes the model into one file, and says what it is."""
+    from bwds.card import model_card
+    from bwds.files import save_model
+    from bwds.training.trained import facts
+
+    known = facts(config, info, place(options.workdir, "--workdir"), options.checkpoint, options.sparsity)
+    card = model_card(model, params, known)
+    save_model(file, params, model, vocabulary=vocabulary, card=card)
+    say(f"{card}\nWritten into {file}, {file.stat().st_size / 1e6:,.1f} MB. Use it: bwds.load_model({str(file)!r})")
+
+
+def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:
+    """The prompt and the words that follow it; a line ends where the model ends one."""
+    import jax
+    import numpy as np
+
+    from bwds.generate import generate
+    from bwds.model import decode_params
+    from bwds.trained_model import banned_ids, continued
+
+    text = options.generate or ""
+    prompt = vocabulary.prompt(text)
+    unknown = [repr(word) for word in vocabulary.unknown(vocabulary.split(text))]
+    if unknown:
+        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
+    ids = generate(
+        lm,
+        decode_params(params, config.model),
+        prompt,
+        key=jax.random.key(options.seed),
+        length=options.words,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        ban=banned_ids(vocabulary, options.ban),
+    )
+    return vocabulary.text(continued(vocabulary, prompt, np.asarray(ids)))

@@ -32,7 +32,7 @@ import tyro
 from bwds.checks import require
 from bwds.cli import parsed, shell_command
 from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
-from bwds.files import place
+from bwds.filesystem import place
 from bwds.output import say, tell
 from bwds.presets import PRESETS
 from bwds.training.devices import DistributedConfig, MeshConfig

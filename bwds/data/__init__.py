@@ -5,6 +5,6 @@ nothing but a download and ``tfds:NAME`` needs.
 """
 
 from bwds.data.corpus import Corpus, load_corpus, load_split
-from bwds.data.vocabulary import Vocabulary
+from bwds.vocabulary import Vocabulary
 
 __all__ = ["Corpus", "Vocabulary", "load_corpus", "load_split"]

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from bwds.data.known import KNOWN, check_files
-from bwds.data.sources import SPLITS, read_lines
+from bwds.data.sources import SPLITS
 from bwds.data.text import find_files
+from bwds.filesystem import read_lines
 
 _LINES_PER_EXAMPLE = 1000
 TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}

@@ -10,9 +10,9 @@ import numpy as np
 from bwds.array_types import Int32
 from bwds.config import DataConfig
 from bwds.data.sources import SPLITS, Split
-from bwds.data.tokens import Subwords, learn_subwords, spelled, unspelled, without_line_end
-from bwds.data.vocabulary import EOS, UNK, Vocabulary
 from bwds.run_config import Tokens
+from bwds.tokens import Subwords, learn_subwords, spelled, unspelled, without_line_end
+from bwds.vocabulary import EOS, UNK, Vocabulary
 
 DATASETS = ("pydoc", "ptb", "wikitext2", "wikitext103", "text")
 MOST = 10_000
@@ -64,7 +64,7 @@ def load_split(config: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[
     source = _open_splits(config, (split,))[split]
     _ = vocabulary.eos_id
     if config.tokens == "subword":
-        return _subword_ids(source, Subwords(vocabulary), vocabulary.eos_id), 0
+        return _subword_ids(source, Subwords(vocabulary.words), vocabulary.eos_id), 0
     special = {EOS, UNK} if config.tokens == "character" else vocabulary.words
     table = _Table({word if word in special else unspelled(word): i for i, word in enumerate(vocabulary.words)})
     table.origin = source.origin
@@ -153,7 +153,7 @@ def build_corpus(
     renumber = np.array([ids.get(word, ids.get(UNK, -1)) for word in order], np.int32)
     if tokens == "character":
         words = [word if word in (EOS, UNK) else spelled(word) for word in words]
-    return Corpus(name, Vocabulary(tuple(words)), renumber[train], renumber[valid], renumber[test], notes)
+    return Corpus(name, Vocabulary(tuple(words), tokens), renumber[train], renumber[valid], renumber[test], notes)
 
 
 def _needed_limit(count: dict[str, int], *, unknown: bool) -> int | None:
@@ -196,8 +196,8 @@ def _whole(split: Split, ids: array, eos: int) -> Int32[np.ndarray, " n"]:
 
 def _subword_corpus(name: str, splits: dict[str, Split], size: int, notes: tuple[str, ...]) -> Corpus:
     lines = [without_line_end(line) for line in splits["train"].lines]
-    vocabulary = learn_subwords(lines, size)
-    tokenizer, eos = Subwords(vocabulary), vocabulary.eos_id
+    vocabulary = Vocabulary(learn_subwords(lines, size), "subword")
+    tokenizer, eos = Subwords(vocabulary.words), vocabulary.eos_id
     train = _subword_ids(splits["train"]._replace(lines=lines), tokenizer, eos)
     valid, test = (_subword_ids(splits[split], tokenizer, eos) for split in SPLITS[1:])
     return Corpus(name, vocabulary, train, valid, test, notes)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bwds.data.plain import check_is_text
-from bwds.data.sources import SPLITS, Split, read_lines
+from bwds.data.sources import SPLITS, Split
 from bwds.data.text import find_files
+from bwds.filesystem import read_lines
 
 
 class Known(NamedTuple):

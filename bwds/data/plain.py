@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bwds.data.sources import read_lines
+from bwds.filesystem import read_lines
 
 _MARK = "\ufeff"
 # What a file turns out to be when a download or a copy went wrong: how it begins, what that is, what to do.

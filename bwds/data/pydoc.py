@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bwds.data.sources import SPLITS, Split, cache_dir
-from bwds.files import write_bytes
+from bwds.filesystem import write_bytes
 
 _FORMAT = 1  # part of the cache's file name: count it up when the text below comes out differently
 _MIN_COUNT = 2  # words seen less often in the training split become <unk>

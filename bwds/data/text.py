@@ -6,7 +6,7 @@ from pathlib import Path
 from bwds.data import cut
 from bwds.data.plain import lines
 from bwds.data.sources import SPLITS, Split
-from bwds.files import place
+from bwds.filesystem import place
 
 # Plain names, the names in Mikolov's Penn Treebank archive, and those in the WikiText archives.
 _FILE_NAMES = ("{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens")

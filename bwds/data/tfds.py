@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from bwds.data.builders import BUILDERS, TFDS_SPLITS
 from bwds.data.sources import Split, cache_dir
-from bwds.files import place
+from bwds.filesystem import place
 from bwds.output import tell
 
 _VALIDATION_NAMES = ("validation", "valid", "dev")

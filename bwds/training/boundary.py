@@ -7,7 +7,7 @@ from typing import Any
 from bwds.training.evaluation import evaluate
 from bwds.training.metrics import perplexity
 from bwds.training.optim import after_evaluation, sparsity_at, traced_sparsity
-from bwds.training.processes import largest
+from bwds.training.processes import process_max
 from bwds.training.run import Run
 from bwds.training.signals import InterruptedRunError, StopSignals
 from bwds.training.step import evaluated_params
@@ -83,7 +83,7 @@ def _giving_up(stop: StopSignals) -> Callable[[], None]:
         nonlocal asked
         if asked is not None:
             stop.hear(int(asked))
-        asked = largest(stop.noted)
+        asked = process_max(stop.noted)
         stop.check()
 
     return after_batch

@@ -5,7 +5,6 @@ the lowest validation loss, and those with the lowest before them. A checkpoint 
 counts for nothing is renamed, and removed only where this program knows that it has not written it to the end.
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,28 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from bwds.files import write_text, writing
+from bwds.filesystem import write_text, writing
 from bwds.output import tell
 from bwds.training.manifest import MANIFEST_FILE, manifest, set_aside, unchanged
 from bwds.training.processes import first_alone, from_first
 from bwds.training.workdir import CHECKPOINTS
 
 DIGEST_FILE = MANIFEST_FILE
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree in path order: path, dtype, shape and bytes of each."""
-    digest = hashlib.sha256()
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    for path, leaf in sorted(leaves, key=lambda item: item[0]):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 class Checkpoints:

@@ -12,7 +12,7 @@ class MeshConfig:
     data: int | None = None
     """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
     model: int = 1
-    """Devices that share the columns of the weights, and the words of embedding and softmax if they divide evenly."""
+    """Devices that share the columns of the weights, and the tokens of embedding and softmax if they divide evenly."""
     shard_optimizer: bool = False
     """Between steps, spread parameters and the state of the optimiser over --mesh.data as well (fully sharded)."""
 

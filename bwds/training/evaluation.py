@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bwds.array_types import Array, Float, Float32, Int32
-from bwds.collectives import DATA, averaged, cross_entropy, summed
+from bwds.collectives import DATA, cross_entropy, pmean, psum
 from bwds.config import DataConfig
 from bwds.data.batches import eval_batches
 from bwds.linear import Params
@@ -40,7 +40,7 @@ def eval_step(
     def measure(params, carry, inputs, targets, weights, sparsity):
         logits, carry, info = lm.apply(params, inputs, carry, sparsity=sparsity)
         loss = (cross_entropy(logits, targets) * weights).sum()
-        return carry, summed(loss, DATA), averaged(info.density)
+        return carry, psum(loss, DATA), pmean(info.density)
 
     params_spec, rows = (P(), P()) if placement is None else (placement.specs(params), placement.rows)
     in_specs, out_specs = (params_spec, rows, rows, rows, rows, P()), (rows, P(), P())

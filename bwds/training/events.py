@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[mi
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from bwds.files import writing
+from bwds.filesystem import writing
 
 FLUSH_EVERY_S = 10.0
 

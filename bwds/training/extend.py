@@ -7,7 +7,7 @@ import numpy as np
 
 from bwds.config import Config
 from bwds.data import Vocabulary
-from bwds.files import write_text
+from bwds.filesystem import write_text
 from bwds.output import tell
 from bwds.training.identity import check_text
 from bwds.training.optim import learning_rate_schedule

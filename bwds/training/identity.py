@@ -12,7 +12,7 @@ from bwds.array_types import Int32
 from bwds.config import Config, ModelConfig
 from bwds.data import Corpus, Vocabulary
 from bwds.data.sources import SPLITS
-from bwds.files import place
+from bwds.filesystem import place
 
 FREE = {
     "model": {"implementation"},
@@ -29,8 +29,7 @@ decides which parameters are the best, and when sgd lowers its rate.
 
 def identity(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """JSON values to keep beside the parameters."""
-    words = "\n".join(vocabulary.words).encode()
-    return {"model": dataclasses.asdict(model), "vocabulary_sha256": hashlib.sha256(words).hexdigest()}
+    return {"model": dataclasses.asdict(model), "vocabulary_sha256": vocabulary.sha256}
 
 
 def text_sha256(corpus: Corpus) -> str:
@@ -102,7 +101,7 @@ def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabul
             f"The config.json in {str(workdir)!r} is not that of its checkpoint ({differences}); put it back."
         )
     known = info.get("vocabulary_sha256")
-    if known is not None and known != identity(model, vocabulary)["vocabulary_sha256"]:
+    if known is not None and known != vocabulary.sha256:
         raise ValueError(
             f"The vocabulary.txt in {str(workdir)!r} is not that of its checkpoint: words have changed. Put back a "
             "copy of it, or remove it and give the command of the run again."

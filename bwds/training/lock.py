@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from bwds.files import writing
+from bwds.filesystem import writing
 from bwds.output import tell
 
 LOCK_FILE = "lock"

@@ -18,7 +18,7 @@ import numpy as np
 from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
-from bwds.files import place, write_text
+from bwds.filesystem import place, write_text
 from bwds.output import tell
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
@@ -26,7 +26,15 @@ from bwds.training.extend import extend
 from bwds.training.identity import check_text, settled, text_sha256, without_place
 from bwds.training.lock import LOCK_FILE, locked
 from bwds.training.optim import traced_sparsity
-from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, is_first, largest
+from bwds.training.processes import (
+    check_same,
+    check_shared,
+    first_alone,
+    first_then_all,
+    from_first,
+    is_first,
+    process_max,
+)
 from bwds.training.run import Run, begin
 from bwds.training.sharding import make_placement
 from bwds.training.signals import InterruptedRunError, StopSignals
@@ -132,7 +140,7 @@ def run_steps(run: Run) -> None:
         # The metrics of the step before are read while the device works on this one.
         if unread:
             read(run, *unread)
-        unread = (run.step, metrics, largest(run.stop.noted))
+        unread = (run.step, metrics, process_max(run.stop.noted))
 
 
 def start_step(run: Run) -> StepMetrics:
@@ -184,7 +192,7 @@ def finish(run: Run, command: str) -> dict[str, Any]:
         return signum or found
 
     # What has come to any process since the last step: the summary takes a while.
-    run.stop.hear(int(largest(run.stop.noted)))
+    run.stop.hear(int(process_max(run.stop.noted)))
     found = run.stop.counts or from_first(first_alone(summary))
     if isinstance(found, int):
         raise InterruptedRunError(found, f"Stopped after the last step; all is saved in {run.workdir}.")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bwds.files import write_text, writing
+from bwds.filesystem import write_text, writing
 from bwds.output import tell
 
 METRICS_FILE = "metrics.jsonl"

@@ -192,16 +192,16 @@ def check_same(what: str, *values: Any) -> None:
             )
 
 
-def largest(value: int) -> Any:
-    """Starts to find the largest number of all processes; ``int`` of what is returned waits for it."""
+def process_max(value: int) -> Any:
+    """Starts to compute the maximum over all processes; ``int`` of the result waits for it."""
     if jax.process_count() == 1:
         return value
     mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
     values = jax.make_array_from_callback((mesh.size,), spread, lambda index: np.array([value], np.int32))
-    return _largest(values)
+    return _max(values)
 
 
 @jax.jit
-def _largest(values: Any) -> Any:
+def _max(values: Any) -> Any:
     return values.max()

@@ -45,16 +45,16 @@ class PruningState(NamedTuple):
     masks: Masks
 
 
-def constrain(optimizer: Optimizer, config: Config) -> Optimizer:
+def hold_fixed(optimizer: Optimizer, config: Config) -> Optimizer:
     """The optimiser with what the method holds constant: pruned weights, static blocks, a frozen gate.
 
     Other models get it back as it is. Equal arguments give one and the same, whatever the data and the seed are.
     """
-    return _constrain(optimizer, replace(config, data=DataConfig(), train=replace(config.train, seed=0)))
+    return _hold_fixed(optimizer, replace(config, data=DataConfig(), train=replace(config.train, seed=0)))
 
 
 @functools.cache
-def _constrain(optimizer: Optimizer, config: Config) -> Optimizer:
+def _hold_fixed(optimizer: Optimizer, config: Config) -> Optimizer:
     model, inner = config.model, optimizer.transformation
     if model.method == "magnitude":
         wrapped = magnitude_pruning(inner, config)

@@ -14,7 +14,7 @@ from bwds.training.kept import Kept
 from bwds.training.log import Log
 from bwds.training.optim import Optimizer, make_optimizer
 from bwds.training.processes import first_alone
-from bwds.training.pruning import constrain
+from bwds.training.pruning import hold_fixed
 from bwds.training.sharding import Placement
 from bwds.training.signals import StopSignals
 from bwds.training.step import TrainState, init_state
@@ -69,7 +69,7 @@ def begin(
         OSError: the folder cannot be written to.
     """
     lm = language_model(config.model)
-    optimizer = constrain(make_optimizer(config.optim, config.train.steps), config)
+    optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
     kept = Kept(workdir, identity(config.model, corpus.vocabulary) | text_identity(corpus))
     fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement)
     state = kept.newest(fresh, jax.random.key(config.train.seed), placement)

@@ -1,11 +1,11 @@
 """Where the arrays of a training run lie: one mesh of devices with the axes ``data`` and ``model``.
 
-Rows of the batch, and the state of the recurrent layers that goes with them, are spread along ``data``. Columns of the
-recurrent layers' matrices, in whole blocks, and words of the embedding and the softmax are spread along ``model``; the
-words only if they divide evenly, else all devices there have them all. Parameters are the same along ``data``, or, with
-the state of the optimiser and the moving average, spread there too, and gathered for each step (fully sharded data
-parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). None of this is part of what a run is: it may go on with
-another mesh.
+Rows of the batch, and the state of the recurrent layers that goes with them, are sharded over ``data``. Columns of the
+recurrent layers' matrices, in whole blocks, and tokens of the embedding and the softmax are sharded over ``model``; the
+tokens only if they divide evenly, else they are replicated. Parameters are replicated over ``data``. Or they are
+sharded there too, with the state of the optimiser and the moving average, and gathered for each step (fully sharded
+data parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). The mesh is not part of a run's identity: the run may
+go on with another one.
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ class Placement(NamedTuple):
         parts = self.mesh.shape[MODEL]
         if parts > 1 and names and "gate" not in names and names[-1] in ("embedding", "kernel", "bias"):
             i = 0 if names[-1] == "embedding" else -1
-            # Only words may not divide evenly.
+            # Only the number of tokens may not divide evenly.
             axes[i] = MODEL if leaf.shape[i] % parts == 0 else None
         if field in ("params", "opt_state", "average") and self.shard_optimizer and self.mesh.shape[DATA] > 1:
             # The first dimension that can be cut evenly; small arrays that have none stay whole.

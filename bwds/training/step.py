@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
-from bwds.collectives import averaged_shares, cross_entropy
+from bwds.collectives import cross_entropy, pmean_scatter
 from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.training.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
@@ -115,7 +115,7 @@ def train_step(
         # Told apart here, so that the gradients are those of these rows, and added up once, below.
         params = like(params, inputs)
         (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
-        return *averaged_shares((loss, density, gradients), (P(), P(), shares)), carry
+        return *pmean_scatter((loss, density, gradients), (P(), P(), shares)), carry
 
     # Parameters come whole along the axis of the rows, wherever they lie; gradients go where the optimiser needs them.
     if placement is None:

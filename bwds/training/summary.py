@@ -11,9 +11,9 @@ import jax
 
 from bwds.config import Config
 from bwds.cost import cost
-from bwds.generate import compare_decode_speed
+from bwds.decode_speed import compare_decode_speed
+from bwds.digest import digest
 from bwds.linear import Params
-from bwds.training.checkpoint import digest
 from bwds.training.metrics import METRICS_FILE, perplexity, read_metrics
 from bwds.training.workdir import SUMMARY_FILE
 

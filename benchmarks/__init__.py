@@ -1,0 +1,6 @@
+"""What is measured: times, perplexities, programs for TPU slices, and the pages of docs/ that are made of them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder of the repository."""

@@ -1,0 +1,1 @@
+"""The comparison of perplexities: its training runs, and what runs them."""

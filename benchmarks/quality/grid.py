@@ -1,0 +1,250 @@
+"""The cells of the comparison: every training run of benchmarks/reproduce.py, and what sets it apart from its preset.
+
+A cell is a preset, a variant (method, gate and sparsity) and a seed. Every method has the same text, steps and
+schedule. At the size for CPU cores, each is given the same sweep of optimiser and learning rate, at two epochs.
+"""
+
+import dataclasses
+import json
+import math
+import shlex
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bwds import PRESETS, equal_cost_dense
+from bwds.config import Config
+
+PUBLISHED = "ptb-lstm-zaremba"
+"""The dense model of a published figure: no other cell counts before it is reached."""
+SMALL = ("ptb-lstm-small", "ptb-qrnn-small")
+PAPER = ("ptb-lstm", "ptb-qrnn")
+SIZES = (PUBLISHED, *SMALL, *PAPER)
+"""Presets of the grid: sizes for CPU cores, then two for a GPU."""
+
+SPARSITIES = (0.5, 0.75, 0.9)
+SEEDS = (0, 1, 2)
+GATES: dict[str, dict[str, Any]] = {
+    "softplus": {"model.gate_activation": "softplus"},
+    "linear": {"model.gate_activation": "linear"},
+}
+"""Gates of the dynamic method: our softplus, and the paper's linear gate."""
+
+HEADLINE = (
+    "dense",
+    "dynamic-softplus-0.5",
+    "magnitude-0.5",
+    "dense-equal-0.5",
+    "dynamic-linear-0.5",
+    "dynamic-norm-0.5",
+    "dynamic-bias-0.5",
+    "static-block-0.5",
+)
+"""Variants that are trained with all seeds, in the order of what they decide. The others are trained with the first."""
+
+SWEEP: dict[str, dict[str, Any]] = {
+    "sgd-10": {"optim.learning_rate": 10.0},
+    "sgd-20": {"optim.learning_rate": 20.0},
+    "sgd-40": {"optim.learning_rate": 40.0},
+    "adamw-0.002": {"optim.name": "adamw", "optim.learning_rate": 2e-3, "optim.transition_steps": None},
+}
+"""Optimisers and rates; each method in ``SWEPT`` is trained with all of them for two epochs."""
+SWEPT = (
+    "dense",
+    "dynamic-softplus-0.5",
+    "magnitude-0.5",
+    "dynamic-linear-0.5",
+    "dynamic-norm-0.5",
+    "static-block-0.5",
+)
+"""The swept variant of each method; the method's other variants take the optimiser and rate that suit it best."""
+TUNED: dict[tuple[str, str], str] = {}
+"""(preset, swept variant): the name in ``SWEEP`` with the lowest validation perplexity, if it is not the preset's."""
+
+DROPOUT = 0.25
+"""Rate for all methods in the second regime; the first regime, the published recipe, has no dropout."""
+
+
+def variants(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of each variant of a preset, by name, without those that the sweep chooses.
+
+    dense-equal-S is the dense model whose hidden size makes it cost as much as dynamic-softplus-S, gate included.
+    dynamic-norm-S has no gate, so it costs less, and it has no rank, also where the preset has one. There is no
+    static-block at 0.9, because neither 8 nor 12 blocks a side can be cut into ten groups.
+    """
+    if preset == PUBLISHED:
+        return {"dense": {}}
+    found: dict[str, dict[str, Any]] = {"dense": {"model.method": "dense"}}
+    for s in SPARSITIES:
+        dynamic = dataclasses.replace(PRESETS[preset].model, method="dynamic", sparsity=s)
+        found[f"dense-equal-{s}"] = {
+            "model.method": "dense",
+            "model.hidden_size": equal_cost_dense(dynamic).hidden_size,
+        }
+    found |= {f"magnitude-{s}": {"model.method": "magnitude", "model.sparsity": s} for s in SPARSITIES}
+    found["magnitude-block-0.5"] = {
+        "model.method": "magnitude",
+        "model.sparsity": 0.5,
+        "model.magnitude_unit": "block",
+    }
+    found |= {f"static-block-{s}": {"model.method": "static-block", "model.sparsity": s} for s in SPARSITIES[:2]}
+    for gate, options in GATES.items():
+        for s in SPARSITIES:
+            found[f"dynamic-{gate}-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **options}
+    norm: dict[str, Any] = {"model.gate_source": "norm"}
+    if PRESETS[preset].model.gate_rank is not None:
+        norm["model.gate_rank"] = None
+    for s in SPARSITIES:
+        found[f"dynamic-norm-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **norm}
+    bias = {"model.gate_source": "bias", **GATES["softplus"]}
+    found["dynamic-bias-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **bias}
+    return found
+
+
+def swept_as(variant: str) -> str:
+    """The variant of ``SWEPT`` whose optimiser and rate a variant takes."""
+    for swept in sorted(SWEPT, key=len, reverse=True):
+        if variant.startswith(swept.rpartition("-")[0] or swept):
+            return swept
+    return "dynamic-softplus-0.5"  # the bias control
+
+
+def tuned(preset: str) -> dict[str, dict[str, Any]]:
+    """``variants`` with the optimiser and rate that the sweep chose for the method."""
+    return {
+        name: {**options, **SWEEP.get(TUNED.get((preset, swept_as(name)), ""), {})}
+        for name, options in variants(preset).items()
+    }
+
+
+def sweep(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the runs of two epochs that tell which optimiser and rate suit a method, by name."""
+    if preset not in SMALL:
+        return {}
+    made, steps = variants(preset), 2 * PRESETS[preset].train.eval_every
+    return {
+        f"{variant}-two-epochs-{name}": {**made[variant], **options, "train.steps": steps}
+        for name, options in SWEEP.items()
+        for variant in SWEPT
+    }
+
+
+def with_dropout(preset: str) -> dict[str, dict[str, Any]]:
+    """Options of the headline variants in the regime with dropout, by name."""
+    if preset != "ptb-lstm-small":
+        return {}
+    made = tuned(preset)
+    return {f"{name}-dropout-{DROPOUT}": {**made[name], "model.dropout": DROPOUT} for name in HEADLINE}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        preset: the configuration that it starts from.
+        variant: method, gate and sparsity, joined by hyphens.
+        seed: of parameters and dropout.
+        options: what differs from the preset, {"section.option": value}, the seed included.
+    """
+
+    preset: str
+    variant: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name, which is also the path of its files below a folder."""
+        return f"{self.preset}/{self.variant}/seed{self.seed}"
+
+    def config(self, directory: str | None = None) -> Config:
+        """Its configuration; ``directory`` holds the text. None: the text is downloaded."""
+        sections: dict[str, dict[str, Any]] = {"data": {"directory": directory}}
+        for name, value in self.options.items():
+            section, option = name.split(".")
+            sections.setdefault(section, {})[option] = value
+        preset = PRESETS[self.preset]
+        changed = {name: dataclasses.replace(getattr(preset, name), **options) for name, options in sections.items()}
+        return dataclasses.replace(preset, **changed)
+
+    def command(self, workdir: str) -> str:
+        """The command of the same run, on one device. --data.directory takes a local copy of the text instead."""
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items()]
+        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", "--mesh.data=1", *flags])
+
+
+def cells() -> list[Cell]:
+    """All cells, in the order in which they are run: those that decide most come first, and methods take turns."""
+    compared, others = {p: tuned(p) for p in SIZES}, {p: sweep(p) | with_dropout(p) for p in SIZES}
+    runs = [(PUBLISHED, "dense", SEEDS[0])]
+    runs += [("ptb-lstm-small", name, SEEDS[0]) for name in HEADLINE]
+    for preset in SMALL:
+        runs += [(preset, name, SEEDS[0]) for name in sweep(preset)]
+        runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
+    runs += [(PUBLISHED, "dense", seed) for seed in SEEDS]
+    for preset in (*SMALL, *PAPER):
+        runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
+        runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *compared[preset])]
+    return [
+        Cell(preset, name, seed, {**{**compared[preset], **others[preset]}[name], "train.seed": seed})
+        for preset, name, seed in dict.fromkeys(runs)
+    ]
+
+
+def matching(patterns: list[str]) -> list[Cell]:
+    """Cells whose name matches any of the patterns, in which * stands for anything.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    everything = cells()
+    for pattern in patterns:
+        if not any(fnmatchcase(cell.name, pattern) for cell in everything):
+            raise ValueError(f"No cell is called {pattern!r}; --list shows all names, and * stands for anything.")
+    return [cell for cell in everything if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]
+
+
+def shortened(cell: Cell, epochs: int, epoch_steps: int | None = None) -> Cell:
+    """The same run with another number of epochs, each of all steps or of ``epoch_steps`` and then an evaluation.
+
+    The rate of SGD is halved every epoch over the last two fifths of the epochs.
+    """
+    config = cell.config()
+    epoch = epoch_steps or config.train.eval_every
+    name, steps = f"{cell.variant}-{epochs}-epochs", epochs * epoch
+    options = cell.options | {"train.steps": steps, "train.checkpoint_every": steps}
+    if epoch_steps is not None:
+        name, options = f"{name}-of-{epoch}-steps", options | {"train.eval_every": epoch}
+    if config.optim.name == "sgd":
+        first = max(1, math.ceil(0.6 * epochs))
+        options |= {
+            "optim.plateau_factor": 1.0,
+            "optim.transition_steps": epoch,
+            "optim.transition_begin": (first - 1) * epoch,
+        }
+    return dataclasses.replace(cell, variant=name, options=options)
+
+
+def result_path(cell: Cell, results: Path) -> Path:
+    """File of a cell's line."""
+    return results / f"{cell.name}.json"
+
+
+def read_line(cell: Cell, results: Path) -> dict[str, Any] | None:
+    """A cell's line, None if there is none.
+
+    Raises:
+        ValueError: the line is that of a run with other options: the name has changed its meaning since.
+    """
+    path = result_path(cell, results)
+    if not path.exists():
+        return None
+    line = json.loads(path.read_text())
+    if line["options"] != cell.options:
+        raise ValueError(
+            f"{path} is of a run with the options {line['options']}; the grid now has {cell.options} under this name. "
+            "Remove the file, or give the cell another name."
+        )
+    return line

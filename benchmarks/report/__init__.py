@@ -1,0 +1,1 @@
+"""Pages of docs/ made of the raw results."""

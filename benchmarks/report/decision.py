@@ -1,0 +1,113 @@
+"""docs/should_i_use_it.md: does skipping pay, for a device, a width, a number of streams and a sparsity, in one table.
+
+A cell is the speed of a whole LSTM that decodes, over that of the fastest dense one that was timed in the same run,
+whoever made it. Each cell leads to its raw line in raw_lines.md.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.performance import Row, Run, read_runs
+from benchmarks.report.tables import MISSING
+
+HERE = Path(__file__).resolve().parent
+STREAMS = (1, 4, 16)
+SPARSITIES = (0.5, 0.75, 0.9)
+PAYS, LOSES = 1.05, 0.95
+"""What is between these two is within the noise of such machines."""
+
+
+def speedup(row: Row) -> tuple[float, str]:
+    """Over the fastest dense model of the same run, and which that is."""
+    names = {key.removesuffix("_us") for key in row if key.endswith("_us")}
+    dense = {name for name in names if not name.endswith(("bound", "quartiles")) and name != "dynamic"}
+    fastest = min(dense, key=lambda name: row[f"{name}_us"])
+    return row[f"{fastest}_us"] / row["dynamic_us"], fastest
+
+
+def latest(runs: list[Run]) -> dict[tuple[Any, ...], tuple[Run, Row]]:
+    """The last line of every case: (hardware, type, width, streams, sparsity)."""
+    found: dict[tuple[Any, ...], tuple[Run, Row]] = {}
+    for run in runs:
+        for row in run.of("model_decode"):
+            if row["cell"] == "lstm":
+                key = (run.hardware, row["dtype"], row["hidden"], row["batch"], row["sparsity"])
+                found[key] = (run, row)
+    return found
+
+
+def _anchor(key: tuple[Any, ...]) -> str:
+    letters = "".join(c if c.isalnum() else "-" for c in "-".join(map(str, key)).lower())
+    return "-".join(part for part in letters.split("-") if part)
+
+
+def _cell(key: tuple[Any, ...], row: Row) -> str:
+    ratio, _ = speedup(row)
+    shown = f"{ratio:.2f}"
+    word = f"**{shown}**" if ratio >= PAYS else f"*{shown}*" if ratio <= LOSES else shown
+    return f"[{word}](raw_lines.md#{_anchor(key)})"
+
+
+def _draw(path: Path, found: dict[tuple[Any, ...], tuple[Run, Row]]) -> None:
+    """Speed-up of one stream in float32 against sparsity: a colour a width, a panel a device."""
+    # Here, since tables need no matplotlib.
+    from benchmarks.report.plots import panels
+
+    drawn = [key for key in found if key[1] == "float32" and key[3] == 1]
+    devices, widths = sorted({key[0] for key in drawn}), sorted({key[2] for key in drawn})
+    highest = max(1 / (1 - key[4]) for key in drawn)
+    with panels(path, len(devices)) as axes:
+        for axis, device in zip(axes, devices, strict=True):
+            line = [i * max(SPARSITIES) / 50 for i in range(51)]
+            axis.plot(line, [1 / (1 - s) for s in line], color="0.6", linestyle=":", label="1 / density")
+            axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+            for width in widths:
+                points = sorted(
+                    (key[4], speedup(found[key][1])[0]) for key in drawn if key[::2] == (device, width, key[4])
+                )
+                if points:
+                    color = f"C{widths.index(width)}"
+                    axis.plot(*zip(*points, strict=True), "-o", color=color, label=f"2 x {width:,}")
+            axis.set_yscale("log", base=2)
+            axis.set_ylim(0.5, highest * 1.1)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.set_xticks([0, *SPARSITIES])
+            axis.set_title(device, fontsize="small")
+            axis.set_xlabel("sparsity: share of blocks left out")
+            axis.set_ylabel("tokens/s over the fastest dense LSTM")
+            axis.legend(fontsize="x-small", frameon=False)
+
+
+def write(results_dir: Path, docs_dir: Path) -> None:
+    """Writes should_i_use_it.md, its picture speedup.svg, and raw_lines.md.
+
+    Args:
+        results_dir: folder of the raw files, *.jsonl.
+        docs_dir: folder of the pages.
+    """
+    found = latest(read_runs(results_dir))
+    streams = [f"{n} stream{'s' * (n > 1)}, {s}" for n in STREAMS for s in SPARSITIES]
+    lines = [["device", "type", "width", *streams], ["---"] * (3 + len(streams))]
+    for hardware, dtype, width in sorted({key[:3] for key in found}, key=lambda k: (k[0], k[1] != "float32", k[2])):
+        cells = [(hardware, dtype, width, n, s) for n in STREAMS for s in SPARSITIES]
+        shown = [_cell(key, found[key][1]) if key in found else MISSING for key in cells]
+        lines.append([hardware, dtype, f"{width:,}", *shown])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    page = (HERE / "decision_template.md").read_text().replace("{table}\n", f"{table}\n")
+    (docs_dir / "should_i_use_it.md").write_text(page)
+    _draw(docs_dir / "speedup.svg", found)
+    raw, runs = [(HERE / "raw_lines_template.md").read_text()], {id(run): run for run, _ in found.values()}
+    for run in runs.values():
+        raw.append(
+            f"## {run.hardware}: [{run.name}](../benchmarks/results/{run.name})\n\n"
+            f"jax {run.environment['jax']}, revision `{run.environment['revision'][:8]}`:\n\n"
+            f"```\n{run.environment['command']}\n```\n"
+        )
+        raw += [
+            f'<a id="{_anchor(key)}"></a>{key[1]}, width {key[2]:,}, streams {key[3]}, sparsity {key[4]}; '
+            f"fastest dense: `{speedup(row)[1]}`\n\n```json\n{json.dumps(row)}\n```\n"
+            for key, (of, row) in found.items()
+            if of is run
+        ]
+    (docs_dir / "raw_lines.md").write_text("\n".join(raw))

@@ -1,0 +1,126 @@
+"""The tokens of a model and their ids."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import SupportsIndex
+
+import numpy as np
+
+from bwds.array_types import Int32
+from bwds.filesystem import read_lines, write_text
+from bwds.run_config import Tokens
+from bwds.tokens import EOS, UNK, Tokenizer, make_tokenizer
+
+__all__ = ["EOS", "UNK", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model, words unless it was given others; a token's place is its id.
+
+    Attributes:
+        words: the tokens, as ``bwds.tokens`` spells them.
+        tokens: what a token is, of a text.
+    """
+
+    words: tuple[str, ...]
+    tokens: Tokens = "word"
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise ValueError("The vocabulary is empty; it needs at least one word.")
+        if len(self._ids) < len(self.words):
+            place, word = next((i, w) for i, w in enumerate(self.words) if self._ids[w] != i)
+            raise ValueError(
+                f"The vocabulary has the word {word!r} twice, as ids {place} and {self._ids[word]}; "
+                "every word has exactly one id."
+            )
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return make_tokenizer(self.tokens, self.words)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of ``<eos>``. Raises ``ValueError`` where the vocabulary has none."""
+        if EOS not in self._ids:
+            raise ValueError(f"The vocabulary has no {EOS}, which ends every line.")
+        return self._ids[EOS]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the words in their order."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    def encode(self, words: Iterable[str]) -> Int32[np.ndarray, " n"]:
+        """Ids of the words; a word that is not in the vocabulary gets the id of ``<unk>``.
+
+        Raises:
+            ValueError: an unknown word, and the vocabulary has no ``<unk>``.
+        """
+        unk = self._ids.get(UNK)
+        ids = []
+        for word in words:
+            known = self._ids.get(word, unk)
+            if known is None:
+                raise ValueError(f"The word {word!r} is not in the vocabulary, which has no {UNK} to stand for it.")
+            ids.append(known)
+        return np.array(ids, np.int32)
+
+    def unknown(self, words: Iterable[str]) -> list[str]:
+        """Those of the words that are not in the vocabulary, each once."""
+        return [word for word in dict.fromkeys(words) if word not in self._ids]
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> list[str]:
+        """Words of the ids."""
+        return [self.words[i] for i in ids]
+
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text, known or not; a newline is ``<eos>``."""
+        return self._tokenizer.split(text)
+
+    def prompt(self, text: str) -> Int32[np.ndarray, " n"]:
+        """Ids of a text that begins a line: ``<eos>``, which ends the line before, if there is one, and its tokens.
+
+        Raises:
+            ValueError: an unknown token, and the vocabulary has no ``<unk>``.
+        """
+        return self.encode([*([EOS] if EOS in self._ids else []), *self.split(text)])
+
+    def text(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of the ids, words with blanks between them; a line ends at ``<eos>``."""
+        return self._tokenizer.join(self.decode(ids))
+
+    def save(self, path: str | Path) -> None:
+        """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""
+        write_text(Path(path), "".join(f"{word}\n" for word in self.words))
+
+    @classmethod
+    def load(cls, path: str | Path, tokens: Tokens = "word") -> "Vocabulary":
+        """The vocabulary written by ``save``.
+
+        Raises:
+            ValueError: no such file; it is empty or not UTF-8; a line is not exactly one word; a word occurs twice.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"There is no vocabulary at {str(path)!r}; training writes one into its --workdir.")
+        words = []
+        for number, line in enumerate(read_lines(Path(path)), start=1):
+            parts = line.split()
+            if len(parts) != 1:
+                raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} words; it must have one.")
+            words += parts
+        try:
+            return cls(tuple(words), tokens)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""The product of an input and the kept blocks of a weight, and its gradients: one file per implementation."""

@@ -1,0 +1,125 @@
+"""Portable path through plain XLA operations, written for CPUs.
+
+There are two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
+only the kept blocks. With more rows, some row keeps nearly every block, so all blocks are computed, and each row's gate
+is applied after the dot. The loops are chosen so that each product is large and its result, at most [tile, N] or
+[tile, K], is used while it is in cache:
+
+    forward           for each row block r:     y += gates[:, r] * (x[r] @ w[r])
+    dx and dgates     for each column block c:  q = dy[c] @ w[:, c]^T;  dx += gates[:, :, c] * q;  dgates[c] = <x, q>
+    dw                for each row block r:     dw[r] = x[r]^T @ (gates[:, r] * dy)
+
+Forward and backward are three products in all, as many as a dense layer has.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.block_sparse import xla_decode
+from pallas_kernels.block_sparse.xla_decode import columns
+from pallas_kernels.layout import from_block_major, to_block_major
+from pallas_kernels.mesh_axes import zeros
+from pallas_kernels.sizes import at_most, is_known
+
+DECODE_ROWS = 16
+# A large batch is cut into tiles of about this many rows, so that temporaries stay in cache.
+TILE_ROWS = 256
+
+
+def forward(x, w, gates):
+    """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
+    if at_most(x.shape[0], DECODE_ROWS):
+        return xla_decode.forward(x, w, gates)
+    w = from_block_major(w) if w.ndim == 4 else w
+    return _over_tiles(_batched_forward, w, x, gates)
+
+
+def input_gradients(x, w, gates, dy):
+    """dx [b, K] and dgates [b, R, C]; see ``reference.input_gradients``."""
+    if at_most(x.shape[0], DECODE_ROWS):
+        dx, dgates = xla_decode.input_gradients(x, w, gates, dy)
+    else:
+        dx, dgates = _over_tiles(_batched_input_gradients, w, x, gates, dy)
+    return dx, jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
+
+
+def weight_gradient(x, w, gates, dy):
+    """dw in the layout and dtype of ``w``, whose values are not read; see ``reference.weight_gradient``."""
+    rows, num_r, num_c = gates.shape
+    (k, n) = x.shape[1], dy.shape[1]
+    # The gate is applied before the dot, in float32: rounding x or gate * dy to bfloat16 would lose a digit of dw.
+    x_blocks = x.astype(jnp.float32).T.reshape(num_r, k // num_r, rows)
+    dy = dy.reshape(rows, num_c, n // num_c).astype(jnp.float32)
+
+    def row_block(_, step):
+        x, gate = step
+        return None, jnp.dot(x, (dy * gate[:, :, None]).reshape(rows, n)).astype(w.dtype)
+
+    _, dw = lax.scan(row_block, None, (x_blocks, gates.astype(jnp.float32).swapaxes(0, 1)))
+    dw = dw.reshape(k, n)
+    return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
+
+
+# Batched: every block is computed, and the gate is applied after the dot.
+
+
+def _dot_transposed(a, b):
+    """a @ b^T."""
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _over_tiles(function, w, *arrays):
+    """Applies ``function(w, *arrays)`` to some rows of the arrays at a time."""
+    rows = arrays[0].shape[0]
+    tiles = max(1, round(rows / TILE_ROWS)) if is_known(rows) else 1
+    if tiles == 1:
+        return function(w, *arrays)
+    tile = -(-rows // tiles)
+
+    def split(array):
+        padded = jnp.pad(array, ((0, tile * tiles - rows), *((0, 0),) * (array.ndim - 1)))
+        return padded.reshape(tiles, tile, *array.shape[1:])
+
+    def join(array):
+        return array.reshape(tiles * tile, *array.shape[2:])[:rows]
+
+    out = lax.map(lambda parts: function(w, *parts), tuple(map(split, arrays)))
+    return tuple(map(join, out)) if isinstance(out, tuple) else join(out)
+
+
+def _batched_forward(w, x, gates):
+    rows, num_r, num_c = gates.shape
+    k, n = w.shape
+    y = zeros((rows, num_c, n // num_c), x)
+
+    def row_block(y, step):
+        x, w, gate = step
+        part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(y.shape)
+        return y + part * gate[:, :, None], None
+
+    steps = (
+        x.reshape(rows, num_r, k // num_r).swapaxes(0, 1),
+        w.reshape(num_r, k // num_r, n),
+        gates.astype(jnp.float32).swapaxes(0, 1),
+    )
+    y, _ = lax.scan(row_block, y, steps)
+    return y.reshape(rows, n).astype(x.dtype)
+
+
+def _batched_input_gradients(w, x, gates, dy):
+    rows, num_r, num_c = gates.shape
+    gates = gates.astype(jnp.float32)
+    x_blocks = x.reshape(rows, num_r, x.shape[1] // num_r).astype(jnp.float32)
+    width = dy.shape[1] // num_c
+
+    def column_block(c, carry):
+        dx, dgates = carry
+        column = w[c].reshape(x.shape[1], width) if w.ndim == 4 else columns(w, c, width)
+        q = _dot_transposed(columns(dy, c, width), column).reshape(x_blocks.shape)
+        dgate = (x_blocks * q).sum(-1)[None]
+        dx += q * lax.dynamic_slice(gates, (0, 0, c), (rows, num_r, 1))
+        return dx, lax.dynamic_update_slice(dgates, dgate, (c, 0, 0))
+
+    init = zeros(x_blocks.shape, x), zeros((num_c, rows, num_r), x)
+    dx, dgates = lax.fori_loop(0, num_c, column_block, init)
+    return dx.reshape(x.shape).astype(x.dtype), dgates.transpose(1, 2, 0)

@@ -1,0 +1,1 @@
+"""From scores to gates, and to the gated product as one operation."""
