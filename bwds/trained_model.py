@@ -139,16 +139,21 @@ class TrainedModel:
 
 
 def _pieces(vocabulary: Vocabulary, tokens: Iterable[Any]) -> Iterator[str]:
-    """The text of tokens, as soon as its characters are whole: one of them may take up to four subwords."""
+    """The text of tokens, as soon as it is settled: a character may take several subwords."""
     waiting: list[int] = []
+    shown, text = 0, ""
     for token in tokens:
         waiting.append(int(token))
         text = vocabulary.text(waiting)
-        if not text.endswith(REPLACEMENT) or len(waiting) == 4:
-            waiting = []
-            yield text
+        # Bytes at the end may be the beginning of a character; what comes before them no token changes any more.
+        settled = text.rstrip(REPLACEMENT)
+        if piece := settled[shown:]:
+            yield piece
+        shown = len(settled)
+        if settled == text:
+            waiting, shown = [], 0
     if waiting:
-        yield vocabulary.text(waiting)
+        yield text[shown:]
 
 
 def continued(

@@ -12,11 +12,13 @@ import tiny_run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import bwds
 from bwds.cli import command
 from bwds.config import DataConfig
-from bwds.data import load_corpus, text
+from bwds.data import Vocabulary, load_corpus, text
 from bwds.data.sources import SPLITS
-from bwds.tokens import make_tokenizer
+from bwds.tokens import learn_subwords, make_tokenizer
+from bwds.trained_model import _pieces
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -233,6 +235,33 @@ def test_one_command_trains_and_another_writes(tmp_path, capsys, tokens):
         assert (code, err) == (0, "")
     else:
         assert (code, "'Ω'" in err) in ((0, True), (2, True))
+
+
+@pytest.mark.parametrize("tokens", ["character", "subword"])
+def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, tokens):
+    path = write(tmp_path / "story.txt", story())
+    limit = {"vocab_limit": 320} if tokens == "subword" else {}
+    config = tiny_run.config(path, tokens=tokens, steps=2, eval_every=2, checkpoint_every=2, **limit)
+    assert call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"))[0] == 0
+    file = tmp_path / "model.safetensors"
+    assert call(capsys, "eval", "--workdir", str(tmp_path / "run"), "--export", str(file))[0] == 0
+    written = [call(capsys, "generate", str(place), "Anna", "--tokens", "40")[1] for place in (tmp_path / "run", file)]
+    assert written[0] == written[1]
+    loaded = bwds.load(file)
+    assert loaded.vocabulary.tokens == tokens
+    assert written[0].rstrip("\n") == loaded.generate("Anna", length=40).rstrip("\n")
+    pieces = list(loaded.stream("Anna", length=40))
+    assert "Anna" + "".join(pieces) == loaded.generate("Anna", length=40)
+    assert len(pieces) > 10
+
+
+def test_a_piece_of_a_stream_has_whole_characters():
+    vocabulary = Vocabulary(learn_subwords(["no pieces"], 257), "subword")
+    ids = vocabulary.encode(vocabulary.split("aé你👩\n"))
+    assert list(_pieces(vocabulary, ids)) == ["a", "é", "你", "👩", "\n"]
+    # What is no character is shown when no more can make it one.
+    assert list(_pieces(vocabulary, ids[1:2])) == ["\ufffd"]
+    assert list(_pieces(vocabulary, [*ids[3:5], *ids[3:5]])) == ["\ufffd" * 2]
 
 
 def test_another_text_or_cut_is_another_run(tmp_path, capsys):
