@@ -78,7 +78,7 @@ def test_a_mistake_is_one_sentence_that_points_to_the_help_of_its_command(capsys
     assert_refused(call(capsys, "bench", "--hidden", "100"), "hidden_size 100", "See bwds bench --help.")
     assert_refused(call(capsys, "bench", "--turns", "2"), "turns is 2")
     assert_refused(call(capsys, "bench", "--steps", "0"), "steps is 0")
-    assert_refused(call(capsys, "generate", "/nowhere", "a"), "There is no run in '/nowhere'")
+    assert_refused(call(capsys, "generate", "/nowhere", "a"), "There is no file '/nowhere'")
     assert_refused(call(capsys, "generate"), "RUN")
 
 
