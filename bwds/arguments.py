@@ -112,6 +112,8 @@ def _deciding(path: str) -> tuple[str, ...]:
         return "vocab_size", "hidden_size"
     if path.startswith("softmax"):
         return "vocab_size", "hidden_size", "tied_softmax"
+    if path.endswith("/center"):
+        return "method", "centered"
     if "gate" in path.split("/"):
         return "method", "block_size", "gate_rank", "gate_source"
     return "num_layers", "cell", "hidden_size"

@@ -121,9 +121,10 @@ def require_rates(**values: float | None) -> None:
         require(value is None or 0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and less than 1.")
 
 
-def require_gate_options(source: str, rank: Any, normalization: str = "mean") -> None:
+def require_gate_options(source: str, rank: Any, normalization: str = "mean", activation: str = "linear") -> None:
     """Raises ``ValueError`` if options of a gate have no meaning together: the norm of a block is no projection."""
     if source != "norm":
+        require_scaling(activation, normalization)
         return
     require(rank is None, f"gate_rank is {shown(rank)}; a gate_source of 'norm' has no projection: it must be None.")
     require(
@@ -131,3 +132,26 @@ def require_gate_options(source: str, rank: Any, normalization: str = "mean") ->
         f"gate_normalization is {normalization!r}; the gates of gate_source 'norm' are one and are never scaled: leave "
         "it at 'mean'.",
     )
+
+
+def require_scaling(activation: str, normalization: str) -> None:
+    """Raises ``ValueError`` for an activation that is nothing without its divisor."""
+    require(
+        (activation, normalization) != ("softmax", "none"),
+        "normalization is 'none' and the activation 'softmax'; exponentials have no bound until they are divided by "
+        "their sum: take 'mean', or another activation.",
+    )
+
+
+def fitting_sparsities(given: Any, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """Pairs of a matrix and its sparsity, in the order of ``names``; ``ValueError`` unless each name has one."""
+    pairs = given if isinstance(given, tuple | list) else ()
+    right = all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs)
+    found = {name: python_number(sparsity) for name, sparsity in pairs} if right else {}
+    require(
+        right and found.keys() == set(names) and len(pairs) == len(names),
+        f"sparsities are {given!r}; they must be pairs of a name and a sparsity, one for each of {', '.join(names)}.",
+    )
+    for sparsity in found.values():
+        check_sparsity(sparsity)
+    return tuple((name, float(found[name])) for name in names)

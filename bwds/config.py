@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from bwds.checks import (
     check_sparsity,
+    fitting_sparsities,
     require,
     require_at_least,
     require_choice,
@@ -26,7 +27,7 @@ Cell = Literal["lstm", "qrnn"]
 Method = Literal["dynamic", "dense", "static-block", "magnitude"]
 MagnitudeUnit = Literal["weight", "block"]
 GateSource = Literal["learned", "norm", "frozen", "bias", "random"]
-Activation = Literal["linear", "softplus"]
+Activation = Literal["linear", "softplus", "softmax", "relu"]
 Normalization = Literal["mean", "bounded", "none"]
 Scope = Literal["matrix", "column"]
 Dtype = Literal["float32", "bfloat16"]
@@ -49,6 +50,8 @@ class ModelConfig:
     """dynamic: a gate chooses blocks for every input; static-block: block-diagonal; magnitude: pruned in training."""
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
+    sparsities: tuple[tuple[str, float], ...] | None = None
+    """Of each gated matrix by name, as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
     magnitude_unit: MagnitudeUnit = "weight"
     """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
@@ -56,13 +59,19 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, its divisor can pass zero; softplus: positive, and finite at any sparsity."""
+    """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
+
+    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of negative scores.
+    """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's); bounded: unless the scores' sum is near zero; none: left as they are."""
+    """mean: gates have mean one (the paper's; relu: at most one); bounded: linear ones unless the scores' sum is near
+    zero; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
     """learned; norm: the largest ||x_r|| ||w_rc||, gates one; controls: frozen; bias alone; random: a hash of x."""
+    centered: bool = False
+    """Gated products act on x minus a parameter, its center: what an omitted block gives there is in the bias."""
     dropout: float = 0.0
     """Dropout rate of the embedding, between layers and at the output, in [0, 1)."""
     dropout_input: float | None = None
@@ -120,9 +129,18 @@ class ModelConfig:
         if self.method == "dynamic" and self.gate_rank is not None:
             require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "dynamic":
-            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization)
+            require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
+        if self.method == "dynamic" and self.sparsities is not None:
+            # As tuples, in one order: configurations are compared, and are keys of caches.
+            object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the recurrent layers' matrices, as in ``Info.usage``. All have one shape."""
+        products = ("input", "hidden") if self.cell == "lstm" else ("input",)
+        return tuple(f"layer_{i}/{product}" for i in range(self.num_layers) for product in products)
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -164,6 +182,17 @@ class Config:
             method != "static-block" or not self.rising_sparsity,
             "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
         )
+        if (limits := self.train.sparsity_range) is not None:
+            require(
+                method == "dynamic",
+                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can "
+                "keep more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+            )
+            require(
+                not self.rising_sparsity,
+                f"sparsity_range is {limits[0]} to {limits[1]} and sparsity_schedule 'cubic'; a step has one sparsity, "
+                "drawn or scheduled: leave out one of them.",
+            )
         if self.rising_sparsity:
             require(
                 initial <= self.model.sparsity,
@@ -219,6 +248,11 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
     try:
-        return section(**raw)
+        # What JSON has as a list is a tuple here.
+        return section(**{option: _tuples(value) for option, value in raw.items()})
     except ValueError as error:
         raise ValueError(f"Section {name!r} of the configuration: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

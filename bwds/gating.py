@@ -8,7 +8,7 @@ from jax import lax
 
 from bwds.arguments import Tree, as_array, plain, require_key
 from bwds.array_types import Array, Bool, Float, Whole
-from bwds.checks import count, pair, require, require_choice, require_gate_options, require_number
+from bwds.checks import count, pair, require, require_choice, require_gate_options, require_number, require_scaling
 from bwds.config import Activation, GateSource, Normalization, Scope
 from bwds.counts import kept_count
 from bwds.counts import num_kept_blocks as num_kept_blocks
@@ -85,7 +85,14 @@ def gate_values(
 
         gates = a(scores) * R * C / sum(a(scores) of the kept blocks)
 
-    with a(s) = s ("linear", the paper's) or softplus(max(s, -40)) ("softplus").
+    with a(s) = s ("linear", the paper's), softplus(max(s, -40)) ("softplus"), or exp(max(s - m, -40)) with m the
+    largest kept score ("softmax": R * C times the softmax over the kept scores, as mixtures of experts weigh theirs).
+
+        gates = max(scores, 0) * R * C / k / sqrt(mean of the squares of the k kept scores + 1e-6)
+
+    for "relu", with k the kept blocks of the matrix. Kept scores of zero or less give gates of zero: fewer blocks are
+    read than are kept, and none at all where all of them are negative. The divisor counts these too, so it is small
+    only where all scores are. The mean over all gates is one for equal positive scores, less for others.
 
     The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, or with
     normalization "bounded" below 0.1 of it, that bound, with the sign of the sum, takes its place and is held constant
@@ -96,13 +103,15 @@ def gate_values(
         scores: [..., R, C].
         kept: which blocks are kept, at least one a matrix, [..., R, C].
         activation: a.
-        normalization: "mean" or "bounded" as above; "none": gates = a(scores), for comparison.
+        normalization: "mean" or "bounded" as above, which differ for "linear" alone; "none": gates = a(scores), for
+            "relu" max(scores, 0), for comparison. Softmax has no "none": its divisor is part of it.
 
     Raises:
-        ValueError: ``activation`` or ``normalization`` is unknown.
+        ValueError: ``activation`` or ``normalization`` is unknown, or they have no meaning together.
     """
     require_choice("activation", activation, Activation)
     require_choice("normalization", normalization, Normalization)
+    require_scaling(activation, normalization)
     return kernels.gate_values(scores, kept, activation=activation, normalization=normalization)
 
 
@@ -119,8 +128,10 @@ def topk_gates(
     """Gates from scores: the largest k are kept and normalised to mean one over the matrix, the others are zero.
 
     Exactly k blocks of every matrix are kept (``select_blocks``); the gradient flows through their scores only, not
-    through the choice. A kept linear score of exactly zero gives a gate of zero. Finite, in value and gradient, for
-    finite scores at every sparsity in [0, 1) (``gate_values`` says how).
+    through the choice. A kept linear score of exactly zero gives a gate of zero, and so do kept scores of zero or less
+    with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1): see ``gate_values``.
+
+    Which activation: "linear" to have the paper's; "softplus" or "softmax" for training that must not spike.
 
     Args:
         scores: one score a block, [..., R, C], as ``gate_scores`` gives them.
@@ -129,9 +140,11 @@ def topk_gates(
         activation: "linear", the paper's: scores have both signs, so the sum that gates are divided by can pass zero,
             near which they are large (up to 1e4 * R * C): an amplifier of rounding, gradients and loss.
             "softplus": positive; finite at any sparsity; the layers of ``bwds.nn`` have it by default.
-        normalization: "mean": gates have mean one (the paper's). "bounded": linear ones have, unless the sum is less
-            than a tenth of the sum of magnitudes, and are at most 10 * R * C; softplus gates are those of "mean".
-            "none": a(scores) of the kept blocks, not divided.
+            "softmax": positive, at most R * C; larger scores stand out more than with softplus.
+            "relu": zero for kept scores that are not positive; at most R * C / sqrt(k).
+        normalization: "mean": gates have mean one (the paper's); those of "relu" at most one. "bounded": linear ones
+            have, unless the sum is less than a tenth of the sum of magnitudes, and are at most 10 * R * C; all others
+            are those of "mean". "none": a(scores) of the kept blocks, not divided; not for "softmax".
         scope: "matrix": top-k over all blocks; "column": inside each block column, k of its R blocks.
 
     Returns:

@@ -1,6 +1,7 @@
 """A linear map, dense or gated: the one place where a gate meets its matrix.
 
-Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
+Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}, with the configuration's
+``centered`` also {"center": [K]}, which is taken from the input. The kernel may also be
 block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products. A gate
 of the source "norm" has no parameters; what may stand in its place are the norms of the kernel's blocks, computed once.
 
@@ -47,6 +48,7 @@ class GateOptions(NamedTuple):
     implementation: str | None = None
     source: GateSource = "learned"
     normalization: Normalization = "mean"
+    centered: bool = False
 
     def values(self, scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"]) -> Float[Array, "*b R C"]:
         """``gate_values`` with these options; those of norms are one."""
@@ -78,30 +80,33 @@ def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> Ga
         config.implementation,
         config.gate_source,
         config.gate_normalization,
+        config.centered,
     )
 
 
 def init_linear(
     key: Array, num_features: int, num_outputs: int, *, bound: float, options: GateOptions | None, gate_rank: int | None
 ) -> Params:
-    """Kernel [K, N] uniform in ±bound and, unless ``options`` is None, its gate, all float32."""
+    """Kernel [K, N] uniform in ±bound and, unless ``options`` is None, its gate and perhaps its center, all float32."""
     kernel_key, gate_key = jax.random.split(key)
     params: Params = {"kernel": jax.random.uniform(kernel_key, (num_features, num_outputs), jnp.float32, -bound, bound)}
     if options is not None:
         r, c = options.grid
         params["gate"] = init_gate(gate_key, num_features, r * c, gate_rank, options.source)
+        if options.centered:
+            params["center"] = jnp.zeros((num_features,), jnp.float32)
     return params
 
 
 def cast_matrices(params: Params, dtype: Any) -> Params:
-    """The parameters, one map's or a whole model's, with matrices in ``dtype``; biases and norms stay in float32.
+    """The parameters, one map's or a whole model's, with matrices in ``dtype``; all others stay in float32.
 
     What a loop does to a weight in every step, it should find done: XLA does not move a cast out of it.
     """
     return {
         name: cast_matrices(value, dtype)
         if isinstance(value, dict)
-        else (value if name in ("bias", "norms") else value.astype(dtype))
+        else (value if name in ("bias", "center", "norms") else value.astype(dtype))
         for name, value in params.items()
     }
 
@@ -149,6 +154,18 @@ def prepare(params: Params, options: GateOptions | None) -> Params:
     return with_norms(params, (kernel.shape[0] // r, global_shape(kernel)[1] // c) if whole else kernel.shape[2:])
 
 
+def from_center(params: Params, x: Float[Array, "*b K"]) -> Float[Array, "*b K"]:
+    """What a map works on: x, or x minus the map's center [K] if it has one, in the dtype of ``x``.
+
+    Then an omitted block omits what its input differs by from the center. What all blocks give at the center is a
+    constant, and part of a bias.
+    """
+    if "center" not in params:
+        return x
+    center = jnp.expand_dims(params["center"], tuple(range(x.ndim - 1)))
+    return (x.astype(jnp.float32) - center).astype(x.dtype)
+
+
 @takes_explicit_axes(lambda params, x, *_, **__: (rows_as(x, None), rows_as(x, None, None)))
 def linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, sparsity: Any = 0.0
@@ -165,13 +182,13 @@ def linear(
         y [..., N] and what the gate decided (None if dense), perhaps the gates alone.
     """
     num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
-    return apply_linear(prepare(params, options), x, options, num_kept, save=False)
+    return apply_linear(prepare(params, options), from_center(params, x), options, num_kept, save=False)
 
 
 def apply_linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None, *, save: bool = True
 ) -> tuple[Float[Array, "*b N"], Gating | None]:
-    """``linear`` for a given number of kept blocks, and with parameters that ``prepare`` has seen.
+    """``linear`` for a given number of kept blocks, and what ``prepare`` and ``from_center`` made of its arguments.
 
     Without ``save`` the gates are all that is told of the decision, which spares a GPU launches where rows are few.
     """
@@ -200,8 +217,17 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
-    y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
+    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
+        # Nothing is left out or scaled: the dense product itself.
+        y = matmul(x, kernel).astype(x.dtype)
+    else:
+        y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
+
+
+def _most(options: GateOptions) -> int:
+    """The largest number of blocks that can be kept, of the matrix or of each column."""
+    return options.grid[0] if options.scope == "column" else math.prod(options.grid)
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:
@@ -228,6 +254,7 @@ def input_cotangents(
     gates = local_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":
+        # Nobody asks for dgates: XLA leaves them out, and kernels have them from the products that dx is made of.
         return psum(dx), None
     scores, kept = gating.scores, gating.kept
     assert scores is not None

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
+from bwds.budgets import product_sparsity
 from bwds.collectives import all_gather_columns, local_columns
 from bwds.config import ModelConfig
 from bwds.counts import Count, kept_count
@@ -25,6 +26,7 @@ from bwds.linear import (
     Params,
     apply_linear,
     cast_matrices,
+    from_center,
     gate_options,
     init_linear,
     input_cotangents,
@@ -47,7 +49,7 @@ class LSTMCarry(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """Of every step, [T, ...]: inputs of the recurrent product, what its gate decided, activations, cell states."""
+    """Of every step, [T, ...]: inputs of the recurrent product, from its center, its gating, activations, cells."""
 
     h: Array
     gating: Gating | None
@@ -93,21 +95,21 @@ def lstm(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; may be traced.
+        sparsity: overrides the configuration's; one for both products, or {"input", "hidden"}; may be traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
     """
     h = config.hidden_size
     options = gate_options(config, h, 4 * h)
-    sparsity = config.sparsity if sparsity is None else sparsity
+    input_sparsity, hidden_sparsity = (product_sparsity(config, name, sparsity) for name in ("input", "hidden"))
     # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
     x, carry = alike(x, carry)
     # Norms of blocks are taken here, not in each step of the scan.
     params = like({**params, "hidden": prepare(params["hidden"], options)}, x)
-    z, input_gating = linear(params["input"], x, options, sparsity)
+    z, input_gating = linear(params["input"], x, options, input_sparsity)
     z = z.swapaxes(0, 1)
-    num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
+    num_kept = None if options is None else kept_count(options.grid, hidden_sparsity, options.scope)
     # A known count is no argument of the recurrence, where it would be traced, and "all blocks" searched for.
     known, traced = (num_kept, None) if isinstance(num_kept, int) else (None, num_kept)
     hs, after, hidden_usage = _recurrence(options, known, params["hidden"], params["bias"], traced, z, carry)
@@ -124,7 +126,7 @@ def _step(
     z: Array,
     save: bool = True,
 ) -> tuple[LSTMCarry, _Saved]:
-    h_in = carry.h.astype(z.dtype)
+    h_in = from_center(params, carry.h.astype(z.dtype))
     recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
     total = all_gather_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
     i, f, g, o = jnp.split(total, 4, axis=-1)
@@ -180,10 +182,13 @@ def _recurrence_bwd(options, known, residuals, cotangents):
         ]
         dz = local_columns(jnp.concatenate(dz, -1), params["kernel"])
         dh_in, dscores = input_cotangents(matrices, saved.h, saved.gating, dz.astype(dtype), options)
-        return LSTMCarry(dh_in.astype(jnp.float32), dc * f), (dz, dscores)
+        dh_in = dh_in.astype(jnp.float32)
+        return LSTMCarry(dh_in, dc * f), (dz, dscores, dh_in.sum(0) if "center" in params else None)
 
-    dcarry, (dz, dscores) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
+    dcarry, (dz, dscores, dh_sums) = lax.scan(body, dcarry, (saved, dhs), reverse=True)
     dparams = parameter_cotangents(params, saved.h, saved.gating, dz.astype(dtype), dscores, options)
+    if dh_sums is not None:
+        dparams["center"] = -dh_sums.sum(0)
     return dparams, dz.sum((0, 1)), None, dz.astype(dtype), dcarry
 
 

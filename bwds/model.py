@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
 from bwds.array_types import Array, Bool, Float, Integer
+from bwds.budgets import layer_sparsities
 from bwds.collectives import MODEL, look_up, pmean
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
@@ -52,7 +53,8 @@ class LanguageModel(NamedTuple):
         apply: ``apply(params, tokens, carry, *, dropout_key=None, sparsity=None) -> (logits, carry, info)`` with
             tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
             ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation;
-            only the method dynamic has a use for it.
+            only the method dynamic has a use for it. A number is the model's, of which each matrix gets its share by
+            ``ModelConfig.sparsities``; a mapping has one for each matrix, by the names of ``config.matrices``.
             ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
             ``ValueError`` names what does not fit the configuration. Token ids outside of the vocabulary are refused
             in NumPy's arrays, and taken as the nearest word in JAX's.
@@ -140,7 +142,9 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         for i in range(count):
             x = dropout(layer_keys[i], x, hidden_rate if i else first_rate, locked=config.locked_dropout)
             layer = _drop_weights(weight_keys[i], params[f"layer_{i}"], weight_dropped, config.weight_dropout)
-            x, layer_carry, stats = apply_layer(layer, x, carry[i], config, sparsity=sparsity)
+            x, layer_carry, stats = apply_layer(
+                layer, x, carry[i], config, sparsity=layer_sparsities(config, i, sparsity)
+            )
             carry_out.append(layer_carry)
             used |= {f"layer_{i}/{name}": value for name, value in stats.items()}
         output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / one_at_least(x[:, 1:].size)

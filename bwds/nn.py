@@ -39,10 +39,11 @@ class BlockSparseLinear(nnx.Module):
         sparsity: fraction of blocks omitted, in [0, 1).
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
-        gate_activation: "softplus" (positive; finite at any sparsity) or "linear" (the paper's, whose divisor can pass
-            zero: see above and ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one; "bounded": linear ones no more than ten times what their
-            magnitudes would give; "none": as they are.
+        gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
+            negative scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
+            ``bwds.topk_gates``).
+        gate_normalization: "mean": gates have mean one, those of "relu" at most one; "bounded": linear ones no more
+            than ten times what their magnitudes would give; "none": as they are, which "softmax" cannot be.
         gate_scope: "matrix" or "column".
         gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
             and there are no parameters but the kernel and the bias. Or a control, as ``bwds.gate_scores`` has them.
@@ -53,8 +54,8 @@ class BlockSparseLinear(nnx.Module):
             low-rank gate so that scores start at the size of a full one's.
 
     Raises:
-        ValueError: a value is out of range, the block does not divide the matrix, or "norm" has a rank or a
-            normalisation.
+        ValueError: a value is out of range, the block does not divide the matrix, "norm" has a rank or a
+            normalisation, or "softmax" has none.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class BlockSparseLinear(nnx.Module):
         require_choice("gate_normalization", gate_normalization, Normalization)
         require_choice("gate_scope", gate_scope, Scope)
         require_choice("gate_source", gate_source, GateSource)
-        require_gate_options(gate_source, gate_rank, gate_normalization)
+        require_gate_options(gate_source, gate_rank, gate_normalization, gate_activation)
         if implementation is not None:
             require_choice("implementation", implementation, Implementation)
         bk, bn = pair("block_shape", block_shape)
@@ -109,6 +110,61 @@ class BlockSparseLinear(nnx.Module):
         self.kernel = nnx.Param(params["kernel"])
         self.gate = _contain(params["gate"])
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    @classmethod
+    def from_linear(
+        cls,
+        dense: nnx.Linear,
+        *,
+        sparsity: Real = 0.5,
+        block_shape: tuple[Whole, Whole] = (128, 128),
+        gate_scope: Scope = "matrix",
+        return_gates: bool = False,
+        implementation: Implementation | None = None,
+    ) -> "BlockSparseLinear":
+        """The layer with the kernel and the bias of a dense one, and the gate source "norm": nothing to be trained.
+
+            layer = BlockSparseLinear.from_linear(network.output, sparsity=0.5)
+
+        At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced.
+
+        Args:
+            dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
+            sparsity: fraction of blocks omitted, in [0, 1).
+            block_shape: rows and columns of a block; divides (K, N).
+            gate_scope: "matrix" or "column".
+            return_gates: as of the class.
+            implementation: as of the class.
+
+        Raises:
+            ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.
+        """
+        require(isinstance(dense, nnx.Linear), f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
+        kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
+        require(
+            all(array is None or array.dtype == jnp.float32 for array in (kernel, bias)),
+            f"the kernel is of {kernel.dtype}; parameters must be float32: convert them, and give x the type that it "
+            "shall compute in.",
+        )
+
+        def make(key: Array) -> BlockSparseLinear:
+            return cls(
+                *kernel.shape,
+                sparsity=sparsity,
+                block_shape=block_shape,
+                gate_scope=gate_scope,
+                gate_source="norm",
+                use_bias=bias is not None,
+                return_gates=return_gates,
+                implementation=implementation,
+                rngs=nnx.Rngs(key),
+            )
+
+        # Shapes alone: initial values would be thrown away.
+        layer = nnx.eval_shape(lambda: make(jax.random.key(0)))
+        layer.kernel = nnx.Param(kernel)
+        layer.bias = None if bias is None else nnx.Param(bias)
+        return layer
 
     def __call__(
         self, x: Float[Array, "*b K"]

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
+from bwds.budgets import product_sparsity
 from bwds.collectives import all_gather_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
@@ -78,7 +79,7 @@ def qrnn(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; may be traced.
+        sparsity: overrides the configuration's; a number, or {"input": number}; may be traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
@@ -88,7 +89,7 @@ def qrnn(
     x, carry = alike(x, carry)
     before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
     window = jnp.concatenate([before, x], axis=-1)
-    total, gating = linear(params["input"], window, options, config.sparsity if sparsity is None else sparsity)
+    total, gating = linear(params["input"], window, options, product_sparsity(config, "input", sparsity))
     total = all_gather_columns(total.astype(jnp.float32) + params["bias"][None, None, :])
     z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
     c = pool(jax.nn.sigmoid(f), jnp.tanh(z), carry.c)

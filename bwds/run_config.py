@@ -1,9 +1,18 @@
 """Options of a training run beside the model: its text, optimiser and length. ``bwds.config`` puts them together."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from bwds.checks import require, require_at_least, require_choice, require_rates, require_seed, require_types
+from bwds.checks import (
+    known_number,
+    require,
+    require_at_least,
+    require_choice,
+    require_rates,
+    require_seed,
+    require_types,
+    shown,
+)
 from bwds.sparsity import schedule_steps
 
 OptimizerName = Literal["sgd", "adamw"]
@@ -115,7 +124,9 @@ class TrainConfig:
     """How long to train, what to write down and when."""
 
     steps: int = 800
-    """Optimiser steps."""
+    """Optimiser steps; with --start-from none, 0, are steps too."""
+    start_sha256: str | None = None
+    """Digest of the parameters that training starts from, those of --start-from; None: they are drawn."""
     seed: int = 0
     """Seed of the initial parameters and of dropout."""
     eval_every: int = 200
@@ -129,6 +140,12 @@ class TrainConfig:
 
     Cubic starts with all blocks, where the mean of linear gates is near zero: a dynamic model then wants softplus.
     """
+    sparsity_range: tuple[float, float] | None = None
+    """Least and largest: each step draws its sparsity uniformly between them, for one model that serves at all of them.
+
+    For the method dynamic with a constant schedule. Evaluations in training are at --model.sparsity, and so is the
+    choice of the best checkpoint; eval.py --sparsities evaluates at several.
+    """
     sparsity_initial: float = 0.05
     """Where the cubic schedule starts to rise; 0 before it begins."""
     sparsity_begin: float = 0.05
@@ -140,9 +157,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
+        require_at_least(0, steps=self.steps)
         require_at_least(
             1,
-            steps=self.steps,
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
@@ -153,6 +170,8 @@ class TrainConfig:
             f"sparsity_initial is {self.sparsity_initial}; it must be at least 0 and less than 1.",
         )
         require_at_least(1, sparsity_every=self.sparsity_every)
+        if self.sparsity_range is not None:
+            object.__setattr__(self, "sparsity_range", _checked_range(self.sparsity_range))
         if self.sparsity_schedule is not None:
             require_choice("sparsity_schedule", self.sparsity_schedule, SparsitySchedule)
 
@@ -160,3 +179,18 @@ class TrainConfig:
     def sparsity_steps(self) -> range:
         """Steps at which the cubic schedule changes the sparsity; at the last it is the model's."""
         return schedule_steps(self.steps, begin=self.sparsity_begin, end=self.sparsity_end, every=self.sparsity_every)
+
+
+def _checked_range(limits: Any) -> tuple[float, float]:
+    """The two sparsities, from JSON too, where they are a list."""
+    require(
+        isinstance(limits, tuple | list) and len(limits) == 2,
+        f"sparsity_range is {shown(limits)}; it must be two numbers, the least and the largest sparsity.",
+    )
+    least, largest = (float(known_number("sparsity_range", limit)) for limit in limits)
+    require(
+        0.0 <= least < largest < 1.0,
+        f"sparsity_range is {least} to {largest}; it must begin at 0 or more, rise, and end below 1: for a single "
+        "sparsity take --model.sparsity.",
+    )
+    return least, largest

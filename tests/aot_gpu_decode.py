@@ -39,7 +39,7 @@ def compile_gates(dump: Path, ptxas: str) -> None:
     assert n == triton_gates.MAX_SCORES
     shapes = (((1, n), "float32"), ((n,), "float32"), ((), "int32"))
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
-    for activation in ("linear", "softplus", "one"):
+    for activation in ("linear", "softplus", "softmax", "relu", "one"):
         options = {"activation": activation, "normalization": "mean"}
         gates = functools.partial(triton_gates.gates_and_words, grid=GRID, **options)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

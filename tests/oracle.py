@@ -12,7 +12,9 @@ import numpy as np
 FLOORS = {"mean": 1e-4, "bounded": 0.1}
 """Smallest |sum of the kept scores| that a linear gate divides by, relative to the sum of their magnitudes."""
 LOWEST = -40.0
-"""Scores below this count as this in a softplus gate."""
+"""Scores below this count as this in a softplus gate; in a softmax gate, those as far below the largest kept one."""
+SMALLEST_SQUARE = 1e-6
+"""Added to the mean square that the scores of a ReLU gate are divided by."""
 
 
 class Rule(NamedTuple):
@@ -55,14 +57,23 @@ def margin(scores: np.ndarray, num_kept: int, scope: str = "matrix") -> float:
     return np.inf if num_kept == len(groups) else (groups[num_kept - 1] - groups[num_kept]).min()
 
 
+def _root_mean_square(kept: np.ndarray) -> float:
+    return np.sqrt((kept**2).mean() + SMALLEST_SQUARE)
+
+
 def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str, normalization: str) -> np.ndarray:
     kept = scores[mask]
     size = scores.size
     if activation == "softplus":
         kept = np.logaddexp(0.0, np.maximum(kept, LOWEST))
-    if normalization == "none":
+    elif activation == "softmax":
+        kept = np.exp(np.maximum(kept - kept.max(), LOWEST))
+    if activation == "relu":
+        scale = 1.0 if normalization == "none" else size / kept.size / _root_mean_square(kept)
+        values = np.maximum(kept, 0.0) * scale
+    elif normalization == "none":
         values = kept
-    elif activation == "softplus":
+    elif activation in ("softplus", "softmax"):
         values = kept / kept.sum() * size
     else:
         largest = np.abs(kept).max()
@@ -101,16 +112,25 @@ def gates_gradient(
 
     With p the kept scores after the activation, S their sum and n = R*C: gates = n p / S, so that
     d/dp_j = n / S * (cotangent_j - sum_i cotangent_i p_i / S). A floor in place of S is a constant, and then
-    d/dp_j = n / floor * cotangent_j.
+    d/dp_j = n / floor * cotangent_j. ReLU gates of k kept scores s and their root mean square q, whose derivative is
+    s_j / (k q), are n / (k q) max(s, 0).
     """
     scores, cotangent = np.asarray(scores, np.float64), np.asarray(cotangent, np.float64)
     result = np.zeros(scores.shape)
     for index in np.ndindex(scores.shape[:-2]):
         s, v = scores[index], cotangent[index]
         mask = kept_mask(s, num_kept, scope)
+        if activation == "relu":
+            q, k, positive = _root_mean_square(s[mask]), mask.sum(), s[mask] > 0
+            through_q = (v[mask] * s[mask])[positive].sum() * s[mask] / (k * q**2)
+            result[index][mask] = s.size / (k * q) * (v[mask] * positive - through_q)
+            continue
         if activation == "softplus":
             p = np.logaddexp(0.0, np.maximum(s[mask], LOWEST))
             slope = np.where(s[mask] > LOWEST, sigmoid(s[mask]), 0.0)
+        elif activation == "softmax":
+            p = np.exp(np.maximum(s[mask] - s[mask].max(), LOWEST))
+            slope = np.where(s[mask] - s[mask].max() > LOWEST, p, 0.0)
         else:
             p, slope = s[mask], np.ones(int(mask.sum()))
         total, floor = p.sum(), FLOORS[normalization] * np.abs(p).sum()
@@ -197,6 +217,7 @@ def product(params: dict, x: np.ndarray, rule: Rule | None) -> tuple[np.ndarray,
     kernel = params["kernel"]
     if rule is None:
         return x @ kernel, None, np.inf
+    x = x - params.get("center", 0.0)
     if rule.source == "norm":
         scores = norm_scores(kernel, x, rule.rows, rule.columns)
         g = np.stack([kept_mask(s, rule.num_kept, rule.scope) for s in scores]).astype(float)

@@ -26,6 +26,7 @@ from bwds import cli, generate, model
 from bwds.cli import eval as eval_command
 from bwds.cli import train as train_command
 from bwds.config import Config, ModelConfig
+from bwds.cost import cost
 from bwds.data import Vocabulary
 from bwds.presets import PRESETS
 from bwds.training.devices import DistributedConfig, MeshConfig
@@ -276,7 +277,7 @@ def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys,
 
 def test_options_start_from_the_preset():
     parse = train_command.parse
-    others = (MeshConfig(), DistributedConfig(), 0, False)
+    others = (MeshConfig(), DistributedConfig(), None, 0, False)
     assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
     assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
     config, workdir, mesh, *_ = parse(
@@ -368,6 +369,29 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
     code, _, err = call(capsys, "eval", "--workdir", str(finished[0]))
     assert code == 1
     assert "error: " in err
+
+
+def test_one_model_is_evaluated_at_several_sparsities(finished, capsys):
+    workdir, *_ = finished
+    code, out, _ = call(capsys, "eval", "--workdir", str(workdir), "--sparsities", "0", "0.5", "0.75")
+    assert code == 0
+    header, *table = out.splitlines()
+    assert header.split() == ["sparsity", "perplexity", "realised", "density", "cost", "against", "dense"]
+    written = json.loads((workdir / "eval_test_sparsities.json").read_text())
+    rows = written["sparsities"]
+    assert [row["sparsity"] for row in rows] == [0.0, 0.5, 0.75]
+    model = Config.from_json((workdir / "config.json").read_text()).model
+    for line, row in zip(table, rows, strict=True):
+        shown = [f"{row['sparsity']:g}", f"{row['perplexity']:.2f}", f"{row['density']:.4f}"]
+        assert line.split() == [*shown, f"{row['relative_cost']:.3f}"]
+        assert row["density"] == pytest.approx(1 - row["sparsity"])
+        assert row["relative_cost"] == cost(dataclasses.replace(model, sparsity=row["sparsity"])).relative
+    call(capsys, "eval", "--workdir", str(workdir))
+    own = json.loads((workdir / "eval_test.json").read_text())
+    at_half = rows[1]
+    assert model.sparsity == 0.5
+    assert at_half["perplexity"] == pytest.approx(own["perplexity"], rel=1e-5)
+    assert (written["tokens"], written["text_sha256"]) == (own["tokens"], own["text_sha256"])
 
 
 def test_another_kernel_evaluates_only_where_it_is_named(finished, capsys, tmp_path):
@@ -478,6 +502,8 @@ def test_a_dynamic_model_is_evaluated_at_another_sparsity(finished, capsys):
         (["--sparsity", "1"], "sparsity is 1.0"),
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
+        (["--sparsities", "0.5", "1"], "sparsity is 1.0"),
+        (["--sparsities", "0.5", "--generate", "w1"], "--sparsities is for evaluating and --generate writes text"),
         (["--data.directory", "/nowhere"], "/nowhere"),
         (["--data.directory", "~nobody-of-that-name"], "~nobody-of-that-name"),
         (["--workdir", "gs://bucket/run"], "'gs://bucket/run', an address"),

@@ -21,7 +21,7 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (ModelConfig, {"gate_rank": 0}, r"gate_rank is 0"),
         (ModelConfig, {"cell": "gru"}, r"cell is 'gru'; it must be one of lstm, qrnn"),
         (ModelConfig, {"method": "sparse"}, r"method is 'sparse'; it must be one of"),
-        (ModelConfig, {"gate_activation": "relu"}, r"gate_activation is 'relu'"),
+        (ModelConfig, {"gate_activation": "gelu"}, r"gate_activation is 'gelu'"),
         (ModelConfig, {"gate_scope": "row"}, r"gate_scope is 'row'"),
         (ModelConfig, {"dtype": "float16"}, r"dtype is 'float16'"),
         (ModelConfig, {"implementation": "cuda"}, r"implementation is 'cuda'"),
@@ -52,11 +52,23 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (OptimConfig, {"slowness_penalty": math.nan}, r"slowness_penalty is nan"),
         (OptimConfig, {"slowness_penalty": math.inf}, r"slowness_penalty is inf; it must be finite"),
         (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1\.0; it must be at least 0 and less than 1"),
-        (TrainConfig, {"steps": 0}, r"steps is 0"),
+        (TrainConfig, {"steps": -1}, r"steps is -1"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
         (TrainConfig, {"sparsity_initial": 1.0}, r"sparsity_initial is 1\.0"),
         (TrainConfig, {"sparsity_every": 0}, r"sparsity_every is 0"),
+        (TrainConfig, {"sparsity_range": (0.5, 0.5)}, r"sparsity_range is 0\.5 to 0\.5; .* take --model\.sparsity"),
+        (TrainConfig, {"sparsity_range": (0.5, 1.0)}, r"sparsity_range is 0\.5 to 1\.0; .* end below 1"),
+        (TrainConfig, {"sparsity_range": (-0.1, 0.5)}, r"sparsity_range is -0\.1 to 0\.5; it must begin at 0 or more"),
+        (TrainConfig, {"sparsity_range": (math.nan, 0.5)}, r"sparsity_range is nan to 0\.5"),
+        (TrainConfig, {"sparsity_range": (0.1, 0.2, 0.3)}, r"sparsity_range is \(0\.1, 0\.2, 0\.3\); .* two numbers"),
+        (TrainConfig, {"sparsity_range": 0.5}, r"sparsity_range is 0\.5; it must be two numbers"),
+        (TrainConfig, {"sparsity_range": ("0.1", "0.5")}, r"sparsity_range is '0\.1'; it must be one number"),
+        (
+            ModelConfig,
+            {"gate_activation": "softmax", "gate_normalization": "none"},
+            r"normalization is 'none' and the activation 'softmax'.* take 'mean'",
+        ),
         (ModelConfig, {"magnitude_unit": "row"}, r"magnitude_unit is 'row'"),
         (ModelConfig, {"gate_source": "oracle"}, r"gate_source is 'oracle'"),
         (ModelConfig, {"method": "static-block", "sparsity": 0.9}, r"12 blocks a side can have 0, 0\.5, 0\.6667,"),
@@ -96,6 +108,25 @@ def test_a_model_without_blocks_needs_none_that_divides_it(method):
 def test_a_schedule_that_cannot_be_kept_is_refused(model, train, message):
     with pytest.raises(ValueError, match=message):
         Config(model=ModelConfig(**model), train=TrainConfig(**{"sparsity_schedule": "cubic", **train}))
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({"method": "dense"}, {}, r"sparsity_range is 0\.3 to 0\.9 and the method 'dense'; only a dynamic model"),
+        ({"method": "magnitude"}, {}, r"the method 'magnitude'"),
+        ({}, {"sparsity_schedule": "cubic"}, r"sparsity_range is 0\.3 to 0\.9 and sparsity_schedule 'cubic'"),
+    ],
+)
+def test_a_range_of_sparsities_that_no_step_can_have_is_refused(model, train, message):
+    with pytest.raises(ValueError, match=message):
+        Config(model=ModelConfig(**model), train=TrainConfig(sparsity_range=(0.3, 0.9), **train))
+
+
+def test_a_range_of_sparsities_is_the_same_from_json():
+    config = Config(train=TrainConfig(sparsity_range=(0, 0.9)))
+    assert config.train.sparsity_range == (0.0, 0.9)
+    assert Config.from_json(config.to_json()) == config
 
 
 def test_who_follows_the_schedule():

@@ -1,6 +1,7 @@
 """Scores to gates against the oracle: which blocks are kept, their values, their gradients, and hostile scores."""
 
 import functools
+import itertools
 import math
 from fractions import Fraction
 
@@ -22,7 +23,8 @@ R, C = 5, 3
 SPARSITIES = (0.0, 0.1, 0.5, 0.9, 0.99)
 LARGEST = float(np.finfo(np.float32).max)
 
-each_activation = pytest.mark.parametrize("activation", ["linear", "softplus"])
+ACTIVATIONS = ("linear", "softplus", "softmax", "relu")
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_scope = pytest.mark.parametrize("scope", ["matrix", "column"])
 
 
@@ -143,14 +145,18 @@ def test_values_and_gradients(activation, scope, sparsity):
     wanted = oracle.gates(scores, k, activation, scope)
     assert gates.shape == scores.shape
     np.testing.assert_allclose(gates, wanted, rtol=2e-4, atol=1e-5)
-    assert (np.asarray(gates) != 0).sum() == 8 * k * (C if scope == "column" else 1)
-    # A sum of scores that nearly cancels makes gates, and their rounding errors, large.
-    cancelling = np.abs(wanted).max() / C / R
-    np.testing.assert_allclose(gates.mean((-2, -1)), 1.0, atol=1e-5 * max(cancelling, 1))
+    kept = np.stack([oracle.kept_mask(s, k, scope) for s in scores])
+    if activation == "relu":
+        np.testing.assert_array_equal(np.asarray(gates) != 0, kept & (np.asarray(scores) > 0))
+    else:
+        assert (np.asarray(gates) != 0).sum() == 8 * k * (C if scope == "column" else 1)
+        # A sum of scores that nearly cancels makes gates, and their rounding errors, large.
+        cancelling = np.abs(wanted).max() / C / R
+        np.testing.assert_allclose(gates.mean((-2, -1)), 1.0, atol=1e-5 * max(cancelling, 1))
     wanted = oracle.gates_gradient(scores, cotangent, k, activation, scope)
     for a, b in zip(gradient, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * max(np.abs(b).max(), 1))
-    assert not np.any(np.asarray(gradient)[np.asarray(gates) == 0])
+    assert not np.any(np.asarray(gradient)[~kept])
 
 
 @each_activation
@@ -195,6 +201,55 @@ def test_softplus_counts_scores_below_minus_forty_as_that():
     np.testing.assert_allclose(gates, oracle.gates(scores, R * C, "softplus"), rtol=1e-5)
     assert gradient[0, 0] != 0
     assert not np.any(np.asarray(gradient)[scores < -40])
+
+
+def test_softmax_counts_scores_far_below_the_largest_kept_one_as_forty_below():
+    scores = np.full((R, C), -1000.0, np.float32)
+    scores[0, 0], scores[1, 1], scores[2, 2] = 5.0, -34.0, -36.0
+    cotangent = normal(R, C)
+    gates, gradient = gates_and_gradient(scores, cotangent, R * C, "softmax")
+    np.testing.assert_allclose(gates, oracle.gates(scores, R * C, "softmax"), rtol=1e-5)
+    assert (np.asarray(gates) > 0).all()
+    assert gradient[1, 1] != 0
+    assert not np.any(np.asarray(gradient)[scores < -35])
+    np.testing.assert_allclose(gates, topk_gates(scores + 4.0, num_kept=R * C, activation="softmax"), rtol=1e-5)
+
+
+@each_scope
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_gates_without_a_sum_of_both_signs_are_bounded(scope, sparsity):
+    """Softmax gates by R * C with mean one, ReLU gates by R * C / sqrt(k) with mean one at most."""
+    scores, shape = hostile(), (R + 1, C)
+    blocks, k = R * C + C, count(sparsity, scope, shape)
+    gates, _ = gates_and_gradient(scores, np.ones_like(scores), k, "softmax", scope)
+    np.testing.assert_allclose(gates.mean((-2, -1)), 1.0, rtol=1e-5)
+    assert (np.asarray(gates) != 0).sum() == len(scores) * k * (C if scope == "column" else 1)
+    assert 0 <= gates.min() <= gates.max() <= blocks * (1 + 1e-6)
+    gates, _ = gates_and_gradient(scores, np.ones_like(scores), k, "relu", scope)
+    kept = k * (C if scope == "column" else 1)
+    assert 0 <= gates.min() <= gates.max() <= blocks / kept**0.5 * (1 + 1e-6)
+    assert gates.mean((-2, -1)).max() <= 1 + 1e-6
+    np.testing.assert_array_equal(topk_gates(np.full(shape, -3.0, np.float32), num_kept=2, activation="relu"), 0)
+
+
+_EXTREME = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e30, -1e30, 1e-30, LARGEST, -LARGEST]) | st.floats(-50, 50, width=32)
+
+
+@each_activation
+@each_scope
+@hypothesis.given(
+    scores=hnp.arrays(np.float32, (R, C), elements=_EXTREME) | _EXTREME.map(lambda v: np.full((R, C), v, np.float32)),
+    k=st.integers(1, R),
+    seed=st.integers(0, 3),
+)
+def test_any_scores_give_finite_gates_and_gradients(activation, scope, scores, k, seed):
+    k = k if scope == "column" else 3 * k
+    gates, gradient = gates_and_gradient(scores, normal(R, C, seed=seed), k, activation, scope)
+    assert np.isfinite(gates).all()
+    assert np.isfinite(gradient).all()
+    assert not np.any(np.asarray(gates)[~oracle.kept_mask(np.float64(scores), k, scope)])
+    if activation in ("softmax", "relu"):
+        np.testing.assert_allclose(gates, oracle.gates(scores, k, activation, scope), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -426,8 +481,10 @@ def test_no_examples_have_no_gates():
     assert jax.vmap(lambda s, k: topk_gates(s, num_kept=k))(jnp.ones((0, R, C)), jnp.ones(0, int)).shape == (0, R, C)
 
 
-@pytest.mark.parametrize("normalization", ["mean", "bounded", "none"])
-@each_activation
+@pytest.mark.parametrize(
+    ("activation", "normalization"),
+    [p for p in itertools.product(ACTIVATIONS, ("mean", "bounded", "none")) if p != ("softmax", "none")],
+)
 def test_gates_are_normalised_as_models_have_it(activation, normalization):
     scores = np.tile([1.0, -0.9], 8).reshape(4, 4).astype(np.float32)
     gates = topk_gates(scores, sparsity=0.0, activation=activation, normalization=normalization)
@@ -471,10 +528,11 @@ def test_a_gate_is_made_and_asked_by_its_source(source):
         ({"num_kept": -2}, "num_kept is -2"),
         ({"num_kept": R * C + 1}, f"num_kept is {R * C + 1}"),
         ({"num_kept": R + 1, "scope": "column"}, f"num_kept is {R + 1}"),
-        ({"sparsity": 0.5, "activation": "relu"}, "relu.*linear.*softplus"),
+        ({"sparsity": 0.5, "activation": "gelu"}, "gelu.*linear.*softplus.*softmax.*relu"),
         ({"sparsity": 0.5, "scope": "row"}, "row.*matrix.*column"),
         ({"sparsity": 0.5, "normalization": "l2"}, "normalization is 'l2'; .*mean, bounded, none"),
         ({"sparsity": 0.5, "normalization": None}, "normalization is None"),
+        ({"sparsity": 0.5, "activation": "softmax", "normalization": "none"}, "'none'.*'softmax'.*take 'mean'"),
         ({"sparsity": [0.5]}, r"sparsity is \[0.5\]"),
     ],
 )

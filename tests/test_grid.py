@@ -82,6 +82,16 @@ def test_without_a_gate_blocks_are_all_that_it_costs():
             assert found.gates < 0.005 * (found.dense - found.softmax)
 
 
+def test_other_gates_come_last():
+    from grid import MORE_GATES, PAPER, SMALL, cells
+
+    names = [cell.name for cell in cells()]
+    wanted = [f"{preset}/{variant}/seed0" for preset in (*SMALL, *PAPER) for variant in MORE_GATES]
+    assert names[-len(wanted) :] == wanted
+    (cell,) = [cell for cell in cells() if cell.name == "ptb-lstm-small/dynamic-relu-0.5/seed0"]
+    assert (cell.config().model.gate_activation, cell.config().model.sparsity) == ("relu", 0.5)
+
+
 def test_patterns_choose_cells():
     assert [cell.name for cell in matching(["ptb-lstm/dense/*"])] == [f"ptb-lstm/dense/seed{i}" for i in range(3)]
     assert len(matching(["*", "ptb-lstm/*"])) == len(matching(["*"]))
@@ -110,7 +120,8 @@ def test_every_variant_takes_what_the_sweep_chose_for_its_method():
         for name, options in made.items():
             swept = swept_as(name)
             assert swept in SWEPT
-            for option in ("model.method", "model.gate_activation"):
+            # Other gates than these take what suits softplus.
+            for option in ("model.method", *(["model.gate_activation"] if name not in MORE_GATES else [])):
                 assert made[swept].get(option) == options.get(option), name
         assert {swept_as(name) for name in SWEPT} == set(SWEPT)
 
@@ -120,6 +131,7 @@ def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch)
     monkeypatch.setattr(grid, "TUNED", {("ptb-lstm-small", "dynamic-softplus-0.5"): "adamw-0.002"})
     changed = {cell.name: cell for cell in grid.cells() if cell.options != plain[cell.name]}
     kinds = {"dynamic-softplus", "dynamic-bias", "dynamic-softplus-0.5-dropout", "dynamic-bias-0.5-dropout"}
+    kinds |= {name.rpartition("-")[0] for name in grid.MORE_GATES}
     assert {cell.variant.rpartition("-")[0] for cell in changed.values()} == kinds
     for name, cell in changed.items():
         assert cell.preset == "ptb-lstm-small"

@@ -19,8 +19,12 @@ CASES = {
     "one block row": {"block_size": 8, "sparsity": 0.0, "gate_activation": "softplus"},
     "not normalised": {"block_size": 4, "gate_normalization": "none"},
     "softplus, not normalised": {"block_size": 4, "gate_activation": "softplus", "gate_normalization": "none"},
+    "softmax": {"block_size": 4, "gate_activation": "softmax"},
+    "relu column": {"block_size": 4, "sparsity": 0.0, "gate_activation": "relu", "gate_scope": "column"},
     "norms": {"block_size": 4, "gate_source": "norm"},
     "norms, by column": {"block_size": 2, "gate_source": "norm", "gate_scope": "column", "gate_activation": "softplus"},
+    "centered": {"block_size": 4, "centered": True},
+    "centered norms": {"block_size": 4, "gate_source": "norm", "centered": True},
     "dense": {"method": "dense"},
 }
 each_case = pytest.mark.parametrize("case", CASES)
@@ -45,6 +49,9 @@ def arguments(config, batch=B, steps=T, seed=0):
     """Parameters, inputs and a carry, as one dictionary; weights larger than at initialisation, to bend every curve."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda a: 2.0 * a, init_lstm(jax.random.key(seed), config))
+    for product in params.values():
+        if isinstance(product, dict) and config.centered:
+            product["center"] = jnp.asarray(rng.normal(size=product["center"].shape), jnp.float32)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     return {"params": params, "x": draw(batch, steps, H), "h": 0.5 * draw(batch, H), "c": draw(batch, H)}
 

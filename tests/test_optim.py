@@ -20,6 +20,8 @@ from bwds.training.optim import (
     learning_rate_schedule,
     make_optimizer,
     sparsity_at,
+    step_sparsity,
+    traced_sparsity,
     update_average,
 )
 
@@ -181,3 +183,26 @@ def test_other_schedules_are_constant():
     assert sparsity_at(_scheduled(method="dense"), 40) == 0.0
     constant = dataclasses.replace(_scheduled(), train=TrainConfig())
     assert {sparsity_at(constant, step) for step in (0, 5, 700)} == {0.8}
+
+
+def test_a_step_draws_its_sparsity_from_the_range():
+    """Uniformly, by the seed and the step alone; evaluations stay at the model's."""
+    config = Config(model=ModelConfig(sparsity=0.5), train=TrainConfig(sparsity_range=(0.3, 0.9)))
+    drawn = np.array([step_sparsity(config, step) for step in range(4000)])
+    assert drawn.min() >= 0.3
+    assert drawn.max() < 0.9
+    counts, _ = np.histogram(drawn, 6, (0.3, 0.9))
+    np.testing.assert_allclose(counts / 4000, 1 / 6, atol=5 * (5 / 36 / 4000) ** 0.5)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / 4000**0.5
+    again = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
+    assert [step_sparsity(again, step) for step in (5, 3)] == [drawn[5], drawn[3]]
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
+    assert step_sparsity(other, 3) != drawn[3]
+    assert {sparsity_at(config, step) for step in (0, 5, 700)} == {0.5}
+    assert traced_sparsity(config, 0.25) == np.float32(0.25)
+    assert traced_sparsity(Config(), 0.25) is None
+
+
+def test_without_a_range_a_step_has_the_sparsity_of_the_schedule():
+    config = _scheduled()
+    assert [step_sparsity(config, step) for step in (0, 20, 50)] == [sparsity_at(config, step) for step in (0, 20, 50)]

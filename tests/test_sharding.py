@@ -170,10 +170,19 @@ def test_shards_hold_whole_blocks_and_words():
     assert set(jax.tree.leaves(one.specs(fresh(None, LSTM)), is_leaf=lambda leaf: isinstance(leaf, P))) == {P()}
 
 
-@pytest.mark.parametrize(("scope", "rank"), [("matrix", None), ("matrix", 8), ("column", None)])
-def test_spread_columns_keep_the_same_blocks(scope, rank):
+@pytest.mark.parametrize(
+    ("scope", "rank", "activation"),
+    [
+        ("matrix", None, "softplus"),
+        ("matrix", 8, "softplus"),
+        ("column", None, "softplus"),
+        ("matrix", None, "softmax"),
+        ("column", None, "relu"),
+    ],
+)
+def test_spread_columns_keep_the_same_blocks(scope, rank, activation):
     """Each device gets the same choice as a device alone, over the whole matrix, and computes its own columns."""
-    config = dataclasses.replace(LSTM, gate_scope=scope, gate_activation="softplus", block_size=8)
+    config = dataclasses.replace(LSTM, gate_scope=scope, gate_activation=activation, block_size=8)
     options = gate_options(config, 32, 128)
     params = init_linear(jax.random.key(1), 32, 128, bound=0.3, options=options, gate_rank=rank)
     x = jax.random.normal(jax.random.key(2), (8, 32))

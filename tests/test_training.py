@@ -30,7 +30,7 @@ from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpo
 from bwds.training.evaluation import Evaluation, evaluate
 from bwds.training.lock import LOCK_FILE
 from bwds.training.metrics import MetricsWriter, read_metrics
-from bwds.training.optim import make_optimizer, sparsity_at
+from bwds.training.optim import make_optimizer, sparsity_at, step_sparsity
 from bwds.training.sharding import Placement
 from bwds.training.signals import InterruptedRunError, StopSignals
 from bwds.training.step import evaluated_params, init_state, train_step
@@ -391,6 +391,35 @@ def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
         assert line["density"] == pytest.approx(num_kept_blocks(matrix, sparsity_at(config, step)) / matrix)
     # Evaluations of a model that is denser than the one asked for are no rivals of it.
     assert min(best_checkpoints(tmp_path, read_only=True).steps) >= 10
+
+
+def test_a_range_of_sparsities_is_one_compilation_and_resumes_the_same(corpus, tmp_path, monkeypatch, caplog):
+    config = tiny_run.config(corpus, sparsity_range=(0.1, 0.9), steps=8, eval_every=4, checkpoint_every=1)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        wanted = train(config, tmp_path / "whole", progress=False)
+    compiled = [record for record in caplog.records if record.getMessage().startswith("Compiling jit(train_step)")]
+    assert len(compiled) == 1
+    matrix = 2 * 8  # blocks of [32] -> [128]
+    written = lines(tmp_path / "whole")
+    for line in written:
+        expected = step_sparsity(config, line["step"] - 1) if line["split"] == "train" else 0.5
+        assert line["sparsity"] == expected
+        assert line["density"] == pytest.approx(num_kept_blocks(matrix, expected) / matrix)
+    assert len({line["density"] for line in written}) > 3
+
+    def interrupted(run):
+        if run.step == 5:
+            raise KeyboardInterrupt
+        return start_step(run)
+
+    start_step = loop.start_step
+
+    monkeypatch.setattr("bwds.training.loop.start_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    again = train(config, tmp_path / "cut", progress=False)
+    assert again["parameters_sha256"] == wanted["parameters_sha256"]
 
 
 def sgd_config(corpus):

@@ -23,7 +23,8 @@ interpreted_and_on_a_gpu = pytest.mark.parametrize(
     "interpret", [True, pytest.param(False, marks=pytest.mark.gpu)], ids=["interpreted", "compiled"]
 )
 each_scaling = pytest.mark.parametrize(
-    ("activation", "normalization"), list(itertools.product(("linear", "softplus"), ("mean", "none")))
+    ("activation", "normalization"),
+    [*itertools.product(("linear", "softplus", "relu"), ("mean", "none")), ("softmax", "mean")],
 )
 
 
@@ -64,7 +65,7 @@ def marked(words):
 def test_gates_and_masks(grid, activation, normalization, interpret):
     n = grid[0] * grid[1]
     # Whole numbers, of which many are equal and some zero, where gates of zero cannot hide a wrong choice.
-    _, _, scores, bias = problem(3, grid, ties=activation == "softplus")
+    _, _, scores, bias = problem(3, grid, ties=activation in ("softplus", "softmax"))
     run = functools.partial(
         triton_gates.gates_and_words, grid=grid, activation=activation, normalization=normalization, interpret=interpret
     )
@@ -221,7 +222,7 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
 
 def test_the_most_scores_stay_in_registers(compiled_ahead_of_time):
     spilled = {case["activation"]: case["spilled_bytes"] for case in compiled_ahead_of_time if "activation" in case}
-    assert spilled == {"linear": 0, "softplus": 0, "one": 0}
+    assert spilled == {"linear": 0, "softplus": 0, "softmax": 0, "relu": 0, "one": 0}
 
 
 @pytest.mark.parametrize(("grid", "fits"), [((64, 256), True), ((64, 257), False), ((128, 192), False)])

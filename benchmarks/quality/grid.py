@@ -30,6 +30,11 @@ GATES: dict[str, dict[str, Any]] = {
     "linear": {"model.gate_activation": "linear"},
 }
 """Gates of the dynamic method: our softplus, and the paper's linear gate."""
+MORE_GATES: dict[str, dict[str, Any]] = {
+    "dynamic-softmax-0.5": {"model.gate_activation": "softmax"},
+    "dynamic-relu-0.5": {"model.gate_activation": "relu"},
+}
+"""Variants with other gates of ours. They take the optimiser and rate of softplus, and are trained after all others."""
 
 HEADLINE = (
     "dense",
@@ -99,6 +104,8 @@ def variants(preset: str) -> dict[str, dict[str, Any]]:
         found[f"dynamic-norm-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **norm}
     bias = {"model.gate_source": "bias", **GATES["softplus"]}
     found["dynamic-bias-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **bias}
+    for name, options in MORE_GATES.items():
+        found[name] = {"model.method": "dynamic", "model.sparsity": 0.5, **options}
     return found
 
 
@@ -107,7 +114,7 @@ def swept_as(variant: str) -> str:
     for swept in sorted(SWEPT, key=len, reverse=True):
         if variant.startswith(swept.rpartition("-")[0] or swept):
             return swept
-    return "dynamic-softplus-0.5"  # the bias control
+    return "dynamic-softplus-0.5"  # the bias control, and other gates
 
 
 def tuned(preset: str) -> dict[str, dict[str, Any]]:
@@ -186,7 +193,9 @@ def cells() -> list[Cell]:
     runs += [(PUBLISHED, "dense", seed) for seed in SEEDS]
     for preset in (*SMALL, *PAPER):
         runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
-        runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *compared[preset])]
+        others_of = [name for name in compared[preset] if name not in MORE_GATES]
+        runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *others_of)]
+    runs += [(preset, name, SEEDS[0]) for preset in (*SMALL, *PAPER) for name in MORE_GATES]
     return [
         Cell(preset, name, seed, {**{**compared[preset], **others[preset]}[name], "train.seed": seed})
         for preset, name, seed in dict.fromkeys(runs)

@@ -1,14 +1,16 @@
 """Evaluates a trained model on a split, lets it write, or writes it into one file.
 
     bwds eval --workdir DIR [--split test] [--checkpoint best]
+    bwds eval --workdir DIR --sparsities 0.3 0.5 0.7 0.9
     bwds eval --workdir DIR --generate "some words" [--words 50]
     bwds eval --workdir DIR --export model.safetensors
 
 An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
 checkpoint, eval_<split>_<digest>.json for another text than the run's, eval_<split>_sparsity_<S>.json with --sparsity.
-Only the file of the split is read, in the words of the run. No token is dropped: each counts once, and state runs on
-through the split. With --generate, text is printed and nothing is evaluated. With --export, the model is written into
-one file, which bwds.load_model reads without what training needs, and nothing is evaluated.
+--sparsities prints a table of a dynamic model at each of these instead, and writes eval_<split>_sparsities.json. Only
+the file of the split is read, in the words of the run. No token is dropped: each counts once, and state runs on through
+the split. With --generate, text is printed and nothing is evaluated. With --export, the model is written into one file,
+which bwds.load_model reads without what training needs, and nothing is evaluated.
 """
 
 import dataclasses
@@ -19,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 
-from bwds.checks import require, require_seed
+from bwds.checks import check_sparsity, require, require_seed
 from bwds.cli import parsed
 from bwds.config import Implementation
 from bwds.filesystem import place
@@ -54,6 +57,8 @@ class Options:
     """best: the lowest validation loss; last: the latest state."""
     data: Data = Data()
     model: Model = Model()
+    sparsities: tuple[float, ...] = ()
+    """Evaluates a dynamic model at each of these and prints a table, as for one trained with --train.sparsity-range."""
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     sparsity: float | None = None
@@ -101,6 +106,8 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     if options.model.implementation is not None:
         model = dataclasses.replace(model, implementation=options.model.implementation)
     config = settled(dataclasses.replace(config, data=data, model=model))
+    if options.sparsities:
+        require_sparsities(options, model.method)
     model = model.at_sparsity(options.sparsity)
     lm = language_model(model)
     params, info = load_checkpoint(config, workdir, options.checkpoint)
@@ -115,6 +122,9 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         return
 
     split = "valid" if options.split == "validation" else options.split
+    if options.sparsities:
+        measure_each(options, split, config, lm, params, vocabulary, info, workdir)
+        return
     result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
     if options.sparsity is not None:
         result["sparsity"] = options.sparsity
@@ -129,15 +139,53 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
 
 
-def measure(split: str, config: Any, lm: Any, params: Any, vocabulary: Any) -> dict[str, Any]:
-    """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was."""
+def require_sparsities(options: Options, method: str) -> None:
+    """Raises ``ValueError`` unless the model can be evaluated at ``options.sparsities``."""
+    require(
+        method == "dynamic",
+        f"--sparsities is given and the run's method is {method!r}; only a dynamic model can choose how many blocks it "
+        "keeps: leave it out.",
+    )
+    require(options.generate is None, "--sparsities is for evaluating and --generate writes text: leave out one.")
+    for sparsity in options.sparsities:
+        check_sparsity(sparsity)
+
+
+def measure_each(
+    options: Options, split: str, config: Any, lm: Any, params: Any, vocabulary: Any, info: Any, workdir: Path
+) -> None:
+    """Evaluates at every one of ``options.sparsities``: a table, and one file."""
+    from bwds.cost import cost
+
+    rows, result = [], {}
+    shown = say(f"{'sparsity':>8}  {'perplexity':>10}  {'realised density':>16}  {'cost against dense':>18}")
+    for sparsity in options.sparsities:
+        # Traced: one program for all of them.
+        result = measure(split, config, lm, params, vocabulary, np.float32(sparsity))
+        figures = {name: result.pop(name) for name in ("perplexity", "loss", "density")}
+        relative = cost(dataclasses.replace(config.model, sparsity=sparsity)).relative
+        rows.append({"sparsity": sparsity, **figures, "relative_cost": relative})
+        line = f"{sparsity:8g}  {figures['perplexity']:10.2f}  {figures['density']:16.4f}  {relative:18.3f}"
+        shown = say(line) and shown
+    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
+    result |= {"checkpoint": options.checkpoint, "step": info["step"], "sparsities": rows}
+    keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
+
+
+def measure(
+    split: str, config: Any, lm: Any, params: Any, vocabulary: Any, sparsity: np.float32 | None = None
+) -> dict[str, Any]:
+    """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was.
+
+    ``sparsity`` takes the place of the model's own.
+    """
     from bwds.data import load_split
     from bwds.training.evaluation import evaluate
     from bwds.training.identity import ids_sha256
     from bwds.training.metrics import perplexity
 
     ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id)
+    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
     return {
         "split": split,
         "perplexity": perplexity(loss),
@@ -174,6 +222,7 @@ def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bo
 
     parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
     parts += ["sparsity", str(result["sparsity"])] if "sparsity" in result else []
+    parts += ["sparsities"] if "sparsities" in result else []
     name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])
     try:
         write_text(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")

@@ -1,9 +1,13 @@
 """Trains a language model with block-wise dynamic sparseness.
 
     bwds train [PRESET] [--workdir DIR] [--data.directory DIR] [--model.sparsity S] [--train.steps N] ...
+    bwds train [PRESET] --start-from DIR --model.method dynamic --model.gate-source norm ...
 
 Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
 of --help start from the preset's values; it comes first if it is given.
+
+--start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if
+blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the result.
 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
 SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
@@ -49,6 +53,7 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """How long to train, what to write down and when."""
 
+    start_sha256: tyro.conf.Suppress[str | None] = None
     profile: int = 0
     """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
     extend_to: int | None = None
@@ -64,6 +69,8 @@ class Options:
     """Starting point of all other options."""
     workdir: str | None = None
     """Folder of this run; None: runs/PRESET."""
+    start_from: str | None = None
+    """Folder of another run, of the same shape and text, whose best parameters training starts from."""
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -91,6 +98,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
             summary = train(
                 config,
                 workdir,
+                start_from=asked.start_from,
                 mesh=asked.mesh,
                 profile=asked.profile,
                 command=command,
@@ -114,6 +122,7 @@ class Asked(NamedTuple):
         workdir: its folder.
         mesh: how to spread it over devices.
         distributed: and over processes.
+        start_from: the folder of a run whose parameters it starts from.
         profile: steps that are traced.
         extended: a finished run in the folder gets so many steps in all.
     """
@@ -122,12 +131,17 @@ class Asked(NamedTuple):
     workdir: Path
     mesh: MeshConfig
     distributed: DistributedConfig
+    start_from: Path | None
     profile: int
     extended: bool
 
 
 def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
     """What the arguments ask for. Raises ``ValueError``."""
+    require(
+        not any(argument.replace("_", "-").startswith("--train.start-sha256") for argument in arguments),
+        "--train.start-sha256 is no option: it is the digest of what --start-from names.",
+    )
     require(
         not any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments),
         "--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.",
@@ -156,10 +170,15 @@ def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
     if longer is not None:
         training["steps"] = longer
     config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
+    require(
+        config.train.steps > 0 or options.start_from is not None,
+        "--train.steps is 0; it must be at least 1: without --start-from there would be nothing to evaluate.",
+    )
     workdir = place(f"runs/{preset_name}" if options.workdir is None else options.workdir, "--workdir")
+    start_from = None if options.start_from is None else place(options.start_from, "--start-from")
     if config.data.directory is not None:
         place(config.data.directory, "--data.directory")
-    return Asked(config, workdir, options.mesh, options.distributed, profile, longer is not None)
+    return Asked(config, workdir, options.mesh, options.distributed, start_from, profile, longer is not None)
 
 
 def list_presets() -> str:

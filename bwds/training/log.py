@@ -6,7 +6,7 @@ from pathlib import Path
 from bwds.config import Config
 from bwds.training.evaluation import Evaluation
 from bwds.training.metrics import MetricsWriter, Progress, Speed, perplexity
-from bwds.training.optim import sparsity_at
+from bwds.training.optim import sparsity_at, step_sparsity
 from bwds.training.processes import first_alone, is_first
 from bwds.training.profiling import StepTrace
 
@@ -43,7 +43,7 @@ class Log:
                 split="train",
                 perplexity=perplexity(values["loss"]),
                 **values,
-                sparsity=sparsity_at(self._config, step - 1),
+                sparsity=step_sparsity(self._config, step - 1),
                 tokens_per_second=self._tokens_per_second,
             )
         self._progress.update(step=step, loss=values["loss"], tokens_per_second=self._tokens_per_second)

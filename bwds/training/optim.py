@@ -1,6 +1,7 @@
 """Optimisers as optax chains, the plateau rule that halves the learning rate, and the schedule of the sparsity."""
 
 import functools
+import random
 from typing import Any, NamedTuple
 
 import jax
@@ -114,8 +115,8 @@ class Plateau(NamedTuple):
     Attributes:
         scale: factor on the learning rate, float32.
         best_loss: lowest validation loss in nats per token, float32; infinite before the first evaluation.
-        best_step: step of that evaluation, int32; 0 before the first.
-        evaluated_step: step of the latest evaluation, int32; 0 before the first.
+        best_step: step of that evaluation, int32; 0 before the first, or -1 where that comes before the first step.
+        evaluated_step: step of the latest evaluation, int32; as before.
     """
 
     scale: Float32[Array, ""]
@@ -124,9 +125,10 @@ class Plateau(NamedTuple):
     evaluated_step: Int32[Array, ""]
 
 
-def init_plateau() -> Plateau:
-    """The state before any evaluation."""
-    return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+def init_plateau(*, started: bool = False) -> Plateau:
+    """The state before any evaluation; ``started``: what training starts from is evaluated too, at step 0."""
+    before = jnp.int32(-1 if started else 0)
+    return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), before, before)
 
 
 def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float, counts: bool = True) -> Plateau:
@@ -160,7 +162,18 @@ def sparsity_at(config: Config, step: int) -> float:
     return cubic_sparsity(step, config.train.sparsity_steps, initial=config.train.sparsity_initial, final=final)
 
 
-def traced_sparsity(config: Config, step: int) -> np.float32 | None:
-    """What a training step is given, so that a rising sparsity needs no new program; None where the model knows it."""
-    scheduled = config.rising_sparsity and config.model.method == "dynamic"
-    return np.float32(sparsity_at(config, step)) if scheduled else None
+def step_sparsity(config: Config, step: int) -> float:
+    """What the step after ``step`` steps trains at: ``sparsity_at``, or drawn uniformly from ``sparsity_range``.
+
+    A draw depends on the seed and the step alone, so all processes have the same, and a resumed run has it again.
+    """
+    if config.train.sparsity_range is None:
+        return sparsity_at(config, step)
+    least, largest = config.train.sparsity_range
+    return random.Random(f"sparsity of step {step}, seed {config.train.seed}").uniform(least, largest)
+
+
+def traced_sparsity(config: Config, sparsity: float) -> np.float32 | None:
+    """What a program is given, so that another sparsity needs no other program; None where the model knows it."""
+    changes = config.rising_sparsity or config.train.sparsity_range is not None
+    return np.float32(sparsity) if changes and config.model.method == "dynamic" else None
