@@ -1,274 +1,29 @@
-"""Evaluates a trained model on a split, lets it write, or writes it into one file.
+"""Evaluates a trained model on a split, or lets it write; ``bwds eval`` and ``bwds generate`` are the same.
 
     python eval.py --workdir DIR [--split test] [--checkpoint best]
-    python eval.py --workdir DIR --sparsities 0.3 0.5 0.7 0.9
     python eval.py --workdir DIR --generate "some words" [--words 50]
-    python eval.py --workdir DIR --export model.safetensors
+    python eval.py --help
 
-An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
-checkpoint, eval_<split>_<digest>.json for another text than the run's, eval_<split>_sparsity_<S>.json with --sparsity.
---sparsities prints a table of a dynamic model at each of these instead, and writes eval_<split>_sparsities.json. Only
-the file of the split is read, in the words of the run. No token is dropped: each counts once, and state runs on through
-the split. With --generate, text is printed and nothing is evaluated. With --export, the model is written into one file,
-which bwds.load_model reads without what training needs, and nothing is evaluated.
+The story, and where each part of it is told:
+
+    the options name a run and what to do with it                 bwds/cli/eval.py
+    its folder gives configuration, vocabulary and parameters     bwds/training/trained.py
+    a split becomes token ids, in the run's vocabulary            bwds/data/corpus.py, bwds/data/tokens.py
+    state runs on through the split, and every token counts once  bwds/data/batches.py, bwds/training/evaluation.py
+    or a prompt is continued, token after token                   bwds/cli/generate.py, bwds/generate.py
 """
 
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import tyro
-
-from bwds.checks import check_sparsity, require, require_seed
-from bwds.cli import parsed, run
-from bwds.config import Implementation
-from bwds.filesystem import place
-from bwds.output import say, tell
-
-
-@dataclass(frozen=True)
-class Data:
-    """The text."""
-
-    directory: str | None = None
-    """Folder where the text files are now; None: as in training."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """The model."""
-
-    implementation: Implementation | None = None
-    """Kernel of the block-sparse product, where that of the training does not run; None: as in training."""
-
-
-@dataclass(frozen=True)
-class Options:
-    workdir: str
-    """Folder of the run, as given to train.py."""
-    split: Literal["test", "valid", "validation", "train"] = "test"
-    """Which part of the text."""
-    checkpoint: Literal["best", "last"] = "best"
-    """best: the lowest validation loss; last: the latest state."""
-    data: Data = Data()
-    model: Model = Model()
-    sparsities: tuple[float, ...] = ()
-    """Of a dynamic model, trained with --train.sparsity-range or not: evaluates at each of these, and prints it."""
-    batch_size: int | None = None
-    """Text streams read side by side; None: as in training."""
-    sparsity: float | None = None
-    """Share of the blocks that a dynamic model leaves out, in [0, 1); None: as in training."""
-    export: str | None = None
-    """Writes the model into this file instead of evaluating."""
-    generate: str | None = None
-    """Writes text that begins with these words instead of evaluating."""
-    words: int = 50
-    """With --generate: how many words."""
-    temperature: float = 0.8
-    """With --generate: lower is more predictable; 0 always takes the most probable word."""
-    top_p: float = 0.95
-    """With --generate: draws from the most probable words that together have this probability."""
-    seed: int = 0
-    """With --generate: the same seed gives the same text."""
-    ban: tuple[str, ...] = ()
-    """With --generate: words that are never written, such as "<unk>"."""
+from bwds.cli import run
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parsed(lambda: tyro.cli(Options, args=arguments, prog="eval.py", description=__doc__))
-    workdir = place(options.workdir, "--workdir")
-    require_seed(options.seed)
-    both = options.generate is not None and options.export is not None
-    require(not both, "Both --generate and --export are given; each is instead of an evaluation: give one.")
-    file = None if options.export is None else place(options.export, "--export", "file")
+    from bwds.cli import eval as evaluation
 
-    # Imported late, so that --help and mistakes are answered at once.
-    from bwds.data import Vocabulary
-    from bwds.model import language_model
-    from bwds.training.identity import settled
-    from bwds.training.trained import load_checkpoint
-    from bwds.training.workdir import read_config
-
-    config = read_config(workdir)
-    vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
-    data, model = config.data, config.model
-    if options.data.directory is not None:
-        data = dataclasses.replace(data, directory=options.data.directory)
-    if options.batch_size is not None:
-        data = dataclasses.replace(data, eval_batch_size=options.batch_size)
-    if options.model.implementation is not None:
-        model = dataclasses.replace(model, implementation=options.model.implementation)
-    config = settled(dataclasses.replace(config, data=data, model=model))
-    if options.sparsities:
-        require_sparsities(options, model.method)
-    model = model.at_sparsity(options.sparsity)
-    lm = language_model(model)
-    params, info = load_checkpoint(config, workdir, options.checkpoint)
-
-    if options.generate is not None:
-        if not say(write(options, config, lm, params, vocabulary)):
-            sys.exit(1)
-        return
-
-    if file is not None:
-        export(file, options, config, model, params, info, vocabulary)
-        return
-
-    split = "valid" if options.split == "validation" else options.split
-    if options.sparsities:
-        measure_each(options, split, config, lm, params, vocabulary, info, workdir)
-        return
-    result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
-    if options.sparsity is not None:
-        result["sparsity"] = options.sparsity
-    shown = say(
-        f"{options.checkpoint} checkpoint, step {info['step']:,}: loss {result['loss']:.4f} nats a token over "
-        f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
-        f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
-    )
-    where = "" if config.data.directory is None else f" in {config.data.directory}"
-    tell(f"This was the {split} split of {config.data.dataset}{where}.")
-    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
-    keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
-
-
-def require_sparsities(options: Options, method: str) -> None:
-    """Raises ``ValueError`` unless the model can be evaluated at ``options.sparsities``."""
-    require(
-        method == "dynamic",
-        f"--sparsities is given and the run's method is {method!r}; only a dynamic model can choose how many blocks it "
-        "keeps: leave it out.",
-    )
-    require(options.generate is None, "--sparsities is for evaluating and --generate writes text: leave out one.")
-    for sparsity in options.sparsities:
-        check_sparsity(sparsity)
-
-
-def measure_each(
-    options: Options, split: str, config: Any, lm: Any, params: Any, vocabulary: Any, info: Any, workdir: Path
-) -> None:
-    """Evaluates at every one of ``options.sparsities``: a table, and one file."""
-    from bwds.cost import cost
-
-    rows, result = [], {}
-    shown = say(f"{'sparsity':>8}  {'perplexity':>10}  {'realised density':>16}  {'cost against dense':>18}")
-    for sparsity in options.sparsities:
-        # Traced: one program for all of them.
-        result = measure(split, config, lm, params, vocabulary, np.float32(sparsity))
-        figures = {name: result.pop(name) for name in ("perplexity", "loss", "density")}
-        relative = cost(dataclasses.replace(config.model, sparsity=sparsity)).relative
-        rows.append({"sparsity": sparsity, **figures, "relative_cost": relative})
-        line = f"{sparsity:8g}  {figures['perplexity']:10.2f}  {figures['density']:16.4f}  {relative:18.3f}"
-        shown = say(line) and shown
-    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
-    result |= {"checkpoint": options.checkpoint, "step": info["step"], "sparsities": rows}
-    keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
-
-
-def measure(
-    split: str, config: Any, lm: Any, params: Any, vocabulary: Any, sparsity: np.float32 | None = None
-) -> dict[str, Any]:
-    """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was.
-
-    ``sparsity`` takes the place of the model's own.
-    """
-    from bwds.data import load_split
-    from bwds.training.evaluation import evaluate
-    from bwds.training.identity import ids_sha256
-    from bwds.training.metrics import perplexity
-
-    ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens, _ = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
-    return {
-        "split": split,
-        "perplexity": perplexity(loss),
-        "loss": loss,
-        "density": density,
-        "tokens": tokens,
-        "unknown_words": unknown,
-        "dataset": config.data.dataset,
-        "directory": config.data.directory,
-        "text_sha256": ids_sha256(ids),
-    }
-
-
-def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -> bool:
-    """Whether the text is that of the run; if not, stderr says so. ``info`` is what the checkpoint tells.
-
-    Checkpoints of earlier versions do not tell: then it is taken for another one if it was ``moved``.
-    """
-    split, text = result["split"], result["text_sha256"]
-    known = info.get("splits_sha256", {}).get(split)
-    same = not moved if known is None else known == text
-    unknown, tokens = result["unknown_words"], result["tokens"]
-    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown words and count as <unk>"
-    if known is not None and not same:
-        tell(f"warning: this {split} text is not the run's (SHA-256 {text[:12]}, the run's {known[:12]}); {lacking}.")
-    elif not same and unknown:
-        tell(f"warning: it is not known whether this {split} text is the run's; {lacking}.")
-    return same
-
-
-def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
-    """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
-    from bwds.filesystem import write_text
-
-    parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
-    parts += ["sparsity", str(result["sparsity"])] if "sparsity" in result else []
-    parts += ["sparsities"] if "sparsities" in result else []
-    name = "_".join(["eval", *parts, *([] if is_runs_own else [result["text_sha256"][:12]])])
-    try:
-        write_text(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        if needed:
-            raise
-        tell(f"warning: {error}")
-
-
-def export(
-    file: Path, options: Options, config: Any, model: Any, params: Any, info: dict[str, Any], vocabulary: Any
-) -> None:
-    """Writes the model into one file, and says what it is."""
-    from bwds.card import model_card
-    from bwds.files import save_model
-    from bwds.training.trained import facts
-
-    known = facts(config, info, place(options.workdir, "--workdir"), options.checkpoint, options.sparsity)
-    card = model_card(model, params, known)
-    save_model(file, params, model, vocabulary=vocabulary, card=card)
-    say(f"{card}\nWritten into {file}, {file.stat().st_size:,} bytes. Use it: bwds.load_model({str(file)!r})")
-
-
-def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:
-    """The prompt and the words that follow it; a line ends where the model ends one."""
-    import jax
-    import numpy as np
-
-    from bwds.generate import generate
-    from bwds.model import decode_params
-    from bwds.trained_model import banned_ids, continued
-
-    text = options.generate or ""
-    prompt = vocabulary.prompt(text)
-    unknown = [repr(word) for word in vocabulary.unknown(text.split())]
-    if unknown:
-        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
-    ids = generate(
-        lm,
-        decode_params(params, config.model),
-        prompt,
-        key=jax.random.key(options.seed),
-        length=options.words,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        ban=banned_ids(vocabulary, options.ban),
-    )
-    return vocabulary.text(continued(vocabulary, prompt, np.asarray(ids)))
+    evaluation.main(arguments, script=Path(__file__))
 
 
 if __name__ == "__main__":

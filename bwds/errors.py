@@ -25,6 +25,33 @@ def is_refusal(error: BaseException, main: Callable[..., object] | None = None) 
     return ours and dis.opname[raised.co_code[at.tb_lasti]] == "RAISE_VARARGS"
 
 
+EXTRAS = {
+    "train": (
+        "tyro", "optax", "orbax", "tqdm", "tensorboardX", "tokenizers", "tensorflow_datasets", "array_record",
+        "importlib_resources",
+    ),
+    "files": ("safetensors",),
+    "export": ("flatbuffers",),
+    "plots": ("matplotlib",),
+}  # fmt: skip
+"""What each optional part of the installation brings, by import name."""
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """The sentence for a module that is not installed and that an extra brings; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    if extra is None:
+        return None
+    return (
+        f"This needs the Python package {module!r}, which is not installed: it comes with the extra {extra!r}. "
+        f'Install it with pip install -e ".[{extra}]" in a clone of the repository; with a wheel, put [{extra}] behind '
+        "its name."
+    )
+
+
 def _package(module: dict[str, Any]) -> str:
     """The outermost package of a module, also of one that is run as a script; empty for a file in no package."""
     return (module.get("__package__") or "").partition(".")[0]

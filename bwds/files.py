@@ -6,6 +6,7 @@ metadata, text all of it, are:
     format, version       "bwds" and "1"
     config                the ModelConfig as JSON
     vocabulary            the words as a JSON list, in the order of their ids; absent if there is none
+    tokens                what they are of a text: word, character or subword
     vocabulary_sha256     their digest, as a run keeps it beside its checkpoints
     parameters_sha256     digest of all parameters, as in summary.json
     card                  what the model is, for people
@@ -20,16 +21,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bwds.arguments import Tree, fitting, require_config
 from bwds.card import model_card
-from bwds.checks import require
+from bwds.checks import require, require_choice
 from bwds.config import ModelConfig, parse_json, section_of
 from bwds.digest import digest
 from bwds.filesystem import write_bytes
 from bwds.model import decode_params, parameter_shapes
+from bwds.run_config import Tokens
 from bwds.tensors import flat, nested, read_metadata, read_tensors, tensor_bytes
 from bwds.trained_model import TrainedModel
 from bwds.vocabulary import Vocabulary
@@ -86,7 +89,7 @@ def save_model(
         "card": model_card(config, params) if card is None else card,
     }
     if words is not None:
-        metadata |= {"vocabulary": json.dumps(words.words), "vocabulary_sha256": words.sha256}
+        metadata |= {"vocabulary": json.dumps(words.words), "vocabulary_sha256": words.sha256, "tokens": words.tokens}
     metadata["metadata_sha256"] = _metadata_sha256(metadata)
     write_bytes(Path(os.path.expanduser(path)), tensor_bytes(arrays, metadata))
 
@@ -181,7 +184,9 @@ def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ModelConfig, Vo
         config = section_of("model", ModelConfig, parse_json(metadata["config"]))
         words = None
         if "vocabulary" in metadata:
-            words = Vocabulary(tuple(json.loads(metadata["vocabulary"])))
+            kind: Any = metadata.get("tokens", "word")
+            require_choice("tokens", kind, Tokens)
+            words = Vocabulary(tuple(json.loads(metadata["vocabulary"])), kind)
             require(words.sha256 == metadata.get("vocabulary_sha256"), "its vocabulary is not that of its digest.")
         _require_words(words, config)
     except (ValueError, TypeError, RecursionError) as error:

@@ -79,20 +79,32 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The lines of a UTF-8 text file, one after another; only a newline ends a line.
+
+    Args:
+        path: the file.
+        begin: the byte to begin at.
+        end: the byte to stop before, where the last line is cut; None: at the end of the file.
 
     Raises:
         ValueError: the file is not UTF-8 (file, line and byte are named).
     """
-    offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        file.seek(begin)
+        offset = begin
+        for line in file:
+            if end is not None:
+                line = line[: end - offset]
             try:
                 yield line.decode("utf-8")
             except UnicodeDecodeError as error:
+                file.seek(0)
+                number = file.read(offset).count(b"\n") + 1
                 raise ValueError(
                     f"{path} is not UTF-8 text: byte {offset + error.start}, on line {number}, is "
                     f"0x{line[error.start]:02x}. Convert the file to UTF-8."
                 ) from error
             offset += len(line)
+            if offset == end:
+                return

@@ -17,6 +17,9 @@ from bwds.sparsity import schedule_steps
 
 OptimizerName = Literal["sgd", "adamw"]
 SparsitySchedule = Literal["constant", "cubic"]
+Tokens = Literal["word", "character", "subword"]
+FEWEST_SUBWORDS = 300
+"""Size of the smallest vocabulary of subwords: ``<eos>``, the 256 bytes and some pieces that are learnt."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,13 @@ class DataConfig:
     """Which text, and how it is cut into batches."""
 
     dataset: str = "pydoc"
-    """pydoc, ptb, wikitext2, wikitext103, text (files in --data.directory) or tfds:NAME."""
+    """pydoc, ptb, wikitext2, wikitext103, text (your own, in --data.directory) or tfds:NAME."""
     directory: str | None = None
-    """Folder with the text files; otherwise the dataset is downloaded (pydoc needs neither)."""
+    """Folder with the text files, or one file of text; otherwise it is downloaded (pydoc needs neither)."""
+    tokens: Tokens = "word"
+    """What the model reads: words between white space, characters, or subwords (byte-level BPE, knows every text)."""
+    held_out: float = 0.05
+    """Of a text that is not in train, valid and test files: the share at its end for test, as much before for valid."""
     batch_size: int = 64
     """Text streams read side by side."""
     sequence_length: int = 35
@@ -34,7 +41,7 @@ class DataConfig:
     eval_batch_size: int = 16
     """Text streams read side by side in evaluation."""
     vocab_limit: int | None = None
-    """Keep the most frequent words only, the others become <unk>; None: all words."""
+    """Keep so many words or characters, the others become <unk>; subwords: how many. None: chosen by the text."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -44,8 +51,17 @@ class DataConfig:
             sequence_length=self.sequence_length,
             eval_batch_size=self.eval_batch_size,
         )
+        require_choice("tokens", self.tokens, Tokens)
+        require(
+            0.0 < self.held_out < 0.5,
+            f"held_out is {self.held_out}; it must be above 0 and less than 0.5: as much again is held out for test.",
+        )
         if self.vocab_limit is not None:
             require_at_least(3, vocab_limit=self.vocab_limit)
+            require(
+                self.tokens != "subword" or self.vocab_limit >= FEWEST_SUBWORDS,
+                f"vocab_limit is {self.vocab_limit}; a vocabulary of subwords takes at least {FEWEST_SUBWORDS}.",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A model that was trained, ready to be used."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from bwds.checks import require, require_seed
 from bwds.config import ModelConfig
 from bwds.generate import generate, stream
 from bwds.model import LanguageModel, language_model
+from bwds.tokens import REPLACEMENT
 from bwds.vocabulary import Vocabulary
 
 
@@ -101,6 +102,8 @@ class TrainedModel:
     ) -> Iterator[str]:
         """The words of ``generate`` after the prompt, each as soon as it is known; ``<eos>`` where a line ends.
 
+        Of a model of characters or subwords, the pieces of its text, blanks and line ends as they are.
+
             for word in loaded.stream("the company said", length=20):
                 print(word, end=" ", flush=True)
 
@@ -111,7 +114,9 @@ class TrainedModel:
         vocabulary, (given,), options = self._prepared([prompt], temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))
         tokens = stream(model, self.params, given, length=length, **options)
-        return (vocabulary.words[token] for token in tokens)
+        if vocabulary.tokens == "word":
+            return (vocabulary.words[token] for token in tokens)
+        return _pieces(vocabulary, tokens)
 
     def _prepared(
         self, prompts: Sequence[str], temperature: Real, top_p: Real, seed: int, ban: Sequence[str]
@@ -125,12 +130,30 @@ class TrainedModel:
         require_seed(seed)
         given = [vocabulary.prompt(prompt) for prompt in prompts]
         banned = banned_ids(vocabulary, ban)
-        unknown = vocabulary.unknown(word for prompt in prompts for word in prompt.split())
+        unknown = vocabulary.unknown(token for prompt in prompts for token in vocabulary.split(prompt))
         if unknown:
             names = ", ".join(map(repr, unknown))
             warnings.warn(f"The vocabulary has no {names}; <unk> is read instead.", stacklevel=3)
         options = {"key": jax.random.key(seed), "temperature": temperature, "top_p": top_p, "ban": banned}
         return vocabulary, given, options
+
+
+def _pieces(vocabulary: Vocabulary, tokens: Iterable[Any]) -> Iterator[str]:
+    """The text of tokens, as soon as it is settled: a character may take several subwords."""
+    waiting: list[int] = []
+    shown, text = 0, ""
+    for token in tokens:
+        waiting.append(int(token))
+        text = vocabulary.text(waiting)
+        # Bytes at the end may be the beginning of a character; what comes before them no token changes any more.
+        settled = text.rstrip(REPLACEMENT)
+        if piece := settled[shown:]:
+            yield piece
+        shown = len(settled)
+        if settled == text:
+            waiting, shown = [], 0
+    if waiting:
+        yield text[shown:]
 
 
 def continued(

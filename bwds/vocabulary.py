@@ -1,4 +1,4 @@
-"""The words of a model and their ids."""
+"""The tokens of a model and their ids."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,16 +11,23 @@ import numpy as np
 
 from bwds.array_types import Int32
 from bwds.filesystem import read_lines, write_text
+from bwds.run_config import Tokens
+from bwds.tokens import EOS, UNK, Tokenizer, make_tokenizer
 
-UNK = "<unk>"
-EOS = "<eos>"
+__all__ = ["EOS", "UNK", "Vocabulary"]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a model; a word's place is its id."""
+    """The tokens of a model, words unless it was given others; a token's place is its id.
+
+    Attributes:
+        words: the tokens, as ``bwds.tokens`` spells them.
+        tokens: what a token is, of a text.
+    """
 
     words: tuple[str, ...]
+    tokens: Tokens = "word"
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -35,6 +42,10 @@ class Vocabulary:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return make_tokenizer(self.tokens, self.words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -74,24 +85,28 @@ class Vocabulary:
         """Words of the ids."""
         return [self.words[i] for i in ids]
 
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text, known or not; a newline is ``<eos>``."""
+        return self._tokenizer.split(text)
+
     def prompt(self, text: str) -> Int32[np.ndarray, " n"]:
-        """Ids of a text that begins a line: ``<eos>``, which ends the line before, if there is one, and the words.
+        """Ids of a text that begins a line: ``<eos>``, which ends the line before, if there is one, and its tokens.
 
         Raises:
-            ValueError: an unknown word, and the vocabulary has no ``<unk>``.
+            ValueError: an unknown token, and the vocabulary has no ``<unk>``.
         """
-        return self.encode([*([EOS] if EOS in self._ids else []), *text.split()])
+        return self.encode([*([EOS] if EOS in self._ids else []), *self.split(text)])
 
     def text(self, ids: Iterable[SupportsIndex]) -> str:
-        """The words of the ids with blanks between them; a line ends at ``<eos>``."""
-        return "\n".join(line.strip() for line in " ".join(self.decode(ids)).split(EOS))
+        """The text of the ids, words with blanks between them; a line ends at ``<eos>``."""
+        return self._tokenizer.join(self.decode(ids))
 
     def save(self, path: str | Path) -> None:
         """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""
         write_text(Path(path), "".join(f"{word}\n" for word in self.words))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
+    def load(cls, path: str | Path, tokens: Tokens = "word") -> "Vocabulary":
         """The vocabulary written by ``save``.
 
         Raises:
@@ -106,6 +121,6 @@ class Vocabulary:
                 raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} words; it must have one.")
             words += parts
         try:
-            return cls(tuple(words))
+            return cls(tuple(words), tokens)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

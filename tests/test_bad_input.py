@@ -20,9 +20,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import eval as eval_script
-import train as train_script
 from bwds import PRESETS, Config, cost, language_model
 from bwds.cli import run
+from bwds.cli import train as train_script
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus
 from bwds.training.metrics import read_metrics
@@ -89,7 +89,11 @@ def expected_corpus(folder: Path, limit: int | None) -> tuple[list[str], list[li
         for word in order[limit - 2 :]:
             counts["<unk>"] += counts.pop(word)
     if "<unk>" not in counts and any(word not in counts for words in splits for word in words):
-        return None
+        once = {word for word, count in counts.items() if count == 1 and word != "<eos>"}
+        # Where fewer than two would be left, all are kept.
+        for word in once if len(counts.keys() - once - {"<eos>"}) > 1 else ():
+            counts["<unk>"] += counts.pop(word)
+        counts.setdefault("<unk>", 0)
     vocabulary = sorted(counts, key=lambda word: (-counts[word], word))
     return vocabulary, [[word if word in counts else "<unk>" for word in words] for words in splits]
 
@@ -122,7 +126,7 @@ def test_a_text_is_read_by_the_rules_or_refused(files, whole, limit):
             return
         vocabulary, splits = expected
         assert list(corpus.vocabulary.words) == vocabulary
-        assert [corpus.vocabulary.decode(ids) for ids in corpus[2:]] == splits
+        assert [corpus.vocabulary.decode(ids) for ids in corpus[2:5]] == splits
         corpus.vocabulary.save(directory / "vocabulary")
         assert Vocabulary.load(directory / "vocabulary") == corpus.vocabulary
 

@@ -22,6 +22,8 @@ import tiny_run
 
 import bwds
 from bwds import cli, generate, model
+from bwds.cli import eval as eval_command
+from bwds.cli import train as train_command
 from bwds.config import Config, ModelConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary
@@ -273,8 +275,8 @@ def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys,
 
 
 def test_options_start_from_the_preset():
-    parse = SCRIPTS["train"].parse
-    others = (MeshConfig(), DistributedConfig(), None, 0)
+    parse = train_command.parse
+    others = (MeshConfig(), DistributedConfig(), None, 0, False)
     assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
     assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
     config, workdir, mesh, *_ = parse(
@@ -285,7 +287,7 @@ def test_options_start_from_the_preset():
     assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
     assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
     # No part of the configuration: the same run with a trace or without.
-    assert parse(["--train.profile", "5"]) == (*parse([])[:-1], 5)
+    assert parse(["--train.profile", "5"]) == parse([])._replace(profile=5)
     with pytest.raises(ValueError, match="-1; it must be at least 0"):
         parse(["--train.profile", "-1"])
 
@@ -370,7 +372,7 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
 
 def test_one_model_is_evaluated_at_several_sparsities(finished, capsys):
     workdir, *_ = finished
-    code, out, _ = call(capsys, "eval", "--workdir", str(workdir), "--sparsities", "0", "0.5", "0.75")
+    code, out, _ = call(capsys, "eval", "--workdir", str(workdir), "--sparsity", "0", "0.5", "0.75")
     assert code == 0
     header, *table = out.splitlines()
     assert header.split() == ["sparsity", "perplexity", "realised", "density", "cost", "against", "dense"]
@@ -424,15 +426,13 @@ def test_generate_writes_text(finished, capsys):
 
 
 def test_words_of_a_prompt_that_are_read_as_unk_are_named(capsys, monkeypatch):
-    import eval as eval_script
-
     vocabulary = Vocabulary(("w1", "<unk>", "<eos>"))
     config = Config(ModelConfig(vocab_size=3, method="dense", hidden_size=4, block_size=4, num_layers=1))
     monkeypatch.setattr(generate, "generate", lambda *_, **__: np.array([0]))
     lm = model.language_model(config.model)
     for prompt, told in (("w1 zebra <unk> ape zebra", "no 'zebra', 'ape'; <unk> is read instead."), ("w1", "")):
-        options = eval_script.Options(workdir="", generate=prompt)
-        text = eval_script.write(options, config, lm, lm.init(jax.random.key(0)), vocabulary)
+        options = eval_command.Options(workdir="", generate=prompt)
+        text = eval_command.write(options, config, lm, lm.init(jax.random.key(0)), vocabulary)
         assert text.startswith("w1 <unk> <unk> <unk> <unk>" if told else "w1")
         assert capsys.readouterr().err == (f"The vocabulary has {told}\n" if told else "")
 
@@ -501,8 +501,11 @@ def test_a_dynamic_model_is_evaluated_at_another_sparsity(finished, capsys):
         (["--sparsity", "1"], "sparsity is 1.0"),
         (["--split", "dev"], "dev"),
         (["--batch-size", "0"], "eval_batch_size is 0"),
-        (["--sparsities", "0.5", "1"], "sparsity is 1.0"),
-        (["--sparsities", "0.5", "--generate", "w1"], "--sparsities is for evaluating and --generate writes text"),
+        (["--sparsity", "0.5", "1"], "sparsity is 1.0"),
+        (
+            ["--sparsity", "0.5", "0.7", "--generate", "w1"],
+            "--sparsity is 0.5 0.7; text is written, and a model exported",
+        ),
         (["--data.directory", "/nowhere"], "/nowhere"),
         (["--data.directory", "~nobody-of-that-name"], "~nobody-of-that-name"),
         (["--workdir", "gs://bucket/run"], "'gs://bucket/run', an address"),
@@ -540,9 +543,9 @@ def test_a_loss_that_is_not_finite_ends_with_code_1(capsys, tmp_path):
 
 
 def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
-    command = cli.shell_command(ROOT / "eval.py", ["--workdir", "a folder's"])
+    command = cli.shell_command("eval", ["--workdir", "a folder's"], script=ROOT / "eval.py")
     monkeypatch.chdir(tmp_path)
-    elsewhere = cli.shell_command(ROOT / "eval.py", [])
+    elsewhere = cli.shell_command("eval", [], script=ROOT / "eval.py")
     assert shlex.split(command)[-2:] == ["--workdir", "a folder's"]
     assert Path(shlex.split(elsewhere)[1]) == ROOT / "eval.py"
     version = subprocess.run(
@@ -552,3 +555,13 @@ def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
         capture_output=True,
     )
     assert Path(version.stdout.strip()) == Path(sys.executable)
+
+
+def test_without_a_script_it_is_the_installed_command_of_this_python(tmp_path, monkeypatch):
+    """One that lies elsewhere on the path is another installation's."""
+    for folder, words in ((tmp_path / "ours", ["bwds"]), (tmp_path / "theirs", ["-m", "bwds"])):
+        folder.mkdir()
+        (folder / "bwds").touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "ours" / "python"))
+        assert shlex.split(cli.shell_command("eval", ["a b"]))[-len(words) - 2 :] == [*words, "eval", "a b"]

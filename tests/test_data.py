@@ -70,7 +70,7 @@ def test_corpus_ids_words_and_order(tmp_path):
     assert corpus.vocabulary.decode(corpus.train) == ["b", "a", "b", "<eos>", "<eos>", "c", "<unk>", "a", "b", "<eos>"]
     assert corpus.vocabulary.decode(corpus.valid) == ["a", "<unk>", "<eos>"]
     assert corpus.vocabulary.decode(corpus.test) == ["c", "<eos>"]
-    assert all(ids.dtype == np.int32 for ids in corpus[2:])
+    assert all(ids.dtype == np.int32 for ids in corpus[2:5])
     assert corpus.name == "text"
 
 
@@ -89,13 +89,39 @@ def test_a_split_is_read_alone_in_the_words_of_a_run(tmp_path):
         load_split(config, "valid", corpus.vocabulary)
 
 
-def test_unknown_word_without_unk_is_an_error_with_ways_out(tmp_path):
-    config = write(tmp_path, test="b\nb zebra\n")
-    with pytest.raises(ValueError, match=r"'zebra' of .*test.txt .*Put <unk> .*--data.vocab-limit"):
-        load_corpus(config)
+def test_an_unknown_word_without_unk_makes_unk_of_what_occurs_once(tmp_path):
+    config = write(tmp_path, train="a b b a c\n", test="b\nb zebra\n")
+    corpus = load_corpus(config)
+    assert corpus.vocabulary.words == ("a", "b", "<eos>", "<unk>")
+    assert corpus.vocabulary.decode(corpus.train) == ["a", "b", "b", "a", "<unk>", "<eos>"]
+    assert corpus.vocabulary.decode(corpus.test) == ["b", "<eos>", "b", "<unk>", "<eos>"]
+    (note,) = corpus.notes
+    assert note.startswith("The vocabulary is the 2 most frequent of 3 words; the others, 16.7% of the training text")
+    assert "--data.vocab-limit" in note
     limited = load_corpus(DataConfig(dataset="text", directory=config.directory, vocab_limit=100))
-    assert limited.vocabulary.words == ("<eos>", "a", "b", "<unk>")
-    assert limited.vocabulary.decode(limited.test) == ["b", "<eos>", "b", "<unk>", "<eos>"]
+    assert limited.vocabulary.words == ("a", "b", "<eos>", "c", "<unk>")
+    assert limited.notes == ()
+
+
+def test_where_all_is_known_nothing_becomes_unk(tmp_path):
+    corpus = load_corpus(write(tmp_path, train="a b c\n", valid="a\n", test="c b\n"))
+    assert corpus.vocabulary.words == ("<eos>", "a", "b", "c")
+    assert corpus.notes == ()
+
+
+def test_a_text_of_very_many_words_gets_a_limit(tmp_path):
+    """All occur twice, so that only their number asks for it; one with an <unk> of its own keeps all."""
+    words = [f"w{i:05}" for i in range(10_001)]
+    text = " ".join(words + words)
+    corpus = load_corpus(write(tmp_path, train=text, valid="w00000 w09997\n", test="w09998 w10000\n"))
+    assert len(corpus.vocabulary) == 10_000
+    assert corpus.vocabulary.decode(corpus.valid) == ["w00000", "w09997", "<eos>"]
+    assert corpus.vocabulary.decode(corpus.test) == ["<unk>", "<unk>", "<eos>"]
+    assert "the 9,998 most frequent of 10,001 words" in corpus.notes[0]
+    write(tmp_path, train=f"{text} <unk>", valid="w00000\n", test="other\n")
+    own = load_corpus(DataConfig(dataset="text", directory=str(tmp_path)))
+    assert len(own.vocabulary) == 10_003
+    assert own.notes == ()
 
 
 def test_vocab_limit_keeps_the_most_frequent_words(tmp_path):

@@ -319,7 +319,7 @@ def test_an_address_that_does_not_answer():
 @pytest.mark.skipif(not _PTB.is_dir(), reason=f"no Penn Treebank in {_PTB}; set BWDS_PTB_DIRECTORY")
 def test_penn_treebank():
     corpus = load("ptb", _PTB)
-    assert [len(ids) for ids in corpus[2:]] == [929_589, 73_760, 82_430]
+    assert [len(ids) for ids in corpus[2:5]] == [929_589, 73_760, 82_430]
     assert len(corpus.vocabulary) == 10_000
     assert corpus.vocabulary.words[:4] == ("the", "<unk>", "<eos>", "N")
     assert words(corpus, "valid")[:5] == ["consumers", "may", "want", "to", "move"]
@@ -378,7 +378,7 @@ class BwdsTinyNoValidation(_Tiny):
 def test_tfds_lines_and_splits():
     corpus = load("tfds:bwds_tiny")
     assert words(corpus, "train")[:8] == ["text", "train", "<unk>", "<eos>", "line0", "<eos>", "text", "train"]
-    assert [len(ids) for ids in corpus[2:]] == [600, 600, 600]
+    assert [len(ids) for ids in corpus[2:5]] == [600, 600, 600]
     assert words(corpus, "valid")[:3] == ["text", "<unk>", "<unk>"]
     assert "tensorflow" not in sys.modules
 
@@ -389,11 +389,11 @@ def test_tfds_only_text_feature_is_taken():
 
 def test_tfds_missing_splits_are_cut_from_the_end_of_train():
     corpus = load("tfds:bwds_tiny_train_only")
-    assert [len(ids) for ids in corpus[2:]] == [540, 30, 30]
+    assert [len(ids) for ids in corpus[2:5]] == [540, 30, 30]
     assert words(corpus, "valid")[4::6] == [f"line{i}" for i in range(5)]  # examples 90 to 94
     assert words(corpus, "test")[4::6] == [f"line{i}" for i in range(5, 10)]  # examples 95 to 99
     corpus = load("tfds:bwds_tiny_no_validation")
-    assert [len(ids) for ids in corpus[2:]] == [570, 30, 600]
+    assert [len(ids) for ids in corpus[2:5]] == [570, 30, 600]
     assert words(corpus, "valid")[:2] == ["text", "train"]
 
 

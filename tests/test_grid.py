@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import train as train_script
 from benchmarks.quality import grid
 from benchmarks.quality.grid import (
     GATES,
@@ -30,6 +29,7 @@ from benchmarks.quality.grid import (
     with_dropout,
 )
 from bwds import PRESETS, cost
+from bwds.cli import train as train_script
 from bwds.training.devices import MeshConfig
 from bwds.training.optim import learning_rate_schedule
 

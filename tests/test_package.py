@@ -23,7 +23,12 @@ TRAINING_PACKAGES = {"optax", "orbax", "tensorflow_datasets", "array_record", "t
 MAY_IMPORT_THEM = ("bwds/data/", "bwds/training/", "bwds/cli/", "train.py", "eval.py")
 """What lies here may import them; nothing else, even inside a function."""
 
-LAYERS = {"bwds/data/": {"data"}, "bwds/training/": {"data", "training"}, "bwds/cli/": {"data", "training", "cli"}}
+LAYERS = {
+    "bwds/data/": {"data"},
+    "bwds/training/": {"data", "training"},
+    "bwds/cli/": {"data", "training", "cli"},
+    "bwds/__main__.py": {"cli"},
+}
 """Which packages of bwds a file there may import; any other file of bwds: none of them."""
 
 READS_A_RUN = "bwds/files.py"

@@ -1,4 +1,7 @@
-"""What the entry scripts share: mistakes of the user become one sentence and an exit code, never a traceback."""
+"""The command ``bwds`` and what its parts share: a user's mistake becomes a sentence and an exit code, no traceback.
+
+``python train.py`` and ``python eval.py`` in a clone are the same as ``bwds train`` and ``bwds eval``.
+"""
 
 import contextlib
 import io
@@ -11,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from bwds.errors import is_refusal, too_little_memory
+from bwds.errors import is_refusal, missing_extra, too_little_memory
 from bwds.output import let_go, open_streams, tell
 
 T = TypeVar("T")
@@ -41,13 +44,18 @@ def parsed(parse: Callable[[], T]) -> T:
         raise ValueError(". ".join(sentences).removeprefix("Error parsing ") or " ".join(text.split())) from None
 
 
-def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[str]) -> int:
+def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequence[str]) -> int:
     """Calls ``main(arguments)`` and turns what it raises into an exit code.
+
+    Args:
+        main: the command.
+        program: how it was called: a script, such as ``train.py``, or ``bwds train``.
+        arguments: those of the command line.
 
     Returns:
         0; 2 with ``error: ...`` on stderr for a mistake of the user (a ``ValueError`` that ``is_refusal``); 1 for an
-        error of the system (``OSError``, or not enough memory); 130 after Ctrl-C; 141 where what reads the output of a
-        command that only tells something has ended, as head does.
+        error of the system (``OSError``, not enough memory, a package of an extra that is not installed); 130 after
+        Ctrl-C; 141 where what reads the output of a command that only tells something has ended, as head does.
 
     Raises:
         Exception: any other error, which is a mistake of ours.
@@ -69,9 +77,10 @@ def run(main: Callable[[Sequence[str]], None], script: str, arguments: Sequence[
         return 1
     except Exception as error:
         if is_refusal(error, main):
-            tell(f"error: {error}\nSee python {script} --help.")
+            program = f"python {program}" if program.endswith(".py") else program
+            tell(f"error: {error}\nSee {program} --help.")
             return 2
-        message = too_little_memory(error)
+        message = missing_extra(error) or too_little_memory(error)
         if message is None:
             raise
         tell(f"error: {message}")
@@ -97,15 +106,28 @@ def _check_text(argument: str) -> None:
         raise ValueError(f"The argument {argument!r} is not UTF-8 text; rename the file, or write it anew.") from None
 
 
-def shell_command(script: Path, arguments: Sequence[str]) -> str:
-    """A command for the shell that runs a script with this Python, from this folder."""
-    python = next(
-        (name for name in ("python", "python3") if _same_file(shutil.which(name), sys.executable)), sys.executable
-    )
-    script = script.resolve()
-    with contextlib.suppress(ValueError):
-        script = script.relative_to(Path.cwd())
-    return shlex.join([python, str(script), *arguments])
+def shell_command(command: str, arguments: Sequence[str], *, script: Path | None = None) -> str:
+    """What to type into the shell, in this folder, for a command of ``bwds`` with this Python.
+
+    Args:
+        command: its name, such as ``eval``.
+        arguments: what follows.
+        script: of a clone, which does the same; None: not by a script was this one called, or there is none.
+    """
+    if script is not None:
+        script = script.resolve()
+        with contextlib.suppress(ValueError):
+            script = script.relative_to(Path.cwd())
+        return shlex.join([_python(), str(script), *arguments])
+    found = shutil.which("bwds")
+    # One that lies beside another Python runs another installation.
+    beside = found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent
+    return shlex.join([*(["bwds"] if beside else [_python(), "-m", "bwds"]), command, *arguments])
+
+
+def _python() -> str:
+    names = (name for name in ("python", "python3") if _same_file(shutil.which(name), sys.executable))
+    return next(names, sys.executable)
 
 
 def _same_file(one: str | None, other: str) -> bool:

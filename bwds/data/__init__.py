@@ -4,6 +4,7 @@
 nothing but a download and ``tfds:NAME`` needs.
 """
 
-from bwds.data.corpus import Corpus, Vocabulary, load_corpus, load_split
+from bwds.data.corpus import Corpus, load_corpus, load_split
+from bwds.vocabulary import Vocabulary
 
 __all__ = ["Corpus", "Vocabulary", "load_corpus", "load_split"]

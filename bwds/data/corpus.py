@@ -1,8 +1,8 @@
-"""From text to token ids: corpora and their vocabularies. NumPy only."""
+"""From text to token ids: the vocabulary of a corpus, and its splits in it. NumPy, and ``tokenizers`` for subwords."""
 
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +10,15 @@ import numpy as np
 from bwds.array_types import Int32
 from bwds.config import DataConfig
 from bwds.data.sources import SPLITS, Split
+from bwds.run_config import Tokens
+from bwds.tokens import Subwords, learn_subwords, spelled, unspelled, without_line_end
 from bwds.vocabulary import EOS, UNK, Vocabulary
 
 DATASETS = ("pydoc", "ptb", "wikitext2", "wikitext103", "text")
+MOST = 10_000
+"""Tokens of a vocabulary whose limit is chosen here, ``<unk>`` and ``<eos>`` included: as many as Penn Treebank's."""
+SUBWORDS = 4096
+"""Tokens of a vocabulary of subwords, unless a limit is given."""
 
 
 class Corpus(NamedTuple):
@@ -23,38 +29,46 @@ class Corpus(NamedTuple):
     train: Int32[np.ndarray, " n"]
     valid: Int32[np.ndarray, " n"]
     test: Int32[np.ndarray, " n"]
+    notes: tuple[str, ...] = ()
+    """Sentences about what was chosen, for whoever looks on."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """Reads, or prepares and reads, the corpus that the configuration names.
 
-    Words are split on white space; ``<eos>`` ends every line, blank ones included (so the usual counts come out:
-    929,589 training tokens for Penn Treebank, 2,088,628 for WikiText-2). A line whose last word is ``<eos>`` gets no
-    second one; elsewhere in a line ``<eos>`` is the same word and is kept. The vocabulary is that of the training
-    split, the most frequent words first, equals in alphabetical order.
+    Tokens are words, split on white space (so the usual counts come out: 929,589 training tokens for Penn Treebank,
+    2,088,628 for WikiText-2), characters, or subwords; ``<eos>`` ends every line, blank ones included. A line whose
+    last word is ``<eos>`` gets no second one; elsewhere in a line ``<eos>`` is the same word and is kept. For
+    characters and subwords ``<eos>`` in a text is five characters, and a line end of two, CR LF, is a newline.
 
-    ``config.vocab_limit`` is the size of the vocabulary, ``<unk>`` and ``<eos>`` included: with it the corpus always
-    has an ``<unk>``, which stands for the rare words.
+    The vocabulary is that of the training split, the most frequent words or characters first, equals in alphabetical
+    order; subwords in the order in which they are learnt. ``config.vocab_limit`` is its size, ``<unk>`` and ``<eos>``
+    included: with it words and characters have an ``<unk>``, which stands for the rare ones. Without it, and without
+    an ``<unk>`` in the text, a limit is chosen where one is needed: where a token of the valid or test split is not in
+    the training split, or where there are more than ``MOST``. Then what occurs once in the training split is
+    ``<unk>``, and so is all but the most frequent ``MOST``. Subwords, ``SUBWORDS`` without a limit, know every text.
 
     Raises:
-        ValueError: unknown dataset, missing, empty or unreadable files, failed download, a split without words, fewer
-            than two different ones in the training split, or a word of the valid or test split that is not in the
-            vocabulary of a corpus without ``<unk>``.
+        ValueError: unknown dataset, missing, empty or unreadable files, failed download, a split without words, or
+            fewer than two different ones in the training split.
     """
-    return build_corpus(config.dataset, _open_splits(config), vocab_limit=config.vocab_limit)
+    return build_corpus(config.dataset, _open_splits(config), tokens=config.tokens, vocab_limit=config.vocab_limit)
 
 
 def load_split(config: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Int32[np.ndarray, " n"], int]:
-    """Ids of one split in the vocabulary of a run, and how many of its words that lacks. No other file is needed.
+    """Ids of one split in the vocabulary of a run, and how many of its tokens that lacks. No other file is needed.
 
     Raises:
-        ValueError: as ``load_corpus``, for that split; or a word that is unknown, and no ``<unk>``.
+        ValueError: as ``load_corpus``, for that split; or a token that is unknown, and no ``<unk>``.
     """
     source = _open_splits(config, (split,))[split]
-    table = _Table({word: i for i, word in enumerate(vocabulary.words)})
-    table.origin, table.way_out = source.origin, "The run cannot be evaluated on this text."
     _ = vocabulary.eos_id
-    return _encode(source, table), table.unknown
+    if config.tokens == "subword":
+        return _subword_ids(source, Subwords(vocabulary.words), vocabulary.eos_id), 0
+    special = {EOS, UNK} if config.tokens == "character" else vocabulary.words
+    table = _Table({word if word in special else unspelled(word): i for i, word in enumerate(vocabulary.words)})
+    table.origin = source.origin
+    return _encode(source, table, _SPLIT[config.tokens]), table.unknown
 
 
 def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str, Split]:
@@ -74,8 +88,8 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
         from bwds.data import text
 
         if directory is None:
-            raise ValueError("Dataset 'text' needs --data.directory, the folder with the train, valid and test files.")
-        return text.splits(directory, needed)
+            raise ValueError("Dataset 'text' needs --data.directory, a file of text or a folder with such files.")
+        return text.splits(directory, needed, held_out=config.held_out)
     if name in DATASETS and directory is not None:
         from bwds.data import known
 
@@ -91,63 +105,107 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
 
 
 class _Table(dict[str, int]):
-    """Word to id; a word that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
+    """Token to id; one that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
 
     origin, unknown = "", 0
-    way_out = f"Put {UNK} for rare words into the training text, or set --data.vocab-limit, which makes {UNK} of them."
 
-    def __missing__(self, word: str) -> int:
+    def __missing__(self, token: str) -> int:
         if UNK not in self:
             raise ValueError(
-                f"The word {word!r} of {self.origin} does not occur in the training split, and the corpus has no {UNK} "
-                f"to stand for it. {self.way_out}"
+                f"The token {token!r} of {self.origin} does not occur in the training split of the run, whose text has "
+                f"no {UNK} to stand for it. The run cannot be evaluated on this text."
             )
         self.unknown += 1
         return self[UNK]
 
 
-def build_corpus(name: str, splits: dict[str, Split], *, vocab_limit: int | None = None) -> Corpus:
+_SPLIT: dict[str, Callable[[str], Iterable[str]]] = {"word": str.split, "character": without_line_end}
+"""The tokens of a line, ``<eos>`` at its end apart."""
+
+
+def build_corpus(
+    name: str, splits: dict[str, Split], *, tokens: Tokens = "word", vocab_limit: int | None = None
+) -> Corpus:
     """Corpus from three streams of lines; each is read once. See ``load_corpus`` for the rules and errors."""
-    ids_in_order_of_appearance: defaultdict[str, int] = defaultdict()
-    ids_in_order_of_appearance.default_factory = ids_in_order_of_appearance.__len__
-    train = _encode(splits["train"], ids_in_order_of_appearance)
-    words = np.array(list(ids_in_order_of_appearance), dtype=object)
-    if len(real := sorted(ids_in_order_of_appearance.keys() - {UNK, EOS})) < 2:
-        known = f"only the word {real[0]!r}" if real else f"no word but {UNK}"
-        raise ValueError(f"{splits['train'].origin} has {known}; there is something to learn from two words on.")
-    counts = np.bincount(train, minlength=len(words))
-    table = _Table(_frequency_order(words, counts, vocab_limit))
-    # Old id -> new id, so that the training text need not be looked up word by word again.
-    renumber = np.array([table[word] for word in words], np.int32)
-    held_out = []
-    for split in SPLITS[1:]:
-        table.origin = splits[split].origin
-        held_out.append(_encode(splits[split], table))
-    valid, test = held_out
-    return Corpus(name, Vocabulary(tuple(table)), renumber[train], valid, test)
+    notes = tuple(note for note in [splits["train"].note] if note)
+    if tokens == "subword":
+        return _subword_corpus(name, splits, vocab_limit or SUBWORDS, notes)
+    order: defaultdict[str, int] = defaultdict()
+    order.default_factory = order.__len__
+    train = _encode(splits["train"], order, _SPLIT[tokens])
+    known = list(order)
+    if len(real := sorted(set(known) - {UNK, EOS})) < 2:
+        found = f"only the {tokens} {real[0]!r}" if real else f"no {tokens} but {UNK}"
+        raise ValueError(f"{splits['train'].origin} has {found}; there is something to learn from two {tokens}s on.")
+    # With their own ids too, so that no text is looked up twice.
+    valid, test = (_encode(splits[split], order, _SPLIT[tokens]) for split in SPLITS[1:])
+    count = dict(zip(known, np.bincount(train, minlength=len(known)).tolist(), strict=True))
+    if vocab_limit is None and (vocab_limit := _needed_limit(count, unknown=len(order) > len(known))):
+        rare = sorted((n for word, n in count.items() if word != EOS), reverse=True)[vocab_limit - 2 :]
+        share = sum(rare) / len(train)
+        notes += (
+            f"The vocabulary is the {vocab_limit - 2:,} most frequent of {len(real):,} {tokens}s; the others, "
+            f"{share:.1%} of the training text, are {UNK}: --data.vocab-limit sets another limit, and with "
+            "--data.tokens subword nothing is unknown.",
+        )
+    words = _frequency_order(count, vocab_limit)
+    ids = {word: i for i, word in enumerate(words)}
+    renumber = np.array([ids.get(word, ids.get(UNK, -1)) for word in order], np.int32)
+    if tokens == "character":
+        words = [word if word in (EOS, UNK) else spelled(word) for word in words]
+    return Corpus(name, Vocabulary(tuple(words), tokens), renumber[train], renumber[valid], renumber[test], notes)
 
 
-def _frequency_order(words: np.ndarray, counts: np.ndarray, limit: int | None) -> dict[str, int]:
-    count = {word: int(n) for word, n in zip(words, counts, strict=True)}
+def _needed_limit(count: dict[str, int], *, unknown: bool) -> int | None:
+    """A size for the vocabulary of a text that has no ``<unk>`` and needs one, for itself or for what is held out."""
+    if UNK in count or not (unknown or len(count) > MOST):
+        return None
+    often = sum(n > 1 for word, n in count.items() if word != EOS)
+    return min(MOST, (often if often > 1 else len(count) - 1) + 2)
+
+
+def _frequency_order(count: dict[str, int], limit: int | None) -> list[str]:
+    count = dict(count)
     if limit is not None:
         count.setdefault(UNK, 0)
         rare = sorted(count.keys() - {UNK, EOS}, key=lambda word: (-count[word], word))[limit - 2 :]
         count[UNK] += sum(count.pop(word) for word in rare)
-    return {word: i for i, word in enumerate(sorted(count, key=lambda word: (-count[word], word)))}
+    return sorted(count, key=lambda word: (-count[word], word))
 
 
-def _encode(split: Split, table: dict[str, int]) -> Int32[np.ndarray, " n"]:
-    """Ids of a split's words, ``<eos>`` at the end of every line. Raises ``ValueError`` where there are no words."""
+def _encode(split: Split, table: dict[str, int], tokens_of: Callable[[str], Iterable[str]]) -> Int32[np.ndarray, " n"]:
+    """Ids of a split's tokens, ``<eos>`` at the end of every line. Raises ``ValueError`` where there are no tokens."""
     # An array of C ints: a list of Python ints would take ten times the memory on the larger corpora.
     ids, eos = array("i"), table[EOS]
     for line in split.lines:
-        words = len(ids)
-        ids.extend(map(table.__getitem__, line.split()))
-        if len(ids) == words or ids[-1] != eos:
+        before = len(ids)
+        ids.extend(map(table.__getitem__, tokens_of(line)))
+        if len(ids) == before or ids[-1] != eos:
             ids.append(eos)
+    return _whole(split, ids, eos)
+
+
+def _whole(split: Split, ids: array, eos: int) -> Int32[np.ndarray, " n"]:
     if not ids:
         raise ValueError(f"{split.origin} is empty; every split needs text.")
     encoded = np.frombuffer(ids, np.int32)
     if not (encoded != eos).any():
         raise ValueError(f"{split.origin} has no words, only {len(ids)} blank lines; every split needs text.")
     return encoded
+
+
+def _subword_corpus(name: str, splits: dict[str, Split], size: int, notes: tuple[str, ...]) -> Corpus:
+    lines = [without_line_end(line) for line in splits["train"].lines]
+    vocabulary = Vocabulary(learn_subwords(lines, size), "subword")
+    tokenizer, eos = Subwords(vocabulary.words), vocabulary.eos_id
+    train = _subword_ids(splits["train"]._replace(lines=lines), tokenizer, eos)
+    valid, test = (_subword_ids(splits[split], tokenizer, eos) for split in SPLITS[1:])
+    return Corpus(name, vocabulary, train, valid, test, notes)
+
+
+def _subword_ids(split: Split, tokenizer: Subwords, eos: int) -> Int32[np.ndarray, " n"]:
+    ids = array("i")
+    for line in tokenizer.ids(map(without_line_end, split.lines)):
+        ids.extend(line)
+        ids.append(eos)
+    return _whole(split, ids, eos)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bwds.data.plain import check_is_text
 from bwds.data.sources import SPLITS, Split
-from bwds.data.text import check_is_text, find_files
+from bwds.data.text import find_files
 from bwds.filesystem import read_lines
 
 

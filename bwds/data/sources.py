@@ -15,6 +15,8 @@ class Split(NamedTuple):
     """File or dataset the lines come from, for error messages."""
     lines: Iterable[str]
     """Lines of words separated by white space; read once, from first to last."""
+    note: str = ""
+    """Where all splits come from one text: a sentence on how it is cut."""
 
 
 def cache_dir() -> Path:

@@ -20,12 +20,22 @@ from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
 from bwds.filesystem import place, write_text
+from bwds.output import tell
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
+from bwds.training.extend import extend
 from bwds.training.identity import check_text, settled, text_sha256, without_place
 from bwds.training.lock import LOCK_FILE, locked
 from bwds.training.optim import step_sparsity, traced_sparsity
-from bwds.training.processes import check_same, check_shared, first_alone, first_then_all, from_first, process_max
+from bwds.training.processes import (
+    check_same,
+    check_shared,
+    first_alone,
+    first_then_all,
+    from_first,
+    is_first,
+    process_max,
+)
 from bwds.training.run import Run, begin
 from bwds.training.sharding import make_placement
 from bwds.training.signals import InterruptedRunError, StopSignals
@@ -44,6 +54,7 @@ def train(
     profile: int = 0,
     progress: bool = True,
     command: str = "",
+    extended: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
 
@@ -57,6 +68,7 @@ def train(
         profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
         command: noted in the summary.
+        extended: a finished run in the folder may have fewer steps, and goes on; see ``bwds.training.extend``.
 
     Returns:
         What summary.json holds; for a finished run it is read from there.
@@ -70,6 +82,9 @@ def train(
     workdir = place(workdir, "--workdir")
     config = settled(config)
     corpus = first_then_all(partial(load_corpus, config.data))
+    if progress and is_first():
+        for note in corpus.notes:
+            tell(note)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     require(
         config.train.steps > 0 or start_from is not None,
@@ -87,6 +102,8 @@ def train(
     with contextlib.ExitStack() as held:
         first_alone(lambda: held.enter_context(locked(workdir)))
         check_shared(workdir / LOCK_FILE)
+        if extended:
+            first_alone(partial(extend, workdir, config, corpus.vocabulary, text_sha256(corpus)))
         first_alone(partial(claim_workdir, workdir, config, corpus.vocabulary))
         if (finished := from_first(read_summary(workdir))) is not None:
             check_text(finished, text_sha256(corpus), workdir)

@@ -43,7 +43,7 @@ def load_checkpoint(config: Config, workdir: Path, which: Literal["best", "last"
         ValueError: there is no such checkpoint, it is damaged, or it was made with another model or vocabulary than
             those in the folder.
     """
-    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
+    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE, config.data.tokens)
     lm = language_model(config.model)
     if which == "last":
         optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
@@ -63,7 +63,7 @@ def load_run(workdir: Path) -> TrainedModel:
     params, info = load_checkpoint(config, workdir, "best")
     # Which kernel computes depends on the machine.
     model = dataclasses.replace(config.model, implementation=None)
-    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE)
+    vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE, config.data.tokens)
     card = model_card(model, params, facts(config, info, workdir, "best"))
     return TrainedModel(model, decode_params(params, model), vocabulary, card, digest(params))
 

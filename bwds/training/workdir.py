@@ -52,7 +52,7 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
         )
     if not (workdir / VOCABULARY_FILE).exists():
         vocabulary.save(workdir / VOCABULARY_FILE)
-    elif Vocabulary.load(workdir / VOCABULARY_FILE) != vocabulary:
+    elif Vocabulary.load(workdir / VOCABULARY_FILE, vocabulary.tokens) != vocabulary:
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: its vocabulary is another one. "
             "Put back the old text to resume it, or give another --workdir for a new run."

@@ -1,0 +1,113 @@
+"""Does skipping blocks pay on this machine, and from which width on?
+
+    bwds bench [--hidden 512 1024 2048] [--sparsity 0.5 0.9] [--dtype float32]
+
+Whole models write greedily, one token after another at batch 1, dense and with blocks skipped, in turns: LSTMs of two
+layers, gates, choice of blocks and softmax included. Parameters are random: speed does not depend on their values.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from bwds.cli import parsed
+from bwds.config import Dtype, ModelConfig
+from bwds.output import say
+
+
+@dataclass(frozen=True)
+class Options:
+    hidden: tuple[int, ...] = (512, 1024, 2048)
+    """Widths of the models; each takes its time and, in float32, 64 bytes times its square of memory, twice."""
+    sparsity: tuple[float, ...] = (0.5, 0.9)
+    """Fractions of the blocks that are skipped."""
+    block_size: int = 128
+    """Rows and columns of a block."""
+    gate_rank: int | None = 64
+    """Rank of the gates; None: full."""
+    vocab: int = 10_000
+    """Tokens in the vocabulary."""
+    dtype: Dtype = "float32"
+    """Compute type of the products."""
+    steps: int = 4
+    """Tokens of one measurement."""
+    turns: int = 5
+    """Measurements of each model, of which the median counts; at least 3."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``bwds bench``. Raises what ``bwds.cli.run`` answers."""
+    options = parsed(lambda: tyro.cli(Options, args=arguments, prog="bwds bench", description=__doc__))
+    # All widths before the first is timed: a mistake in the last is told at once.
+    dynamic = {hidden: model(options, hidden) for hidden in options.hidden}
+
+    # Imported late, so that --help and mistakes are answered at once.
+    import jax
+
+    from bwds.checks import require, require_at_least
+    from bwds.timing import cores, require_turns, verdict
+
+    require(bool(dynamic) and bool(options.sparsity), "--hidden and --sparsity need at least one value each.")
+    require_at_least(1, steps=options.steps)
+    require_turns(options.turns)
+    device = jax.devices()[0]
+    say(f"{device.device_kind} ({device.platform}), {cores()} cores, jax {jax.__version__}: tokens a second, batch 1.")
+    found: dict[float, dict[int, float]] = {sparsity: {} for sparsity in options.sparsity}
+    for hidden, config in dynamic.items():
+        seconds = measure(config, options.sparsity, steps=options.steps, turns=options.turns)
+        dense = seconds.pop("dense")
+        shown = [f"2 x {hidden:<5} dense {1 / dense:8,.1f}"]
+        for sparsity, time in seconds.items():
+            found[sparsity][hidden] = dense / time
+            shown.append(f"{sparsity:g} skipped {1 / time:8,.1f} ({dense / time:.2f}x)")
+        say("   ".join(shown))
+    say(verdict(found, "the dense model of the same size"))
+
+
+def model(options: Options, hidden: int) -> ModelConfig:
+    """The dynamic model of a width; raises ``ValueError`` for options that make none, in any sparsity."""
+    config = ModelConfig(
+        vocab_size=options.vocab,
+        hidden_size=hidden,
+        block_size=options.block_size,
+        gate_rank=options.gate_rank,
+        gate_activation="softplus",
+        dtype=options.dtype,
+    )
+    for sparsity in options.sparsity:
+        dataclasses.replace(config, sparsity=sparsity)
+    return config
+
+
+def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, turns: int) -> dict[Any, float]:
+    """Seconds a token of greedy decoding at batch 1, of the model "dense" and at each sparsity, timed in turns.
+
+    Args:
+        config: the dynamic model; its own sparsity does not count.
+        sparsities: those that are timed.
+        steps: tokens of one measurement.
+        turns: measurements of each model.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from bwds.generate import greedy_rollout
+    from bwds.model import decode_params, language_model
+    from bwds.timing import time_in_turns
+
+    def parameters(config: ModelConfig) -> Any:
+        # In one program, which keeps no other copy of them.
+        return jax.jit(lambda key: decode_params(language_model(config).init(key), config))(jax.random.key(0))
+
+    def rollout(config: ModelConfig, params: Any) -> Callable[[], Any]:
+        lm = language_model(config)
+        first, carry = jnp.zeros(1, jnp.int32), lm.init_carry(1)
+        return lambda: greedy_rollout(lm, params, first, carry, steps=steps)
+
+    dense, params = dataclasses.replace(config, method="dense"), parameters(config)
+    calls: dict[Any, Callable[[], Any]] = {"dense": rollout(dense, parameters(dense))}
+    calls |= {sparsity: rollout(dataclasses.replace(config, sparsity=sparsity), params) for sparsity in sparsities}
+    return {name: time.median / steps for name, time in time_in_turns(calls, turns=turns, least=0.0).items()}

@@ -1,0 +1,67 @@
+"""Lets a trained model write: what follows a prompt, token after token.
+
+    bwds generate RUN "some words" [--tokens 50] [--temperature 0.8] [--top-p 0.95] [--seed 0]
+
+RUN is the folder of a run, of which the parameters with the lowest validation loss are taken, or a model in one file,
+as bwds eval --export writes it. The prompt begins a line.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from bwds.checks import require_seed
+from bwds.cli import parsed
+from bwds.filesystem import place
+from bwds.output import say, tell
+
+
+@dataclass(frozen=True)
+class Options:
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a run, the --workdir of its training, or the file of a model."""
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")] = ""
+    """What the text begins with; empty: the start of a line."""
+    tokens: int = 50
+    """How many tokens follow."""
+    temperature: float = 0.8
+    """Lower is more predictable; 0 always takes the most probable token."""
+    top_p: float = 0.95
+    """Draws from the most probable tokens that together have this probability."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    ban: tuple[str, ...] = ()
+    """Tokens that are never written, such as "<unk>"."""
+    sparsity: float | None = None
+    """Share of the blocks that a dynamic model leaves out, in [0, 1); None: as in training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``bwds generate``. Raises what ``bwds.cli.run`` answers."""
+    options = parsed(lambda: tyro.cli(Options, args=arguments, prog="bwds generate", description=__doc__))
+    path = place(options.run, "RUN")
+    require_seed(options.seed)
+
+    # Imported late, so that --help and mistakes are answered at once.
+    from bwds.files import load
+
+    loaded = load(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        text = loaded.generate(
+            options.prompt,
+            length=options.tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            ban=options.ban,
+            sparsity=options.sparsity,
+        )
+    for warning in told:
+        tell(str(warning.message))
+    if not say(text):
+        sys.exit(1)

@@ -1,0 +1,215 @@
+"""Trains a language model with block-wise dynamic sparseness.
+
+    bwds train [PRESET] [--workdir DIR] [--data.directory DIR] [--model.sparsity S] [--train.steps N] ...
+    bwds train [PRESET] --start-from DIR --model.method dynamic --model.gate-source norm ...
+
+Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
+of --help start from the preset's values; it comes first if it is given.
+
+--start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if
+blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the result.
+
+The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
+SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
+parameters as a run that was not stopped. Any other option there is another run, a larger --train.steps too, and is
+refused: nothing is overwritten. --train.extend-to STEPS gives a finished run more steps. Only what depends on the
+machine may change: --data.directory, if the text there is the same, --data.eval-batch-size, --model.implementation,
+--train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and --distributed.
+
+A text of one's own: --data.dataset text --data.directory FILE, or a folder; --data.tokens says what is read of it.
+
+Exit codes: 0 done, or stopped by one of these signals, other than Ctrl-C, with the state saved; 1 the system refused (a
+full disk, no permission, not enough memory), or the loss is not finite; 2 a mistake on the command line or in the data,
+or the folder is another run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT) of one of several
+processes: another died, and JAX ended this one; the same commands resume.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from bwds.checks import require
+from bwds.cli import parsed, shell_command
+from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
+from bwds.filesystem import place
+from bwds.output import say, tell
+from bwds.presets import PRESETS
+from bwds.training.devices import DistributedConfig, MeshConfig
+
+
+@dataclass(frozen=True)
+class Model(ModelConfig):
+    """The model."""
+
+    vocab_size: tyro.conf.Suppress[int] = ModelConfig.vocab_size
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """How long to train, what to write down and when."""
+
+    start_sha256: tyro.conf.Suppress[str | None] = None
+    profile: int = 0
+    """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
+    extend_to: int | None = None
+    """Steps that a finished run is to have, in place of those that were planned: it goes on from its last one.
+
+    With sgd the learning rate goes on as planned. With adamw it is that of the longer cosine, and rises again from 0.
+    """
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = "quick"
+    """Starting point of all other options."""
+    workdir: str | None = None
+    """Folder of this run; None: runs/PRESET."""
+    start_from: str | None = None
+    """Folder of another run, of the same shape and text, whose best parameters training starts from."""
+    model: Model = field(default_factory=Model)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: Train = field(default_factory=Train)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+
+def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
+    """The command, called as ``bwds train`` or as a ``script``. Raises what ``bwds.cli.run`` answers."""
+    asked = parse(arguments, program=script.name if script else "bwds train")
+    config, workdir = asked.config, asked.workdir
+
+    # Imported late, so that --help and mistakes are answered at once.
+    from bwds.training import NonFiniteError, train
+    from bwds.training.processes import connect, failing_at_once, is_first
+    from bwds.training.signals import InterruptedRunError
+
+    command = shell_command("train", arguments, script=script)
+    connect(asked.distributed)
+    if is_first():
+        say(f"Training in {workdir}.")
+    try:
+        with failing_at_once():
+            summary = train(
+                config,
+                workdir,
+                start_from=asked.start_from,
+                mesh=asked.mesh,
+                profile=asked.profile,
+                command=command,
+                extended=asked.extended,
+            )
+    except InterruptedRunError as stopped:
+        say(f"{stopped}\nResume with: {command}")
+        sys.exit(stopped.exit_code)
+    except NonFiniteError as failure:
+        tell(f"error: {failure}")
+        sys.exit(1)
+    if is_first():
+        show(summary, workdir, config.model.method, script=script)
+
+
+class Asked(NamedTuple):
+    """What the options of the command come to.
+
+    Attributes:
+        config: the run.
+        workdir: its folder.
+        mesh: how to spread it over devices.
+        distributed: and over processes.
+        start_from: the folder of a run whose parameters it starts from.
+        profile: steps that are traced.
+        extended: a finished run in the folder gets so many steps in all.
+    """
+
+    config: Config
+    workdir: Path
+    mesh: MeshConfig
+    distributed: DistributedConfig
+    start_from: Path | None
+    profile: int
+    extended: bool
+
+
+def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
+    """What the arguments ask for. Raises ``ValueError``."""
+    require(
+        not any(argument.replace("_", "-").startswith("--train.start-sha256") for argument in arguments),
+        "--train.start-sha256 is no option: it is the digest of what --start-from names.",
+    )
+    require(
+        not any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments),
+        "--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.",
+    )
+    first = arguments[0] if arguments else "-"
+    preset = PRESETS.get(first, PRESETS["quick"])
+    start = Options(
+        model=Model(**dataclasses.asdict(preset.model)),
+        data=preset.data,
+        optim=preset.optim,
+        train=Train(**dataclasses.asdict(preset.train)),
+    )
+    about = f"{__doc__}\n{list_presets()}"
+    options = parsed(lambda: tyro.cli(Options, args=arguments, default=start, prog=program, description=about))
+    preset_name = options.preset
+    require(preset_name in PRESETS, f"Unknown preset {preset_name!r}; the presets are {', '.join(PRESETS)}.")
+    require(
+        preset_name in (first, "quick"),
+        f"The preset {preset_name!r} must be the first argument: {program} {preset_name} ...",
+    )
+    model = ModelConfig(**dataclasses.asdict(options.model))
+    # No part of the configuration: with a trace or without it, a run is the same.
+    training: dict[str, Any] = dataclasses.asdict(options.train)
+    profile, longer = training.pop("profile"), training.pop("extend_to")
+    require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
+    if longer is not None:
+        training["steps"] = longer
+    config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
+    require(
+        config.train.steps > 0 or options.start_from is not None,
+        "--train.steps is 0; it must be at least 1: without --start-from there would be nothing to evaluate.",
+    )
+    workdir = place(f"runs/{preset_name}" if options.workdir is None else options.workdir, "--workdir")
+    start_from = None if options.start_from is None else place(options.start_from, "--start-from")
+    if config.data.directory is not None:
+        place(config.data.directory, "--data.directory")
+    return Asked(config, workdir, options.mesh, options.distributed, start_from, profile, longer is not None)
+
+
+def list_presets() -> str:
+    lines = ["Presets:"]
+    for name, config in PRESETS.items():
+        m, t = config.model, config.train
+        sizes = f"{m.cell} {m.num_layers} x {m.hidden_size}, blocks of {m.block_size}"
+        lines.append(f"  {name:<17} {config.data.dataset}, {sizes}, {config.optim.name}, {t.steps:,} steps")
+    return "\n".join(lines)
+
+
+def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path | None = None) -> None:
+    """Prints the summary of a finished run, and the command that evaluates it."""
+    s = summary
+    speed = "not measured" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:,.0f} tokens/s"
+    decoding = f"{s['decode_tokens_per_second']:,.0f} tokens/s"
+    if s["decode_speedup"] is not None:
+        dense = f"{s['dense_decode_tokens_per_second']:,.0f}"
+        decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x, gate included"
+        if s["decode_speedup"] < 1.0 and method == "dynamic":
+            decoding += f"\n    from which width on skipping pays here: {shell_command('bench', [])}"
+    counted = "gate and softmax included"
+    if method in ("magnitude", "static-block"):
+        counted += ", on paper: products with masked weights are dense"
+    evaluation = shell_command("eval", ["--workdir", str(workdir)], script=script and script.with_name("eval.py"))
+    say(f"""
+The run is finished: {s["steps"]:,} steps, {s["parameters"]:,} parameters.
+  validation perplexity   {s["validation_perplexity"]:.2f}, at step {s["best_step"]:,}
+  realised density        {s["realised_density"]:.4f}
+  cost against dense      {s["relative_cost"]:.3f} of the multiply-adds, {counted}
+  training speed          {speed}
+  decoding at batch 1     {decoding}
+  saved in                {workdir}
+Evaluate with: {evaluation}""")
