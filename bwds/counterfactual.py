@@ -18,7 +18,7 @@ from bwds.collectives import look_up
 from bwds.config import ModelConfig, Scope
 from bwds.counts import kept_count
 from bwds.gating import gate_scores, gate_values, select_blocks
-from bwds.linear import GateOptions, Params, cast_matrices, from_center, gate_options, multiply_kept, prepare
+from bwds.linear import GateOptions, Params, cast_matrices, gate_options, multiply_kept, prepare
 from bwds.lstm import lstm_cell
 from bwds.model import output_logits
 from bwds.qrnn import QRNNCarry, input_pairs, outputs
@@ -138,7 +138,7 @@ def _product(
     marks: Array | None,
 ) -> tuple[Float[Array, "*b N"], Bool[Array, "*b R C"]]:
     """A gated product and the blocks it kept, ``marks`` if they are given; ``params`` as ``prepare`` leaves them."""
-    kernel, x = params["kernel"].astype(x.dtype), from_center(params, x)
+    kernel = params["kernel"].astype(x.dtype)
     scores = gate_scores(params["gate"], x, options.grid, options.source)
     if marks is None:
         count = kept_count(options.grid, sparsity, options.scope)

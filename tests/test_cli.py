@@ -504,7 +504,7 @@ def test_a_dynamic_model_is_evaluated_at_another_sparsity(finished, capsys):
         (["--sparsity", "0.5", "1"], "sparsity is 1.0"),
         (
             ["--sparsity", "0.5", "0.7", "--generate", "w1"],
-            "--sparsity is 0.5 0.7; text is written, and a model exported",
+            "--sparsity is 0.5 0.7; a text, or a file, is of one",
         ),
         (["--data.directory", "/nowhere"], "/nowhere"),
         (["--data.directory", "~nobody-of-that-name"], "~nobody-of-that-name"),

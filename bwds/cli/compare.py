@@ -20,7 +20,7 @@ from bwds import plots
 from bwds.checks import require
 from bwds.cli import parsed, run
 from bwds.config import Config
-from bwds.files import place, write_bytes
+from bwds.filesystem import place, write_bytes
 from bwds.output import say, tell
 
 FORMATS = ("png", "svg")

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     several = len(options.sparsity) > 1
     require(
         not several or (options.generate is None and options.export is None),
-        f"--sparsity is {' '.join(map(str, options.sparsity))}; text is written, and a model exported, at one: give one.",
+        f"--sparsity is {' '.join(map(str, options.sparsity))}; a text, or a file, is of one: give one.",
     )
     file = None if options.export is None else place(options.export, "--export", "file")
 
