@@ -22,9 +22,7 @@ def normal(*shape):
 
 @pytest.mark.parametrize("activation", ["softplus", "softmax", "relu"])
 def test_linear_is_scores_gates_product_and_bias(activation):
-    layer = nn.BlockSparseLinear(
-        24, 32, sparsity=0.6, block_shape=(8, 4), gate_activation=activation, rngs=nnx.Rngs(0)
-    )
+    layer = nn.BlockSparseLinear(24, 32, sparsity=0.6, block_shape=(8, 4), gate_activation=activation, rngs=nnx.Rngs(0))
     layer.bias[...] = normal(32)
     x = normal(3, 5, 24)
     scores = x @ layer.gate["kernel"][...] + layer.gate["bias"][...][None, None, :]
