@@ -79,7 +79,7 @@ def usage(options: Options) -> None:
         f"The run in {str(workdir)!r} has the method {config.model.method!r}, which has no gates; only a dynamic model "
         "chooses blocks.",
     )
-    vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
+    vocabulary = Vocabulary.load(workdir / "vocabulary.txt", config.data.tokens)
     sentence = None if options.text is None else _encoded(options.text, vocabulary)
     if options.directory is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=options.directory))
@@ -153,9 +153,8 @@ def _progress(windows: Sequence[Any], title: str) -> Iterable[Any]:
 
 def _encoded(text: str, vocabulary: Any) -> Any:
     """Ids of a sentence, ``<eos>`` before it; stderr names what the vocabulary does not have, or is not drawn."""
-    words = text.split()
-    encoded = vocabulary.encode(["<eos>", *words])
-    unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
+    unknown = [repr(word) for word in vocabulary.unknown(vocabulary.split(text))]
+    encoded = vocabulary.prompt(text)
     if unknown:
         tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
     if len(encoded) > SHOWN:
