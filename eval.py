@@ -58,7 +58,7 @@ class Options:
     data: Data = Data()
     model: Model = Model()
     sparsities: tuple[float, ...] = ()
-    """Evaluates a dynamic model at each of these and prints a table, as for one trained with --train.sparsity-range."""
+    """Of a dynamic model, trained with --train.sparsity-range or not: evaluates at each of these, and prints it."""
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     sparsity: float | None = None
@@ -183,7 +183,7 @@ def measure(
     from bwds.training.metrics import perplexity
 
     ids, unknown = load_split(config.data, split, vocabulary)
-    loss, density, tokens = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
+    loss, density, tokens, _ = evaluate(lm, params, ids, config.data, vocabulary.eos_id, sparsity=sparsity)
     return {
         "split": split,
         "perplexity": perplexity(loss),
@@ -241,7 +241,7 @@ def export(
     known = facts(config, info, place(options.workdir, "--workdir"), options.checkpoint, options.sparsity)
     card = model_card(model, params, known)
     save_model(file, params, model, vocabulary=vocabulary, card=card)
-    say(f"{card}\nWritten into {file}, {file.stat().st_size / 1e6:,.1f} MB. Use it: bwds.load_model({str(file)!r})")
+    say(f"{card}\nWritten into {file}, {file.stat().st_size:,} bytes. Use it: bwds.load_model({str(file)!r})")
 
 
 def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:

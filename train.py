@@ -1,9 +1,13 @@
 """Trains a language model with block-wise dynamic sparseness.
 
     python train.py [PRESET] [--workdir DIR] [--data.directory DIR] [--model.sparsity S] [--train.steps N] ...
+    python train.py [PRESET] --start-from DIR --model.method dynamic --model.gate-source norm ...
 
 Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
 of --help start from the preset's values; it comes first if it is given.
+
+--start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if
+blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the result.
 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
 SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
@@ -49,6 +53,7 @@ class Model(ModelConfig):
 class Train(TrainConfig):
     """How long to train, what to write down and when."""
 
+    start_sha256: tyro.conf.Suppress[str | None] = None
     profile: int = 0
     """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
 
@@ -59,6 +64,8 @@ class Options:
     """Starting point of all other options."""
     workdir: str | None = None
     """Folder of this run; None: runs/PRESET."""
+    start_from: str | None = None
+    """Folder of another run, of the same shape and text, whose best parameters training starts from."""
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -68,7 +75,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    config, workdir, mesh, distributed, profile = parse(arguments)
+    config, workdir, mesh, distributed, start_from, profile = parse(arguments)
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.training import NonFiniteError, train
@@ -81,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         say(f"Training in {workdir}.")
     try:
         with failing_at_once():
-            summary = train(config, workdir, mesh=mesh, profile=profile, command=command)
+            summary = train(config, workdir, start_from=start_from, mesh=mesh, profile=profile, command=command)
     except InterruptedRunError as stopped:
         say(f"{stopped}\nResume with: {command}")
         sys.exit(stopped.exit_code)
@@ -92,11 +99,16 @@ def main(arguments: Sequence[str]) -> None:
         show(summary, workdir, config.model.method)
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig, int]:
-    """Configuration and folder; how to spread the run over devices, and over processes; how many steps to profile.
+def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, DistributedConfig, Path | None, int]:
+    """Configuration and folder; how to spread the run over devices, and over processes; what it starts from, and how
+    many steps to profile.
 
     Raises ``ValueError``.
     """
+    require(
+        not any(argument.replace("_", "-").startswith("--train.start-sha256") for argument in arguments),
+        "--train.start-sha256 is no option: it is the digest of what --start-from names.",
+    )
     require(
         not any(argument.replace("_", "-").startswith("--model.vocab-size") for argument in arguments),
         "--model.vocab-size is no option: the text gives the vocabulary; --data.vocab-limit cuts it.",
@@ -126,10 +138,15 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Path, MeshConfig, Distribut
     profile = training.pop("profile")
     require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
     config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
+    require(
+        config.train.steps > 0 or options.start_from is not None,
+        "--train.steps is 0; it must be at least 1: without --start-from there would be nothing to evaluate.",
+    )
     workdir = place(f"runs/{preset_name}" if options.workdir is None else options.workdir, "--workdir")
+    start_from = None if options.start_from is None else place(options.start_from, "--start-from")
     if config.data.directory is not None:
         place(config.data.directory, "--data.directory")
-    return config, workdir, options.mesh, options.distributed, profile
+    return config, workdir, options.mesh, options.distributed, start_from, profile
 
 
 def list_presets() -> str:

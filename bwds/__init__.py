@@ -1,7 +1,8 @@
 """Block-wise dynamic sparseness for JAX: a gate looks at each input and picks the weight blocks that are used."""
 
-from bwds import nn
+from bwds import nn, plots, pytorch
 from bwds.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bwds.convert import convert
 from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.counts import num_kept_blocks
 from bwds.files import load, load_model, save_model
@@ -27,6 +28,7 @@ __all__ = [
     "TrainedModel",
     "Vocabulary",
     "block_sparse_matmul",
+    "convert",
     "cost",
     "decode_params",
     "equal_cost_dense",
@@ -38,6 +40,8 @@ __all__ = [
     "load_model",
     "nn",
     "num_kept_blocks",
+    "plots",
+    "pytorch",
     "save_model",
     "to_block_major",
     "topk_gates",

@@ -22,8 +22,8 @@ def model_card(config: ModelConfig, params: Tree, facts: Sequence[str] = ()) -> 
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     lines = [
         _method(config),
-        f"Size: {config.num_layers} layers of {config.hidden_size}, {size:,} numbers, a vocabulary of "
-        f"{config.vocab_size:,}; products in {config.dtype}",
+        f"Size: {config.num_layers} x {config.hidden_size}, {size:,} numbers, a vocabulary of {config.vocab_size:,}; "
+        f"products in {config.dtype}",
         f"Cost: {share:.3f} of the multiply-adds of the dense model of the same size, gates and softmax included",
         *facts,
     ]

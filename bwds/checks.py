@@ -141,3 +141,17 @@ def require_scaling(activation: str, normalization: str) -> None:
         "normalization is 'none' and the activation 'softmax'; exponentials have no bound until they are divided by "
         "their sum: take 'mean', or another activation.",
     )
+
+
+def fitting_sparsities(given: Any, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """Pairs of a matrix and its sparsity, in the order of ``names``; ``ValueError`` unless each name has one."""
+    pairs = given if isinstance(given, tuple | list) else ()
+    right = all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs)
+    found = {name: python_number(sparsity) for name, sparsity in pairs} if right else {}
+    require(
+        right and found.keys() == set(names) and len(pairs) == len(names),
+        f"sparsities are {given!r}; they must be pairs of a name and a sparsity, one for each of {', '.join(names)}.",
+    )
+    for sparsity in found.values():
+        check_sparsity(sparsity)
+    return tuple((name, float(found[name])) for name in names)

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from bwds.checks import (
     check_sparsity,
+    fitting_sparsities,
     require,
     require_at_least,
     require_choice,
@@ -49,6 +50,8 @@ class ModelConfig:
     """dynamic: a gate chooses blocks for every input; static-block: block-diagonal; magnitude: pruned in training."""
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
+    sparsities: tuple[tuple[str, float], ...] | None = None
+    """Of each gated matrix by name, as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
     magnitude_unit: MagnitudeUnit = "weight"
     """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
@@ -58,10 +61,10 @@ class ModelConfig:
     gate_activation: Activation = "linear"
     """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
 
-    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of negative scores.
+    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of low scores.
     """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's; relu: at most one); bounded: linear ones unless the scores' sum is near
+    """mean: gates have mean one (the paper's; relu: at most 1.5); bounded: linear ones unless the scores' sum is near
     zero; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
@@ -125,8 +128,17 @@ class ModelConfig:
             require_at_least(1, gate_rank=self.gate_rank)
         if self.method == "dynamic":
             require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
+        if self.method == "dynamic" and self.sparsities is not None:
+            # As tuples, in one order: configurations are compared, and are keys of caches.
+            object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the recurrent layers' matrices, as in ``Info.usage``. All have one shape."""
+        products = ("input", "hidden") if self.cell == "lstm" else ("input",)
+        return tuple(f"layer_{i}/{product}" for i in range(self.num_layers) for product in products)
 
     @property
     def block_shape(self) -> tuple[int, int]:
@@ -233,9 +245,12 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     unknown = sorted(raw.keys() - {f.name for f in dataclasses.fields(cast(Any, section))})
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
-    # JSON has no tuples.
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     try:
-        return section(**options)
+        # What JSON has as a list is a tuple here.
+        return section(**{option: _tuples(value) for option, value in raw.items()})
     except ValueError as error:
         raise ValueError(f"Section {name!r} of the configuration: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bwds.arguments import require_config
+from bwds.budgets import matrix_sparsity
 from bwds.config import Config, ModelConfig
 from bwds.counts import kept_count, num_kept_blocks
 from bwds.sparsity import diagonal_groups
@@ -64,11 +65,11 @@ def cost(config: ModelConfig | Config) -> Cost:
     model = config.model if isinstance(config, Config) else config
     require_config(model)
     h = model.hidden_size
-    shapes = [(h, 4 * h)] * 2 if model.cell == "lstm" else [(2 * h, 3 * h)]
+    k, n = (h, 4 * h) if model.cell == "lstm" else (2 * h, 3 * h)
     gates = blocks = dense = norms = 0
-    for k, n in shapes * model.num_layers:
+    for name in model.matrices:
         dense += k * n
-        blocks += _used_weights(model, k, n)
+        blocks += _used_weights(model, k, n, matrix_sparsity(model, name))
         num_blocks = (k * n) // math.prod(model.block_shape)
         if model.method == "dynamic" and model.gate_source == "norm":
             norms += num_blocks
@@ -94,19 +95,19 @@ def cost(config: ModelConfig | Config) -> Cost:
     )
 
 
-def _used_weights(model: ModelConfig, k: int, n: int) -> int:
+def _used_weights(model: ModelConfig, k: int, n: int, sparsity: float) -> int:
     """Weights of a [k, n] matrix of the recurrent layers that one token uses."""
     bk, bn = model.block_shape
     r, c = k // bk, n // bn
     if model.method == "dense":
         return k * n
     if model.method == "static-block":
-        return k * n // diagonal_groups(model.hidden_size // bk, model.sparsity)
+        return k * n // diagonal_groups(model.hidden_size // bk, sparsity)
     if model.method == "magnitude" and model.magnitude_unit == "weight":
-        return num_kept_blocks(k * n, model.sparsity)
+        return num_kept_blocks(k * n, sparsity)
     if model.method == "dynamic" and model.gate_scope == "column":
-        return int(kept_count((r, c), model.sparsity, "column")) * c * bk * bn
-    return num_kept_blocks(r * c, model.sparsity) * bk * bn
+        return int(kept_count((r, c), sparsity, "column")) * c * bk * bn
+    return num_kept_blocks(r * c, sparsity) * bk * bn
 
 
 def equal_cost_dense(config: Configuration) -> Configuration:

@@ -88,11 +88,13 @@ def gate_values(
     with a(s) = s ("linear", the paper's), softplus(max(s, -40)) ("softplus"), or exp(max(s - m, -40)) with m the
     largest kept score ("softmax": R * C times the softmax over the kept scores, as mixtures of experts weigh theirs).
 
-        gates = max(scores, 0) * R * C / k / sqrt(mean of the squares of the k kept scores + 1e-6)
+        gates = max(1 + (scores - m) / q, 0) * R * C / k        q = sqrt(mean((scores - m)^2) + 1)
 
-    for "relu", with k the kept blocks of the matrix. Kept scores of zero or less give gates of zero: fewer blocks are
-    read than are kept, and none at all where all of them are negative. The divisor counts these too, so it is small
-    only where all scores are. The mean over all gates is one for equal positive scores, less for others.
+    for "relu", with k kept scores of mean m and both means over them: a ReLU of scores normalised by their root mean
+    square. Whatever their signs, there are gates of R * C / k and more. A kept score more than q below the mean gives a
+    gate of zero, and one block less is read. The mean over all gates is one, or up to 1.5 where gates are cut to zero.
+    With 1 added and under the root, scores near zero, as at initialisation, give gates that are nearly equal, and no
+    gate moves by more than R * C / k for a change of one in its score.
 
     The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, or with
     normalization "bounded" below 0.1 of it, that bound, with the sign of the sum, takes its place and is held constant
@@ -128,8 +130,9 @@ def topk_gates(
     """Gates from scores: the largest k are kept and normalised to mean one over the matrix, the others are zero.
 
     Exactly k blocks of every matrix are kept (``select_blocks``); the gradient flows through their scores only, not
-    through the choice. A kept linear score of exactly zero gives a gate of zero, and so do kept scores of zero or less
-    with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1): see ``gate_values``.
+    through the choice. A kept linear score of exactly zero gives a gate of zero, and so do kept scores far below their
+    mean with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1) (``gate_values`` says
+    how).
 
     Which activation: "linear" to have the paper's; "softplus" or "softmax" for training that must not spike.
 
@@ -141,8 +144,8 @@ def topk_gates(
             near which they are large (up to 1e4 * R * C): an amplifier of rounding, gradients and loss.
             "softplus": positive; finite at any sparsity; the layers of ``bwds.nn`` have it by default.
             "softmax": positive, at most R * C; larger scores stand out more than with softplus.
-            "relu": zero for kept scores that are not positive; at most R * C / sqrt(k).
-        normalization: "mean": gates have mean one (the paper's); those of "relu" at most one. "bounded": linear ones
+            "relu": zero for kept scores far below their mean; at most (1 + sqrt(k)) * R * C / k.
+        normalization: "mean": gates have mean one (the paper's); those of "relu" at most 1.5. "bounded": linear ones
             have, unless the sum is less than a tenth of the sum of magnitudes, and are at most 10 * R * C; all others
             are those of "mean". "none": a(scores) of the kept blocks, not divided; not for "softmax".
         scope: "matrix": top-k over all blocks; "column": inside each block column, k of its R blocks.

@@ -191,17 +191,32 @@ def apply_linear(
         )
         return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
-    return _gate_and_multiply(options, x, kernel, scores, num_kept)
-
-
-def _gate_and_multiply(options, x, kernel, scores, num_kept):
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
+    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
+        # Nothing is left out or scaled: the dense product itself.
+        return matmul(x, kernel).astype(x.dtype), Gating(None, None, options.values(scores, kept))
+    return multiply_kept(options, x, kernel, scores, kept)
+
+
+def multiply_kept(
+    options: GateOptions,
+    x: Float[Array, "*b K"],
+    kernel: Float[Array, "..."],
+    scores: Float[Array, "*b R C"],
+    kept: Bool[Array, "*b R C"],
+) -> tuple[Float[Array, "*b N"], Gating]:
+    """The product with the blocks of ``kept``, whoever chose them, at the values that their ``scores`` give them."""
     if options.source == "random":
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
     y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
+
+
+def _most(options: GateOptions) -> int:
+    """The largest number of blocks that can be kept, of the matrix or of each column."""
+    return options.grid[0] if options.scope == "column" else math.prod(options.grid)
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:

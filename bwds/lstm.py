@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
+from bwds.budgets import product_sparsity
 from bwds.collectives import all_gather_columns, local_columns
 from bwds.config import ModelConfig
 from bwds.counts import Count, kept_count
@@ -93,21 +94,21 @@ def lstm(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; may be traced.
+        sparsity: overrides the configuration's; one for both products, or {"input", "hidden"}; may be traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
     """
     h = config.hidden_size
     options = gate_options(config, h, 4 * h)
-    sparsity = config.sparsity if sparsity is None else sparsity
+    input_sparsity, hidden_sparsity = (product_sparsity(config, name, sparsity) for name in ("input", "hidden"))
     # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
     x, carry = alike(x, carry)
     # Norms of blocks are taken here, not in each step of the scan.
     params = like({**params, "hidden": prepare(params["hidden"], options)}, x)
-    z, input_gating = linear(params["input"], x, options, sparsity)
+    z, input_gating = linear(params["input"], x, options, input_sparsity)
     z = z.swapaxes(0, 1)
-    num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
+    num_kept = None if options is None else kept_count(options.grid, hidden_sparsity, options.scope)
     # A known count is no argument of the recurrence, where it would be traced, and "all blocks" searched for.
     known, traced = (num_kept, None) if isinstance(num_kept, int) else (None, num_kept)
     hs, after, hidden_usage = _recurrence(options, known, params["hidden"], params["bias"], traced, z, carry)
@@ -127,11 +128,23 @@ def _step(
     h_in = carry.h.astype(z.dtype)
     recurrent, gating = apply_linear(params, h_in, options, num_kept, save=save)
     total = all_gather_columns(z.astype(jnp.float32) + recurrent.astype(jnp.float32) + bias[None, :])
+    after, activations, tanh_c = lstm_cell(total, carry.c)
+    return after, _Saved(h_in, gating, activations, carry.c, tanh_c)
+
+
+def lstm_cell(
+    total: Float[Array, "B N"], c: Float[Array, "B H"]
+) -> tuple[LSTMCarry, Float[Array, "B N"], Float[Array, "B H"]]:
+    """The state after a step, from the sum of both products and the bias, and what a backward pass needs.
+
+    Returns:
+        The state; i, f, g, o after their activations, side by side; tanh of the new ``c``.
+    """
     i, f, g, o = jnp.split(total, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-    c = f * carry.c + i * g
+    c = f * c + i * g
     tanh_c = jnp.tanh(c)
-    return LSTMCarry(o * tanh_c, c), _Saved(h_in, gating, jnp.concatenate([i, f, g, o], -1), carry.c, tanh_c)
+    return LSTMCarry(o * tanh_c, c), jnp.concatenate([i, f, g, o], -1), tanh_c
 
 
 def _scan(options, params, bias, num_kept, z, carry, save: bool):

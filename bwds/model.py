@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
 from bwds.array_types import Array, Bool, Float, Integer
+from bwds.budgets import layer_sparsities
 from bwds.collectives import MODEL, look_up, pmean
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
@@ -52,7 +53,8 @@ class LanguageModel(NamedTuple):
         apply: ``apply(params, tokens, carry, *, dropout_key=None, sparsity=None) -> (logits, carry, info)`` with
             tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
             ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation;
-            only the method dynamic has a use for it.
+            only the method dynamic has a use for it. A number is the model's, of which each matrix gets its share by
+            ``ModelConfig.sparsities``; a mapping has one for each matrix, by the names of ``config.matrices``.
             ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
             ``ValueError`` names what does not fit the configuration. Token ids outside of the vocabulary are refused
             in NumPy's arrays, and taken as the nearest word in JAX's.
@@ -140,19 +142,15 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         for i in range(count):
             x = dropout(layer_keys[i], x, hidden_rate if i else first_rate, locked=config.locked_dropout)
             layer = _drop_weights(weight_keys[i], params[f"layer_{i}"], weight_dropped, config.weight_dropout)
-            x, layer_carry, stats = apply_layer(layer, x, carry[i], config, sparsity=sparsity)
+            x, layer_carry, stats = apply_layer(
+                layer, x, carry[i], config, sparsity=layer_sparsities(config, i, sparsity)
+            )
             carry_out.append(layer_carry)
             used |= {f"layer_{i}/{name}": value for name, value in stats.items()}
         output_change = jnp.square(jnp.diff(x.astype(jnp.float32), axis=1)).sum() / one_at_least(x[:, 1:].size)
         x = dropout(output_key, x, config.dropout, locked=config.locked_dropout)
         output_square = jnp.square(x.astype(jnp.float32)).mean()
-        # XLA's product with a transposed matrix is a fast one, whatever the type.
-        logits = (
-            jnp.matmul(x, params["embedding"].astype(dtype).T, preferred_element_type=jnp.float32)
-            if config.tied_softmax
-            else matmul(x, params["softmax"]["kernel"].astype(dtype))
-        )
-        logits += params["softmax"]["bias"][None, None, :]
+        logits = output_logits(params, x, config)
         density = jnp.stack([u.mean() for u in used.values()]).mean() if used else jnp.float32(1.0)
         if config.method in ("static-block", "magnitude"):
             kernels = recurrent_kernels(params).values()
@@ -164,6 +162,17 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
 
     return LanguageModel(init, apply, init_carry)
+
+
+def output_logits(params: Params, x: Float[Array, "B T H"], config: ModelConfig) -> Float[Array, "B T V"]:
+    """Logits of the last layer's outputs, float32."""
+    # XLA's product with a transposed matrix is a fast one, whatever the type.
+    logits = (
+        jnp.matmul(x, params["embedding"].astype(x.dtype).T, preferred_element_type=jnp.float32)
+        if config.tied_softmax
+        else matmul(x, params["softmax"]["kernel"].astype(x.dtype))
+    )
+    return logits + params["softmax"]["bias"][None, None, :]
 
 
 def _drop_weights(key: Array | None, layer: Params, name: str, rate: float) -> Params:

@@ -5,8 +5,9 @@ A module's ``nnx.state(module, nnx.Param)``, as a pure dict, is the tree of para
 Their gates are softplus by default, ``ModelConfig``'s are linear. Linear is the paper's: scores have both signs, so the
 sum that gates are divided by can pass zero, near which a layer amplifies whatever comes in; a recipe tuned to it, with
 clipped gradients, bears that. Softplus is positive; finite at any sparsity: a gate for networks in which nothing else
-is known to hold it. Neither makes the layer at sparsity 0 a dense one, nor does finite mean that it learns: one
-language model with softplus gates and all blocks did not.
+is known to hold it. Softmax is for the same networks, with a gate that sets larger scores further apart; ReLU leaves
+kept blocks of low scores out. None of them makes the layer at sparsity 0 a dense one, nor does finite mean that it
+learns: one language model with softplus gates and all blocks did not.
 """
 
 import functools
@@ -40,9 +41,9 @@ class BlockSparseLinear(nnx.Module):
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
         gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
-            negative scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
+            low scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
             ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one, those of "relu" at most one; "bounded": linear ones no more
+        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5; "bounded": linear ones no more
             than ten times what their magnitudes would give; "none": as they are, which "softmax" cannot be.
         gate_scope: "matrix" or "column".
         gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
@@ -110,6 +111,42 @@ class BlockSparseLinear(nnx.Module):
         self.kernel = nnx.Param(params["kernel"])
         self.gate = _contain(params["gate"])
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+
+    @classmethod
+    def from_linear(
+        cls,
+        dense: nnx.Linear,
+        *,
+        sparsity: Real = 0.5,
+        block_shape: tuple[Whole, Whole] = (128, 128),
+        gate_scope: Scope = "matrix",
+        return_gates: bool = False,
+        implementation: Implementation | None = None,
+    ) -> "BlockSparseLinear":
+        """The layer with the kernel and the bias of a dense one, and the gate source "norm": nothing to be trained.
+
+            layer = BlockSparseLinear.from_linear(network.output, sparsity=0.5)
+
+        At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced.
+
+        Args:
+            dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
+            sparsity, block_shape, gate_scope, return_gates, implementation: as of the class.
+
+        Raises:
+            ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.
+        """
+        require(isinstance(dense, nnx.Linear), f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
+        kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
+        is_float32 = all(array is None or array.dtype == jnp.float32 for array in (kernel, bias))
+        require(is_float32, f"the kernel is of {kernel.dtype}; parameters must be float32: convert them first.")
+        make = functools.partial(cls, *kernel.shape, sparsity=sparsity, block_shape=block_shape, gate_scope=gate_scope)
+        make = functools.partial(make, gate_source="norm", return_gates=return_gates, implementation=implementation)
+        # Shapes alone: initial values would be thrown away.
+        layer = nnx.eval_shape(lambda: make(use_bias=bias is not None, rngs=nnx.Rngs(0)))
+        layer.kernel = nnx.Param(kernel)
+        layer.bias = None if bias is None else nnx.Param(bias)
+        return layer
 
     def __call__(
         self, x: Float[Array, "*b K"]

@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from bwds.array_types import Array, Float
+from bwds.budgets import product_sparsity
 from bwds.collectives import all_gather_columns
 from bwds.config import ModelConfig
 from bwds.linear import Params, gate_options, init_linear, linear, usage
@@ -78,7 +79,7 @@ def qrnn(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; may be traced.
+        sparsity: overrides the configuration's; a number, or {"input": number}; may be traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
@@ -86,12 +87,22 @@ def qrnn(
     h = config.hidden_size
     options = gate_options(config, 2 * h, 3 * h)
     x, carry = alike(x, carry)
-    before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
-    window = jnp.concatenate([before, x], axis=-1)
-    total, gating = linear(params["input"], window, options, config.sparsity if sparsity is None else sparsity)
+    pairs = input_pairs(x, carry)
+    total, gating = linear(params["input"], pairs, options, product_sparsity(config, "input", sparsity))
     total = all_gather_columns(total.astype(jnp.float32) + params["bias"][None, None, :])
-    z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
-    c = pool(jax.nn.sigmoid(f), jnp.tanh(z), carry.c)
-    y = (jax.nn.sigmoid(o) * c).swapaxes(0, 1).astype(x.dtype)
+    y, c = outputs(total, carry.c)
     stats = {} if gating is None else {"input": usage(gating)}
-    return y, QRNNCarry(x[:, -1].astype(jnp.float32), c[-1]), stats
+    return y.astype(x.dtype), QRNNCarry(x[:, -1].astype(jnp.float32), c), stats
+
+
+def input_pairs(x: Float[Array, "B T H"], carry: QRNNCarry) -> Float[Array, "B T K"]:
+    """[x_{t-1}; x_t], what the product reads at every step."""
+    before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
+    return jnp.concatenate([before, x], axis=-1)
+
+
+def outputs(total: Float[Array, "B T N"], c: Float[Array, "B H"]) -> tuple[Float[Array, "B T H"], Float[Array, "B H"]]:
+    """All h_t, float32, and the last state, from the product and the bias."""
+    z, f, o = jnp.split(total.swapaxes(0, 1), 3, axis=-1)
+    states = pool(jax.nn.sigmoid(f), jnp.tanh(z), c)
+    return (jax.nn.sigmoid(o) * states).swapaxes(0, 1), states[-1]

@@ -108,7 +108,9 @@ class TrainConfig:
     """How long to train, what to write down and when."""
 
     steps: int = 800
-    """Optimiser steps."""
+    """Optimiser steps; with --start-from none, 0, are steps too."""
+    start_sha256: str | None = None
+    """Digest of the parameters that training starts from, those of --start-from; None: they are drawn."""
     seed: int = 0
     """Seed of the initial parameters and of dropout."""
     eval_every: int = 200
@@ -139,9 +141,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_types(self)
+        require_at_least(0, steps=self.steps)
         require_at_least(
             1,
-            steps=self.steps,
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,

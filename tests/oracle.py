@@ -13,8 +13,6 @@ FLOORS = {"mean": 1e-4, "bounded": 0.1}
 """Smallest |sum of the kept scores| that a linear gate divides by, relative to the sum of their magnitudes."""
 LOWEST = -40.0
 """Scores below this count as this in a softplus gate; in a softmax gate, those as far below the largest kept one."""
-SMALLEST_SQUARE = 1e-6
-"""Added to the mean square that the scores of a ReLU gate are divided by."""
 
 
 class Rule(NamedTuple):
@@ -57,8 +55,10 @@ def margin(scores: np.ndarray, num_kept: int, scope: str = "matrix") -> float:
     return np.inf if num_kept == len(groups) else (groups[num_kept - 1] - groups[num_kept]).min()
 
 
-def _root_mean_square(kept: np.ndarray) -> float:
-    return np.sqrt((kept**2).mean() + SMALLEST_SQUARE)
+def _centred_over_root(kept: np.ndarray) -> tuple[np.ndarray, float]:
+    """Kept scores minus their mean, and the root of one more than their mean square."""
+    centred = kept - kept.mean()
+    return centred, np.sqrt((centred**2).mean() + 1.0)
 
 
 def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str, normalization: str) -> np.ndarray:
@@ -69,8 +69,9 @@ def _gates_of(scores: np.ndarray, mask: np.ndarray, activation: str, normalizati
     elif activation == "softmax":
         kept = np.exp(np.maximum(kept - kept.max(), LOWEST))
     if activation == "relu":
-        scale = 1.0 if normalization == "none" else size / kept.size / _root_mean_square(kept)
-        values = np.maximum(kept, 0.0) * scale
+        centred, root = _centred_over_root(kept)
+        above = kept if normalization == "none" else (1.0 + centred / root) * size / kept.size
+        values = np.maximum(above, 0.0)
     elif normalization == "none":
         values = kept
     elif activation in ("softplus", "softmax"):
@@ -112,8 +113,8 @@ def gates_gradient(
 
     With p the kept scores after the activation, S their sum and n = R*C: gates = n p / S, so that
     d/dp_j = n / S * (cotangent_j - sum_i cotangent_i p_i / S). A floor in place of S is a constant, and then
-    d/dp_j = n / floor * cotangent_j. ReLU gates of k kept scores s and their root mean square q, whose derivative is
-    s_j / (k q), are n / (k q) max(s, 0).
+    d/dp_j = n / floor * cotangent_j. ReLU gates of k kept scores are n / k max(1 + u, 0), u = (s - mean(s)) / q, with
+    du_i/ds_j = (delta_ij - 1 / k - u_i u_j / k) / q.
     """
     scores, cotangent = np.asarray(scores, np.float64), np.asarray(cotangent, np.float64)
     result = np.zeros(scores.shape)
@@ -121,9 +122,10 @@ def gates_gradient(
         s, v = scores[index], cotangent[index]
         mask = kept_mask(s, num_kept, scope)
         if activation == "relu":
-            q, k, positive = _root_mean_square(s[mask]), mask.sum(), s[mask] > 0
-            through_q = (v[mask] * s[mask])[positive].sum() * s[mask] / (k * q**2)
-            result[index][mask] = s.size / (k * q) * (v[mask] * positive - through_q)
+            centred, q = _centred_over_root(s[mask])
+            u, k = centred / q, mask.sum()
+            reached = np.where(1.0 + u > 0, v[mask], 0.0)
+            result[index][mask] = s.size / (k * q) * (reached - reached.mean() - (reached * u).sum() * u / k)
             continue
         if activation == "softplus":
             p = np.logaddexp(0.0, np.maximum(s[mask], LOWEST))

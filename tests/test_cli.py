@@ -274,7 +274,7 @@ def test_an_error_of_the_parser_is_one_sentence_where_stdout_is_not_utf8(capsys,
 
 def test_options_start_from_the_preset():
     parse = SCRIPTS["train"].parse
-    others = (MeshConfig(), DistributedConfig(), 0)
+    others = (MeshConfig(), DistributedConfig(), None, 0)
     assert parse([]) == (PRESETS["quick"], Path("runs/quick"), *others)
     assert parse(["ptb-lstm"]) == (PRESETS["ptb-lstm"], Path("runs/ptb-lstm"), *others)
     config, workdir, mesh, *_ = parse(

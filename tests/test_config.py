@@ -52,7 +52,7 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (OptimConfig, {"slowness_penalty": math.nan}, r"slowness_penalty is nan"),
         (OptimConfig, {"slowness_penalty": math.inf}, r"slowness_penalty is inf; it must be finite"),
         (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1\.0; it must be at least 0 and less than 1"),
-        (TrainConfig, {"steps": 0}, r"steps is 0"),
+        (TrainConfig, {"steps": -1}, r"steps is -1"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
         (TrainConfig, {"sparsity_initial": 1.0}, r"sparsity_initial is 1\.0"),

@@ -54,7 +54,8 @@ def test_values_and_gradients(activation, scope, sparsity):
     np.testing.assert_allclose(gates, wanted, rtol=2e-4, atol=1e-5)
     kept = np.stack([oracle.kept_mask(s, k, scope) for s in scores])
     if activation == "relu":
-        np.testing.assert_array_equal(np.asarray(gates) != 0, kept & (np.asarray(scores) > 0))
+        np.testing.assert_array_equal(np.asarray(gates) != 0, wanted != 0)
+        assert 1 - 1e-6 <= gates.mean((-2, -1)).min() <= gates.mean((-2, -1)).max() <= 1.5
     else:
         assert (np.asarray(gates) != 0).sum() == 8 * k * (C if scope == "column" else 1)
         # A sum of scores that nearly cancels makes gates, and their rounding errors, large.
@@ -125,7 +126,7 @@ def test_softmax_counts_scores_far_below_the_largest_kept_one_as_forty_below():
 @each_scope
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_gates_without_a_sum_of_both_signs_are_bounded(scope, sparsity):
-    """Softmax gates by R * C with mean one, ReLU gates by R * C / sqrt(k) with mean one at most."""
+    """Softmax gates by R * C with mean one, ReLU gates by (1 + sqrt(k)) R * C / k with mean 1.5 at most."""
     scores, shape = hostile(), (R + 1, C)
     blocks, k = R * C + C, count(sparsity, scope, shape)
     gates, _ = gates_and_gradient(scores, np.ones_like(scores), k, "softmax", scope)
@@ -134,9 +135,24 @@ def test_gates_without_a_sum_of_both_signs_are_bounded(scope, sparsity):
     assert 0 <= gates.min() <= gates.max() <= blocks * (1 + 1e-6)
     gates, _ = gates_and_gradient(scores, np.ones_like(scores), k, "relu", scope)
     kept = k * (C if scope == "column" else 1)
-    assert 0 <= gates.min() <= gates.max() <= blocks / kept**0.5 * (1 + 1e-6)
-    assert gates.mean((-2, -1)).max() <= 1 + 1e-6
-    np.testing.assert_array_equal(topk_gates(np.full(shape, -3.0, np.float32), num_kept=2, activation="relu"), 0)
+    assert 0 <= gates.min() <= gates.max() <= blocks / kept * (1 + kept**0.5) * (1 + 1e-6)
+    assert 1 - 1e-5 <= gates.mean((-2, -1)).min() <= gates.mean((-2, -1)).max() <= 1.5
+
+
+def test_relu_gates_of_equal_scores_are_equal_whatever_the_scores():
+    for value in (-3.0, 0.0, 1e-30, 1e30, -LARGEST):
+        gates = topk_gates(np.full((R, C), value, np.float32), num_kept=4, activation="relu")
+        np.testing.assert_allclose(gates, np.where(np.arange(R * C).reshape(R, C) < 4, R * C / 4, 0.0), rtol=1e-6)
+
+
+def test_relu_cuts_kept_scores_far_below_their_mean():
+    scores = np.full((R, C), 9.0, np.float32)
+    scores[1, 2] = -30.0
+    gates, gradient = gates_and_gradient(scores, normal(R, C), R * C, "relu")
+    assert np.argwhere(np.asarray(gates) == 0).tolist() == [[1, 2]]
+    np.testing.assert_allclose(gates, oracle.gates(scores, R * C, "relu"), rtol=1e-5)
+    # It still counts in the mean and the root.
+    assert gradient[1, 2] != 0
 
 
 _EXTREME = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e30, -1e30, 1e-30, LARGEST, -LARGEST]) | st.floats(-50, 50, width=32)

@@ -20,12 +20,13 @@ def normal(*shape):
     return jax.random.normal(jax.random.key(sum(shape)), shape)
 
 
-def test_linear_is_scores_gates_product_and_bias():
-    layer = nn.BlockSparseLinear(24, 32, sparsity=0.6, block_shape=(8, 4), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("activation", ["softplus", "softmax", "relu"])
+def test_linear_is_scores_gates_product_and_bias(activation):
+    layer = nn.BlockSparseLinear(24, 32, sparsity=0.6, block_shape=(8, 4), gate_activation=activation, rngs=nnx.Rngs(0))
     layer.bias[...] = normal(32)
     x = normal(3, 5, 24)
     scores = x @ layer.gate["kernel"][...] + layer.gate["bias"][...][None, None, :]
-    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6, activation="softplus")
+    gates = topk_gates(scores.reshape(3, 5, 3, 8), sparsity=0.6, activation=activation)
     expected = (
         block_sparse_matmul(x, layer.kernel[...], gates, implementation="reference") + layer.bias[...][None, None]
     )
@@ -193,7 +194,11 @@ def with_state_of(layer, *, block_size):
         (lambda: nn.BlockSparseLinear(24, 32, rngs=nnx.Rngs(0)), "does not divide a kernel of shape"),
         (lambda: nn.BlockSparseLinear(0, 32, rngs=nnx.Rngs(0)), "in_features is 0"),
         (lambda: nn.BlockSparseLinear(128, 128, gate_rank=0, rngs=nnx.Rngs(0)), "gate_rank is 0"),
-        (lambda: nn.BlockSparseLinear(128, 128, gate_activation="relu", rngs=nnx.Rngs(0)), "gate_activation is 'relu'"),
+        (lambda: nn.BlockSparseLinear(128, 128, gate_activation="gelu", rngs=nnx.Rngs(0)), "gate_activation is 'gelu'"),
+        (
+            lambda: nn.LSTM(128, gate_activation="softmax", gate_normalization="none", rngs=nnx.Rngs(0)),
+            "normalization is 'none' and the activation 'softmax'",
+        ),
         (lambda: nn.BlockSparseLinear(128, 128, gate_scope="row", rngs=nnx.Rngs(0)), "gate_scope is 'row'"),
         (lambda: nn.BlockSparseLinear(128, 128, implementation="cuda", rngs=nnx.Rngs(0)), "implementation is 'cuda'"),
         (lambda: nn.LSTM(100, rngs=nnx.Rngs(0)), "not a multiple of block_size"),

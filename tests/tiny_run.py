@@ -62,7 +62,7 @@ def arguments(config: Config, workdir: Path, mesh: Sequence[str] = ("--mesh.data
     flags = ["--workdir", str(workdir), *mesh]
     for section in ("model", "data", "optim", "train"):
         for name, value in vars(getattr(config, section)).items():
-            if name == "vocab_size":
+            if name in ("vocab_size", "start_sha256"):
                 continue
             option = f"--{section}.{name.replace('_', '-')}"
             if isinstance(value, bool):

@@ -4,7 +4,8 @@
 
 A run for every optimiser and activation: SGD at the preset's rate, and AdamW at 0.002. All have the same text, batches
 and steps. ``norms`` are quantiles of the gradient norm before clipping over all steps, from the least to the largest
-in steps of 5%; ``over_dense`` is the quantile at 95% against the dense model's under the same optimiser.
+in steps of 5%; ``over_dense`` is the quantile at 95% against the dense model's under the same optimiser, if that ran
+before.
 """
 
 import dataclasses
@@ -61,13 +62,16 @@ def main():
     options = parser(__doc__)
     options.add_argument("preset", nargs="?", default="ptb-lstm-small", choices=PRESETS)
     options.add_argument("--data-directory", help="folder with the text; default: the preset's, downloaded")
+    options.add_argument("--gates", nargs="+", choices=GATES, default=GATES)
     options.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--sparsity", type=float, default=0.5)
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     require_positive(args, "steps")
-    runs = [(optimizer, gate, configuration(args, optimizer, gate)) for optimizer in args.optimizer for gate in GATES]
+    runs = [
+        (optimizer, gate, configuration(args, optimizer, gate)) for optimizer in args.optimizer for gate in args.gates
+    ]
     results, dense = Results(args.output), {}
     for optimizer, gate, config in runs:
         norms, perplexity = measured(config)
@@ -84,7 +88,7 @@ def main():
             seed=args.seed,
             steps=len(norms),
             validation_perplexity=perplexity,
-            over_dense=quantiles[19] / dense[optimizer],
+            over_dense=quantiles[19] / dense[optimizer] if optimizer in dense else None,
             norms=[float(f"{q:.4g}") for q in quantiles],
         )
 

@@ -20,7 +20,12 @@ def at_boundary(run: Run) -> bool:
 
 
 def _due(run: Run, every: int) -> bool:
-    return run.step > 0 and (run.step == run.config.train.steps or run.step % every == 0)
+    return run.step >= _first(run) and (run.step == run.config.train.steps or run.step % every == 0)
+
+
+def _first(run: Run) -> int:
+    """The first step to evaluate and save after. Parameters of another run are, before any step; drawn ones are not."""
+    return 1 if run.config.train.start_sha256 is None else 0
 
 
 def on_boundary(run: Run) -> None:
@@ -40,7 +45,7 @@ def on_boundary(run: Run) -> None:
         message = f"Stopped after step {run.step} of {train.steps}; its state is saved in {run.workdir}."
         raise InterruptedRunError(interrupted.signum, message) from None
     # The state too where it is the best: not more bests than are kept may come after the one it names.
-    if _due(run, train.checkpoint_every) or (run.step > 0 and int(run.state.plateau.best_step) == run.step):
+    if _due(run, train.checkpoint_every) or (run.step >= _first(run) and int(run.state.plateau.best_step) == run.step):
         run.kept.save(run.step, run.state)
 
 

@@ -1,7 +1,8 @@
 """Mean loss of a model over a whole split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,16 @@ from bwds.training.sharding import P, Placement, over_devices
 
 
 class Evaluation(NamedTuple):
-    """Mean loss in nats per token over a split, realised density, and the number of tokens."""
+    """Mean loss in nats per token over a split, realised density, and the number of tokens.
+
+    Of a dynamic model also the share of inputs that used each block, [R, C], by the name of the matrix. It is a mean
+    over all that was computed, padding included; ``bwds.training.usage`` counts tokens.
+    """
 
     loss: float
     density: float
     tokens: int
+    usage: Mapping[str, Float[np.ndarray, "R C"]] = MappingProxyType({})
 
 
 @partial(jax.jit, static_argnames=("lm", "placement"))
@@ -34,16 +40,16 @@ def eval_step(
     weights: Float32[Any, "B T"],
     sparsity: Float[Any, ""] | None,
     placement: Placement | None = None,
-) -> tuple[Any, Float32[Array, ""], Float32[Array, ""]]:
-    """Carry, sum of the weighted losses in nats, and density of one batch."""
+) -> tuple[Any, Float32[Array, ""], Float32[Array, ""], dict[str, Float32[Array, "R C"]]]:
+    """Carry, sum of the weighted losses in nats, density and usage of one batch."""
 
     def measure(params, carry, inputs, targets, weights, sparsity):
         logits, carry, info = lm.apply(params, inputs, carry, sparsity=sparsity)
         loss = (cross_entropy(logits, targets) * weights).sum()
-        return carry, psum(loss, DATA), pmean(info.density)
+        return carry, psum(loss, DATA), pmean(info.density), pmean(info.usage)
 
     params_spec, rows = (P(), P()) if placement is None else (placement.specs(params), placement.rows)
-    in_specs, out_specs = (params_spec, rows, rows, rows, rows, P()), (rows, P(), P())
+    in_specs, out_specs = (params_spec, rows, rows, rows, rows, P()), (rows, P(), P(), P())
     return over_devices(placement, measure, in_specs, out_specs)(params, carry, inputs, targets, weights, sparsity)
 
 
@@ -85,8 +91,11 @@ def evaluate(
         # One batch behind: the device always has work, and never a whole split of it.
         jax.block_until_ready(results[-2:-1])
         after_batch()
-    losses, densities = np.array(jax.device_get(results), np.float64).T
-    return Evaluation(losses.sum() / len(ids), densities.mean(), len(ids))
+    losses, densities, usages = zip(*jax.device_get(results), strict=True)
+    usage = jax.tree.map(lambda *batches: np.mean(batches, 0, np.float64), *usages)
+    return Evaluation(
+        np.sum(losses, dtype=np.float64) / len(ids), np.mean(densities, dtype=np.float64), len(ids), usage
+    )
 
 
 def _rows(count: int, placement: Placement | None) -> int:

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written by the thread that calls.
+"""Scalars and pictures for TensorBoard, written by the thread that calls.
 
 tensorboardX's ``SummaryWriter`` hands them to a thread of its own. Where the disk is full that thread ends, and the
 next to hand it something waits for ever.
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute]
+from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute]
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
@@ -37,6 +38,11 @@ class Events:
     def write(self, name: str, value: float, step: int) -> None:
         """One number; it is on disk ten seconds and one more number later."""
         self._write(Event(step=step, summary=scalar(name, value)))
+
+    def write_image(self, name: str, png: bytes, size: tuple[int, int], step: int) -> None:
+        """One picture, as a PNG file of ``size`` (width, height); it is on disk when ``write`` would have it there."""
+        image = Summary.Image(width=size[0], height=size[1], colorspace=4, encoded_image_string=png)
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

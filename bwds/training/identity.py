@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabul
     Raises:
         ValueError: one of them has changed.
     """
-    there, now = info.get("model", {}), dataclasses.asdict(model)
+    # As JSON has it: a tuple is a list there.
+    there, now = info.get("model", {}), json.loads(json.dumps(dataclasses.asdict(model)))
     changed = [name for name in now.keys() & there.keys() - FREE["model"] if now[name] != there[name]]
     if changed:
         differences = "; ".join(f"{name} was {there[name]!r} and is {now[name]!r}" for name in sorted(changed))

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from bwds import plots
 from bwds.config import Config
 from bwds.training.evaluation import Evaluation
 from bwds.training.metrics import MetricsWriter, Progress, Speed, perplexity
@@ -33,6 +34,7 @@ class Log:
         self._progress = Progress(total=config.train.steps, initial=step, shown=shown and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self._tokens_per_second: float | None = None
+        self._told = False
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """A step is done; ``values`` are its ``StepMetrics``."""
@@ -58,6 +60,18 @@ class Log:
             density=found.density,
             sparsity=sparsity_at(self._config, step),
         )
+        if self._metrics is not None and found.usage:
+            self._draw_usage(self._metrics, step, found)
+
+    def _draw_usage(self, metrics: MetricsWriter, step: int, found: Evaluation) -> None:
+        """How often each block was used, as a picture; without matplotlib there is none, which is said once."""
+        if not plots.is_available():
+            if not self._told:
+                self.note('TensorBoard gets no maps of used blocks: matplotlib is missing (pip install -e ".[plots]").')
+            self._told = True
+            return
+        png, size = plots.png_of(plots.usage_maps(found.usage, self._config.model))
+        metrics.write_image(step=step, name="valid/used_blocks", png=png, size=size)
 
     def note(self, text: str) -> None:
         """A line that stays."""

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bwds.checks import require
 from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
@@ -28,6 +29,7 @@ from bwds.training.processes import check_same, check_shared, first_alone, first
 from bwds.training.run import Run, begin
 from bwds.training.sharding import make_placement
 from bwds.training.signals import InterruptedRunError, StopSignals
+from bwds.training.start import start
 from bwds.training.step import StepMetrics, evaluated_params, train_step
 from bwds.training.summary import read_summary, summarise
 from bwds.training.workdir import SUMMARY_FILE, claim_workdir, keep_config
@@ -37,6 +39,7 @@ def train(
     config: Config,
     workdir: Path,
     *,
+    start_from: str | Path | None = None,
     mesh: MeshConfig | None = None,
     profile: int = 0,
     progress: bool = True,
@@ -48,6 +51,8 @@ def train(
         config: what to train; the size of the vocabulary is taken from the data.
         workdir: folder of this run alone, ``~`` is the home folder. It gets config.json, vocabulary.txt, metrics.jsonl,
             TensorBoard events, checkpoints and, at the end, summary.json.
+        start_from: folder of a run whose best parameters training starts from; without gates they are converted, as
+            ``bwds.convert`` does, where ``config`` asks for norms. They are evaluated before the first step.
         mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
         profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
         progress: show progress on stderr.
@@ -66,6 +71,13 @@ def train(
     config = settled(config)
     corpus = first_then_all(partial(load_corpus, config.data))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
+    require(
+        config.train.steps > 0 or start_from is not None,
+        "steps is 0; it must be at least 1: without --start-from there would be nothing to evaluate.",
+    )
+    params = None
+    if start_from is not None:
+        params, config = start(config, corpus, workdir, start_from)
     steps_per_epoch(corpus.train, batch_size=config.data.batch_size, sequence_length=config.data.sequence_length)
     # Processes that differ here would wait for each other for ever, or train on a mixture.
     check_same("The configuration", without_place(config).to_json().encode())
@@ -81,7 +93,7 @@ def train(
             first_alone(partial(keep_config, workdir, config, finished=True))
             return finished
         with StopSignals(together=jax.process_count() > 1) as stop:
-            run = begin(config, corpus, workdir, stop, placement, profile=profile, progress=progress)
+            run = begin(config, corpus, workdir, stop, placement, profile=profile, progress=progress, params=params)
             return to_the_end(run, command)
 
 

@@ -89,6 +89,10 @@ class MetricsWriter:
             if value is not None:
                 self._events.write(f"{split}/{name}", value, step)
 
+    def write_image(self, *, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
+        """One picture for TensorBoard, as a PNG file of ``size`` (width, height) in pixels."""
+        self._events.write_image(name, png, size, step)
+
     def close(self) -> None:
         """Writes out the events and closes both files."""
         with contextlib.closing(self._events), writing(self._path):

@@ -115,8 +115,8 @@ class Plateau(NamedTuple):
     Attributes:
         scale: factor on the learning rate, float32.
         best_loss: lowest validation loss in nats per token, float32; infinite before the first evaluation.
-        best_step: step of that evaluation, int32; 0 before the first.
-        evaluated_step: step of the latest evaluation, int32; 0 before the first.
+        best_step: step of that evaluation, int32; 0 before the first, or -1 where that comes before the first step.
+        evaluated_step: step of the latest evaluation, int32; as before.
     """
 
     scale: Float32[Array, ""]
@@ -125,9 +125,10 @@ class Plateau(NamedTuple):
     evaluated_step: Int32[Array, ""]
 
 
-def init_plateau() -> Plateau:
-    """The state before any evaluation."""
-    return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+def init_plateau(*, started: bool = False) -> Plateau:
+    """The state before any evaluation; ``started``: what training starts from is evaluated too, at step 0."""
+    before = jnp.int32(-1 if started else 0)
+    return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), before, before)
 
 
 def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float, counts: bool = True) -> Plateau:

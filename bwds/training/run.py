@@ -8,6 +8,7 @@ import jax
 
 from bwds.config import Config
 from bwds.data import Corpus
+from bwds.linear import Params
 from bwds.model import LanguageModel, language_model
 from bwds.training.identity import identity, text_identity
 from bwds.training.kept import Kept
@@ -61,8 +62,9 @@ def begin(
     *,
     profile: int,
     progress: bool,
+    params: Params | None = None,
 ) -> Run:
-    """A run at its newest checkpoint, or at its start where there is none.
+    """A run at its newest checkpoint, or at its start where there is none: with ``params`` unless they are drawn.
 
     Raises:
         ValueError: the checkpoint was made with another text.
@@ -71,7 +73,7 @@ def begin(
     lm = language_model(config.model)
     optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
     kept = Kept(workdir, identity(config.model, corpus.vocabulary) | text_identity(corpus))
-    fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement)
+    fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement, params=params)
     state = kept.newest(fresh, jax.random.key(config.train.seed), placement)
     step = kept.saved or 0
     first_alone(partial(keep_config, workdir, config))

@@ -60,15 +60,22 @@ class StepMetrics(NamedTuple):
 
 @partial(jax.jit, static_argnames=("lm", "optimizer", "batch_size", "placement"))
 def init_state(
-    lm: LanguageModel, optimizer: Optimizer, key: Key[Array, ""], *, batch_size: int, placement: Placement | None = None
+    lm: LanguageModel,
+    optimizer: Optimizer,
+    key: Key[Array, ""],
+    *,
+    batch_size: int,
+    placement: Placement | None = None,
+    params: Params | None = None,
 ) -> TrainState:
-    """The state before the first step: initial parameters and the key of dropout come from ``key``."""
+    """The state before the first step: the key of dropout and, unless there are ``params``, these come from ``key``."""
     params_key, dropout_key = jax.random.split(key)
-    params = lm.init(params_key)
+    plateau = init_plateau(started=params is not None)
+    params = lm.init(params_key) if params is None else params
     carry = lm.init_carry(batch_size)
     opt_state = optimizer.transformation.init(params)
     average = params if optimizer.options.ema_decay else None
-    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), init_plateau(), average)
+    state = TrainState(params, opt_state, carry, dropout_key, jnp.int32(0), plateau, average)
     return state if placement is None else placement.constrain(state)
 
 

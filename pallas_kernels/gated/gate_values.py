@@ -12,8 +12,6 @@ from jaxtyping import Array, Bool, Float
 SMALLEST_SUM = {"mean": 1e-4, "bounded": 0.1}
 # softplus(-40) = exp(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
 LOWEST_SCORE = -40.0
-# A ReLU gate divides scores by their root mean square, and adds the square of this to the mean square, as RMSNorm does.
-SMALLEST_RMS = 1e-3
 # Scales are kept in the range whose reciprocals are normal float32 numbers.
 SCALE_RANGE = (1e-37, 1e37)
 
@@ -78,13 +76,17 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, maximum, activation, 
 
 
 def _relu(scores, kept, num_blocks, total, maximum, normalization):
-    """The positive ones of the kept scores, divided by the root of the mean square of all kept ones."""
-    positive = jnp.where(kept & (scores > 0), scores, 0.0)
+    """Of the kept scores, centred and divided by the root of their mean square plus one: what exceeds minus one."""
     if normalization == "none":
-        return positive
-    scores = jnp.where(kept, scores, 0.0)
-    # A constant factor, as large as the scores where their squares would leave the range of float32.
-    scale = lax.stop_gradient(maximum(jnp.abs(scores))).clip(1.0, SCALE_RANGE[1])
+        return jnp.where(kept & (scores > 0), scores, 0.0)
+    # From the largest kept score down, exactly zero for equal ones; of halves, so that no difference leaves the range
+    # of float32. Then by a constant factor, so that no square does.
+    top = lax.stop_gradient(maximum(jnp.where(kept, scores, jnp.finfo(jnp.float32).min)))
+    below = jnp.where(kept, 0.5 * scores - 0.5 * top, 0.0)
+    scale = lax.stop_gradient(maximum(-below)).clip(1.0, SCALE_RANGE[1])
+    below /= scale
     num_kept = total(kept.astype(jnp.float32))
-    mean_square = total(jnp.square(scores / scale)) / num_kept + jnp.square(SMALLEST_RMS / scale)
-    return positive / scale * (num_blocks / num_kept / jnp.sqrt(mean_square))
+    centred = jnp.where(kept, below - total(below) / num_kept, 0.0)
+    mean_square = total(jnp.square(centred)) / num_kept + jnp.square(0.5 / scale)
+    values = 1.0 + centred / jnp.sqrt(mean_square)
+    return jnp.where(kept & (values > 0), values * (num_blocks / num_kept), 0.0)

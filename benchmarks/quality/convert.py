@@ -1,0 +1,115 @@
+"""What a dense model loses when it is made dynamic without training, and after some steps of it.
+
+    python train.py ptb-lstm-small --model.method dense ... --workdir DENSE
+    python -m benchmarks.quality.convert --dense DENSE [--sparsity 0.25 0.5 0.75] [--steps 160] [--output FILE]
+
+Writes one JSON line a case: perplexity on the whole validation split and its ratio to the dense model's, the shares of
+the matrices, the cost and the seconds that the conversion took. At --ablate-at each part of the conversion is left out
+in turn. With --steps, the model converted at that sparsity is trained further, and so is the dense one beside it.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import bwds
+from bwds.data import load_corpus
+from bwds.training import train
+from bwds.training.evaluation import evaluate
+from bwds.training.metrics import perplexity, read_metrics
+from bwds.training.start import calibration_tokens
+from bwds.training.trained import load_params
+from bwds.training.workdir import read_config
+
+PARTS = ("group", "budgets")
+
+
+def main() -> None:
+    args = arguments()
+    config = read_config(args.dense)
+    corpus = load_corpus(config.data)
+    params, step = load_params(config, args.dense, "best")
+    tokens = calibration_tokens(corpus.train)
+
+    def measured(params: Any, model: bwds.ModelConfig) -> dict[str, Any]:
+        lm = bwds.language_model(model)
+        found = evaluate(lm, params, corpus.valid, config.data, corpus.vocabulary.eos_id)
+        return {"validation_perplexity": perplexity(found.loss), "density": found.density}
+
+    dense = measured(params, config.model)
+    about = {
+        "dataset": config.data.dataset,
+        "model": f"{config.model.cell} {config.model.num_layers} x {config.model.hidden_size}",
+        "dense_steps": step,
+        "calibration_tokens": tokens.size,
+        "block_size": config.model.block_size,
+        "device": jax.devices()[0].platform,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+    def write(kind: str, **values: Any) -> None:
+        ratio = values["validation_perplexity"] / dense["validation_perplexity"]
+        line = json.dumps({"kind": kind, **values, "ratio": ratio, **about})
+        print(line, flush=True)
+        with args.output.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    write("dense", **dense)
+    whole = dict.fromkeys(PARTS, True)
+    cases = [(sparsity, whole) for sparsity in args.sparsity]
+    cases += [(args.ablate_at, whole | {part: False}) for part in PARTS]
+    cases += [(args.ablate_at, dict.fromkeys(PARTS, False))]
+    for sparsity, parts in cases:
+        start = time.perf_counter()
+        converted, model = bwds.convert(params, config.model, sparsity=sparsity, tokens=tokens, **parts)
+        seconds = time.perf_counter() - start
+        write(
+            "converted",
+            sparsity=sparsity,
+            **parts,
+            **measured(converted, model),
+            sparsities=model.sparsities,
+            relative_cost=bwds.cost(model).relative,
+            relative_recurrent_cost=bwds.cost(model).relative_recurrent,
+            seconds=seconds,
+        )
+    if not args.steps:
+        return
+    for method in ("dynamic", "dense"):
+        model = dataclasses.replace(
+            config.model, method=method, gate_source="norm", gate_rank=None, sparsity=args.ablate_at
+        )
+        steps = dataclasses.replace(config.train, steps=args.steps, eval_every=args.steps)
+        optim = dataclasses.replace(config.optim, learning_rate=args.learning_rate)
+        with tempfile.TemporaryDirectory() as folder:
+            run = dataclasses.replace(config, model=model, train=steps, optim=optim)
+            train(run, Path(folder), start_from=args.dense, progress=False)
+            ends = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if line["split"] == "valid"]
+        for line in ends:
+            found = {"validation_perplexity": line["perplexity"], "density": line["density"]}
+            write(f"{method} after training", steps=line["step"], learning_rate=args.learning_rate, **found)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dense", type=Path, required=True, help="folder of a run of method dense")
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.25, 0.75])
+    parser.add_argument("--ablate-at", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=0, help="steps of training after the conversion at --ablate-at")
+    parser.add_argument("--learning-rate", type=float, default=10.0)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/convert.jsonl"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

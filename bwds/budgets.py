@@ -1,0 +1,71 @@
+"""How the blocks that a model keeps are shared out among its matrices.
+
+A configuration has one sparsity for the model. Where matrices differ in how much they can do without, each has one of
+its own (``ModelConfig.sparsities``), and the model's is their mean: all these matrices have one shape. For another
+sparsity S of the model than the mean m of theirs, that of a matrix, b, is moved towards 0 or towards 1,
+
+    b S / m                          where S <= m
+    1 - (1 - b) (1 - S) / (1 - m)    where S > m
+
+so that the mean is S for every S in [0, 1), and no matrix leaves that range.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bwds.checks import check_sparsity, require, require_number
+from bwds.config import ModelConfig
+
+
+def matrix_sparsity(config: ModelConfig, name: str, sparsity: Any = None) -> Any:
+    """The sparsity of one matrix, a number of Python or, for an array, an array.
+
+    Args:
+        config: the model's.
+        name: of the matrix, as in ``config.matrices``.
+        sparsity: replaces the configuration's. One of the model, static or traced, or a mapping with one for each
+            matrix by name.
+
+    Raises:
+        ValueError: a mapping lacks the matrix, or has one that the model has not; a static sparsity is outside [0, 1).
+    """
+    if isinstance(sparsity, Mapping):
+        require(
+            sparsity.keys() == set(config.matrices),
+            f"sparsity has the names {', '.join(map(str, sparsity))}; it must have one number for each of "
+            f"{', '.join(config.matrices)}.",
+        )
+        return sparsity[name]
+    sparsity = config.sparsity if sparsity is None else sparsity
+    if config.method != "dynamic" or config.sparsities is None:
+        return sparsity
+    require_number("sparsity", sparsity)
+    if not isinstance(sparsity, jax.core.Tracer):
+        check_sparsity(sparsity)
+    budgets = dict(config.sparsities)
+    own, mean = budgets[name], sum(budgets.values()) / len(budgets)
+    more = 1.0 - (1.0 - own) * ((1.0 - sparsity) / (1.0 - mean))
+    if mean == 0.0:
+        return more
+    less = own * (sparsity / mean)
+    if isinstance(sparsity, np.ndarray | np.generic | jax.Array) and not isinstance(sparsity, float):
+        return jnp.where(jnp.asarray(sparsity) <= mean, less, more)
+    return less if sparsity <= mean else more
+
+
+def layer_sparsities(config: ModelConfig, layer: int, sparsity: Any = None) -> dict[str, Any]:
+    """The sparsities of one layer's matrices by the names that they have within it, as layers take them."""
+    own = f"layer_{layer}/"
+    names = [name for name in config.matrices if name.startswith(own)]
+    return {name.removeprefix(own): matrix_sparsity(config, name, sparsity) for name in names}
+
+
+def product_sparsity(config: ModelConfig, product: str, sparsity: Any = None) -> Any:
+    """What a layer is given for one of its products: ``layer_sparsities``, one number for all, or None."""
+    if isinstance(sparsity, Mapping):
+        return sparsity[product]
+    return config.sparsity if sparsity is None else sparsity

@@ -1,0 +1,251 @@
+"""Which blocks a trained dynamic model keeps, and whether that is due to the input.
+
+    bwds usage RUN [--split validation] [--text "own sentence"] [--counterfactuals] [--max-tokens N]
+
+RUN is the folder of a run. A table tells how the blocks of every matrix are used over the text; with --counterfactuals
+also the perplexity with other choices of as many blocks: docs/usage.md explains both. Figures, and a line of
+usage.jsonl with all figures of the table, go to --output.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bwds import plots
+from bwds.checks import require, require_seed
+from bwds.cli import parsed, run
+from bwds.filesystem import place, write_bytes, writing
+from bwds.output import say, tell
+
+FREQUENT, SHOWN = 24, 16
+"""Tokens in the figure of frequent tokens, and at most in that of a sentence."""
+
+
+@dataclass(frozen=True)
+class Options:
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, as given to train.py."""
+    split: Literal["validation", "valid", "test", "train"] = "validation"
+    """Which part of the text."""
+    text: str | None = None
+    """A sentence whose kept blocks are drawn; None: the first line of the split."""
+    counterfactuals: bool = False
+    """Also read the text with other choices of blocks; some five times the work."""
+    max_tokens: int | None = None
+    """Reads the first N tokens of the split; None: 20,000, or all of it with --counterfactuals."""
+    output: str | None = None
+    """Folder for figures and usage.jsonl; None: the folder usage in that of the run."""
+    format: Literal["png", "svg"] = "png"
+    """Of the figures."""
+    checkpoint: Literal["best", "last"] = "best"
+    """best: the lowest validation loss; last: the latest state."""
+    directory: str | None = None
+    """Folder where the text files are now; None: as in training."""
+    seed: int = 0
+    """With --counterfactuals: which token stands in for which."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``bwds usage``. Raises what ``bwds.cli.run`` answers."""
+    usage(parsed(lambda: tyro.cli(Options, args=argv, prog="bwds usage", description=__doc__)))
+
+
+def usage(options: Options) -> None:
+    """Measures, prints and draws. Raises ``ValueError`` where there is no such run, or it has no gates."""
+    workdir = place(options.run, "RUN")
+    require(
+        options.max_tokens is None or options.max_tokens >= 1, f"--max-tokens is {options.max_tokens}; take 1 or more."
+    )
+    require(options.text is None or bool(options.text.split()), "--text has no words; give some, or leave it out.")
+    require_seed(options.seed)
+    output = workdir / "usage" if options.output is None else place(options.output, "--output")
+
+    # Imported late, so that --help and mistakes are answered at once.
+    from bwds.data import Vocabulary, load_split
+    from bwds.training.identity import ids_sha256, settled
+    from bwds.training.trained import load_checkpoint
+    from bwds.training.usage import measure_usage
+    from bwds.training.workdir import read_config
+
+    config = read_config(workdir)
+    require(
+        config.model.method == "dynamic",
+        f"The run in {str(workdir)!r} has the method {config.model.method!r}, which has no gates; only a dynamic model "
+        "chooses blocks.",
+    )
+    vocabulary = Vocabulary.load(workdir / "vocabulary.txt")
+    sentence = None if options.text is None else _encoded(options.text, vocabulary)
+    if options.directory is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=options.directory))
+    config = settled(config)
+    params, info = load_checkpoint(config, workdir, options.checkpoint)
+    split = "valid" if options.split == "validation" else options.split
+    ids, _ = load_split(config.data, split, vocabulary)
+    sentence = _first_line(ids, vocabulary.eos_id) if sentence is None else sentence
+    most = options.max_tokens or (len(ids) if options.counterfactuals else 20_000)
+    part = ids[:most]
+    frequent = _frequent(part, len(vocabulary))
+    groups = _numbered(frequent, len(vocabulary))
+    found = measure_usage(
+        params,
+        config.model,
+        part,
+        config.data,
+        vocabulary.eos_id,
+        counterfactuals=options.counterfactuals,
+        groups=groups,
+        seed=options.seed,
+        follow=_progress,
+    )
+    say(_table(found, split, info["step"]))
+    output.mkdir(parents=True, exist_ok=True)
+    line = _line(found, split, options, config, info) | {"text_sha256": ids_sha256(part)}
+    path = output / "usage.jsonl"
+    with writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(line) + "\n")
+    if not plots.is_available():
+        tell('No figures are drawn: matplotlib is missing (pip install -e ".[plots]" in a clone of the repository).')
+        say(f"Written to {path}.")
+        return
+    used = {name: matrix.used for name, matrix in found.matrices.items()}
+    by_token = {name: matrix.by_group for name, matrix in found.matrices.items()}
+    figures = {
+        "used_blocks": plots.usage_maps(used, config.model),
+        "used_by_token": plots.usage_by_group(by_token, vocabulary.decode(frequent), config.model),
+        "kept_blocks": plots.kept_map(_kept(sentence, params, config.model), vocabulary.decode(sentence), config.model),
+    }
+    for name, figure in figures.items():
+        write_bytes(output / f"{name}.{options.format}", plots.file_of(figure, options.format))
+    say(f"Written to {output}: {', '.join(f'{name}.{options.format}' for name in figures)}, {path.name}.")
+
+
+def _frequent(ids: Any, size: int) -> list[int]:
+    """The most frequent tokens, most frequent first."""
+    import numpy as np
+
+    counts = np.bincount(ids, minlength=size)
+    order = np.argsort(-counts, kind="stable")[:FREQUENT]
+    return [int(i) for i in order if counts[i]]
+
+
+def _numbered(tokens: list[int], size: int) -> Any:
+    """For every word of the vocabulary its place among the tokens, or -1."""
+    import numpy as np
+
+    numbers = np.full(size, -1, np.int32)
+    numbers[tokens] = np.arange(len(tokens))
+    return numbers
+
+
+def _progress(windows: Sequence[Any], title: str) -> Iterable[Any]:
+    """The windows, with a bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(windows, desc=title, unit="window", dynamic_ncols=True, disable=not shown)
+
+
+def _encoded(text: str, vocabulary: Any) -> Any:
+    """Ids of a sentence, ``<eos>`` before it; stderr names what the vocabulary does not have, or is not drawn."""
+    words = text.split()
+    encoded = vocabulary.encode(["<eos>", *words])
+    unknown = [repr(word) for word in dict.fromkeys(words) if word not in vocabulary.words]
+    if unknown:
+        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
+    if len(encoded) > SHOWN:
+        tell(f"The sentence has {len(encoded)} tokens with <eos>; the first {SHOWN} are drawn.")
+    return encoded[:SHOWN]
+
+
+def _first_line(ids: Any, eos_id: int) -> Any:
+    """The first line of a text that has three tokens, or as much of it as is drawn."""
+    import numpy as np
+
+    # The text begins after an <eos> that is not there.
+    text = np.concatenate([[eos_id], ids]).astype(np.int32)
+    ends = [*np.flatnonzero(text == eos_id), len(text)]
+    start, end = next(((a, b) for a, b in pairwise(ends) if b - a > 3), (0, len(text)))
+    return text[start : min(end, start + SHOWN)]
+
+
+def _kept(sentence: Any, params: Any, model: Any) -> dict[str, Any]:
+    """The blocks that each token of a sentence keeps, [T, R, C] by matrix."""
+    import jax
+
+    from bwds.counterfactual import apply_choosing
+    from bwds.model import language_model
+
+    apply = jax.jit(apply_choosing, static_argnames=("config", "choice"))
+    _, _, kept = apply(params, sentence[None], language_model(model).init_carry(1), config=model, choice="own")
+    return {name: jax.device_get(marks[0]) for name, marks in kept.items()}
+
+
+def _table(found: Any, split: str, step: int) -> str:
+    from bwds.training.metrics import perplexity
+
+    lines = [
+        f"{found.tokens:,} tokens of the {split} split, checkpoint of step {step:,}",
+        "",
+        f"{'matrix':16} {'blocks':>7} {'kept':>6}  {'used by':>13}  {'blocks shared with the tokens of':^35}",
+        f"{'':16} {'':>7} {'':>6}  {'>95%':>6} {'<5%':>6}  {'the step before':>15} {'another':>9} {'(chance)':>9}",
+    ]
+    for name, m in found.matrices.items():
+        lines.append(
+            f"{name:16} {m.used.size:>7,} {m.num_kept:>6,}  {m.nearly_always:>6.1%} {m.nearly_never:>6.1%}  "
+            f"{m.overlap_before:>15.3f} {m.overlap_other:>9.3f} {m.overlap_chance:>9.3f}"
+        )
+    lines.append("")
+    if len(found.losses) == 1:
+        lines.append(f"perplexity {perplexity(found.losses['own']):.2f}")
+        return "\n".join(lines)
+    lines.append(f"{'choice of blocks':16} {'perplexity':>10} {'against its own':>16}")
+    own = perplexity(found.losses["own"])
+    for choice, loss in found.losses.items():
+        change = "" if choice == "own" else f"{perplexity(loss) / own - 1.0:+16.1%}"
+        lines.append(f"{choice:16} {perplexity(loss):>10.2f} {change}")
+    return "\n".join(lines)
+
+
+def _line(found: Any, split: str, options: Options, config: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """All figures of the table as JSON values, and of what they are."""
+    import jax
+
+    from bwds.training.metrics import perplexity
+
+    made = dataclasses.asdict(config)
+    del made["data"]["directory"]  # A place of this machine.
+    return {
+        "benchmark": "usage",
+        "config": made,
+        "step": info["step"],
+        "checkpoint": options.checkpoint,
+        "split": split,
+        "tokens": found.tokens,
+        "seed": options.seed,
+        "losses": found.losses,
+        "perplexities": {choice: perplexity(loss) for choice, loss in found.losses.items()},
+        "matrices": {
+            name: {
+                "blocks": m.used.size,
+                "kept": m.num_kept,
+                "nearly_always": m.nearly_always,
+                "nearly_never": m.nearly_never,
+                "overlap_before": m.overlap_before,
+                "overlap_other": m.overlap_other,
+                "overlap_chance": m.overlap_chance,
+            }
+            for name, m in found.matrices.items()
+        },
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "bwds usage", sys.argv[1:]))

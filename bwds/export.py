@@ -1,0 +1,156 @@
+"""A trained model as compiled programs: what serves it needs jax, and neither bwds nor this repository."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bwds.checks import require
+from bwds.digest import digest
+from bwds.filesystem import write_bytes, write_text
+from bwds.model import LanguageModel
+from bwds.tensors import flat, nested, tensor_bytes
+from bwds.trained_model import TrainedModel
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+DESCRIPTION, PARAMETERS, VOCABULARY, CARD = "programs.json", "parameters.safetensors", "vocabulary.json", "card.md"
+FORMAT, VERSION = "bwds.programs", 1
+# Up to here the product skips blocks; see ``block_sparse_matmul``.
+FEW = 16
+
+
+def export_programs(
+    loaded: TrainedModel, directory: str | os.PathLike[str], *, platforms: Sequence[str] = ("cpu",)
+) -> None:
+    """Writes a folder from which any program with jax reads texts and writes on, in any number of streams.
+
+        export_programs(bwds.load("runs/quick"), "served", platforms=["cpu", "cuda"])
+        # then, without bwds:  python examples/serve_exported.py served "the company said"
+
+    There are three programs, for any number B of streams and T of tokens:
+
+        prefill(parameters, tokens int32 [B, T], carry) -> logits float32 [B, T, V], carry
+        step(parameters, tokens int32 [B], carry) -> logits float32 [B, V], carry
+        step_few: the same for at most 16 streams; only it leaves the blocks unread that no stream keeps
+
+    ``parameters`` and ``carry`` are dicts of arrays by name, the carry of new streams zeros. A stream is a row of the
+    carry: rows of several streams are put together for one call, and taken apart after it.
+
+    The folder holds ``prefill.jax_export`` and so on, StableHLO as ``jax.export`` writes it, which later versions of
+    jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the words in the order of their
+    ids, if there are any; ``card.md``; and ``programs.json``, written last, which says all names, shapes, types and the
+    order in which the programs take their arrays. Since B is a symbol, the programs hold XLA's product and no kernel of
+    Pallas, on every platform.
+
+    Args:
+        loaded: the model, its parameters laid out for decoding.
+        directory: a new folder, or an empty one.
+        platforms: of "cpu", "cuda" and "tpu", those that one and the same file is to run on.
+
+    Raises:
+        ValueError: a platform is unknown, something is in the folder, or flatbuffers or safetensors is not installed.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(os.path.expanduser(directory))
+    chosen = list(dict.fromkeys(platforms)) if not isinstance(platforms, str) else [platforms]
+    unknown = [name for name in chosen if name not in PLATFORMS]
+    require(
+        bool(chosen) and not unknown,
+        f"platforms are {', '.join(map(repr, chosen)) or 'none'}; they must be of {', '.join(PLATFORMS)}.",
+    )
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    require(not taken, f"There is something at {str(folder)!r} already; give a new folder.")
+
+    params = flat(loaded.params)
+    arrays = {name: np.ascontiguousarray(params[name]) for name in sorted(params)}
+    programs = {name: _exported(name, loaded.model, params, chosen) for name in ("prefill", "step", "step_few")}
+    written = {name: _serialized(program) for name, program in programs.items()}
+    sha256 = digest(nested(arrays))
+    tensors = tensor_bytes(arrays, {"format": FORMAT, "parameters_sha256": sha256})
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in written.items():
+        write_bytes(folder / _file(name), content)
+    write_bytes(folder / PARAMETERS, tensors)
+    write_text(folder / CARD, loaded.card)
+    if loaded.vocabulary is not None:
+        write_text(folder / VOCABULARY, json.dumps(loaded.vocabulary.words, ensure_ascii=False) + "\n")
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "jax": jax.__version__,
+        "platforms": chosen,
+        "parameters": PARAMETERS,
+        "parameters_sha256": sha256,
+        "vocabulary": None if loaded.vocabulary is None else VOCABULARY,
+        "programs": {name: _described(name, program) for name, program in programs.items()},
+    }
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+
+
+def _file(program: str) -> str:
+    return f"{program}.jax_export"
+
+
+def _exported(name: str, lm: LanguageModel, params: Mapping[str, Any], platforms: Sequence[str]) -> Any:
+    """One of the programs, of plain dicts alone: a reader that has no bwds knows none of its types."""
+    few = name == "step_few"
+    symbols: Any = jax.export.symbolic_shape("B, T", constraints=[f"B <= {FEW}"] if few else [])
+    b, t = symbols
+    states = jax.eval_shape(lambda: lm.init_carry(b))
+    carry = {f"layer_{i}/{field}": leaf for i, state in enumerate(states) for field, leaf in state._asdict().items()}
+
+    def prefill(params, tokens, carry):
+        before = tuple(
+            type(state)(**{field: carry[f"layer_{i}/{field}"] for field in state._fields})
+            for i, state in enumerate(states)
+        )
+        logits, after, _ = lm.apply(nested(params), tokens, before)
+        named = {f"layer_{i}/{field}": leaf for i, state in enumerate(after) for field, leaf in state._asdict().items()}
+        return logits, named
+
+    def step(params, tokens, carry):
+        logits, carry = prefill(params, tokens[:, None], carry)
+        return logits[:, 0], carry
+
+    function, shape = (prefill, (b, t)) if name == "prefill" else (step, (b,))
+    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(params))
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return jax.export.export(jax.jit(function), platforms=platforms)(shapes, tokens, carry)
+
+
+def _serialized(program: Any) -> bytes:
+    try:
+        return bytes(program.serialize())
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'jax.export writes with the help of {error.name}, which is not installed: pip install -e ".[export]" in a '
+            "clone of the repository, or pip install flatbuffers."
+        ) from error
+
+
+def _described(name: str, program: Any) -> dict[str, Any]:
+    """The file of a program and, in the order of its flat arguments and results, their names, shapes and types."""
+
+    def of(avals: Any) -> Any:
+        if isinstance(avals, dict):
+            # In the order of a dict's leaves.
+            return [{"name": key, **of(avals[key])} for key in sorted(avals)]
+        return {
+            "shape": [size if isinstance(size, int) else str(size) for size in avals.shape],
+            "dtype": str(avals.dtype),
+        }
+
+    (params, tokens, carry), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    logits, after = jax.tree.unflatten(program.out_tree, program.out_avals)
+    return {
+        "file": _file(name),
+        "most_streams": FEW if name == "step_few" else None,
+        "arguments": {"parameters": of(params), "tokens": of(tokens), "carry": of(carry)},
+        "results": {"logits": of(logits), "carry": of(after)},
+    }

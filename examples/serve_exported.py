@@ -1,0 +1,70 @@
+"""Serves several streams of text with an exported model. It needs jax, flatbuffers, numpy and safetensors, and no bwds.
+
+    python examples/serve_exported.py DIR "the company said" "in new york"
+
+DIR is a folder that ``bwds.export.export_programs`` has written. Every stream has a state of its own, a row of each
+array; those that go on are put together for one step of a decoding program, whatever their number.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+
+class Server:
+    def __init__(self, directory):
+        folder = Path(directory)
+        self.about = json.loads((folder / "programs.json").read_text())
+        self.words = json.loads((folder / self.about["vocabulary"]).read_text(encoding="utf-8"))
+        self.parameters = jax.device_put(load_file(folder / self.about["parameters"]))
+        self.call = {
+            name: jax.jit(jax.export.deserialize((folder / program["file"]).read_bytes()).call)
+            for name, program in self.about["programs"].items()
+        }
+
+    def new_carry(self, batch):
+        """The state of streams that have read nothing."""
+        wanted = self.about["programs"]["prefill"]["arguments"]["carry"]
+        return {array["name"]: np.zeros((batch, *array["shape"][1:]), array["dtype"]) for array in wanted}
+
+    def start(self, tokens):
+        """Logits [V] after a prompt, and the state of its stream."""
+        logits, carry = self.call["prefill"](self.parameters, np.int32([tokens]), self.new_carry(1))
+        return logits[0, -1], carry
+
+    def advance(self, tokens, carries):
+        """Logits [V] of each of several streams after one more token of each, and their states."""
+        few = len(tokens) <= self.about["programs"]["step_few"]["most_streams"]
+        together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *carries)
+        logits, carry = self.call["step_few" if few else "step"](self.parameters, np.int32(tokens), together)
+        apart = {name: jnp.split(rows, len(tokens)) for name, rows in carry.items()}
+        return list(logits), [{name: apart[name][row] for name in apart} for row in range(len(tokens))]
+
+
+def main(directory, prompts, length=30):
+    """The most probable text after each prompt, until its line ends."""
+    server = Server(directory)
+    ids = {word: i for i, word in enumerate(server.words)}
+    texts = [prompt.split() for prompt in prompts]
+    states = [server.start([ids["<eos>"], *(ids.get(word, ids.get("<unk>", 0)) for word in text)]) for text in texts]
+    streams = dict(enumerate(states))
+    for _ in range(length):
+        chosen = {number: int(logits.argmax()) for number, (logits, _) in streams.items()}
+        streams = {number: stream for number, stream in streams.items() if chosen[number] != ids["<eos>"]}
+        if not streams:
+            break
+        for number in streams:
+            texts[number].append(server.words[chosen[number]])
+        after = server.advance([chosen[number] for number in streams], [carry for _, carry in streams.values()])
+        streams = dict(zip(streams, zip(*after, strict=True), strict=True))
+    return [" ".join(text) for text in texts]
+
+
+if __name__ == "__main__":
+    print(*main(sys.argv[1], sys.argv[2:]), sep="\n")

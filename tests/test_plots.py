@@ -1,0 +1,107 @@
+"""Figures show the numbers they are given, on scales that compare; and who lacks matplotlib is told what to install."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+
+import bwds
+from bwds import plots
+from bwds.config import ModelConfig
+
+CONFIG = ModelConfig(hidden_size=32, block_size=16, gate_activation="softplus")
+NAMES = ("layer_10/input", "layer_2/hidden", "layer_2/input")
+IN_ORDER = ["layer 2, input", "layer 2, hidden", "layer 10, input"]
+RNG = np.random.default_rng(0)
+
+
+def panels(figure):
+    """Axes with a title, by title."""
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def image(axes):
+    (found,) = axes.get_images()
+    return found
+
+
+def drawn(figure):
+    """The figure as it comes out: any warning is an error here."""
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def test_usage_maps_show_the_shares_in_the_same_colours():
+    used = {name: RNG.random((2, 8)) for name in NAMES}
+    figure = drawn(bwds.plots.usage_maps(used, CONFIG))
+    found = panels(figure)
+    assert list(found) == IN_ORDER
+    np.testing.assert_array_equal(image(found["layer 2, hidden"]).get_array(), used["layer_2/hidden"])
+    assert {image(axes).get_clim() for axes in found.values()} == {(0.0, 1.0)}
+    assert [tick.get_text() for tick in found["layer 2, input"].get_xticklabels()] == ["i", "f", "g", "o"]
+
+
+def test_kept_map_tells_apart_what_the_token_before_kept():
+    kept = {name: RNG.random((3, 2, 8)) < 0.5 for name in NAMES}
+    figure = drawn(plots.kept_map(kept, ["<eos>", "$", "$"], CONFIG))
+    found = panels(figure)
+    assert list(found) == IN_ORDER
+    shown = np.asarray(image(found["layer 2, hidden"]).get_array().filled(-1.0)).reshape(3, -1, 8)[:, :2]
+    marks = kept["layer_2/hidden"]
+    np.testing.assert_array_equal(shown > 0, marks)
+    assert not (shown[0] == 2).any()
+    np.testing.assert_array_equal(shown[1:] == 2, marks[1:] & ~marks[:-1])
+    assert [tick.get_text() for tick in found["layer 2, input"].get_yticklabels()] == ["<eos>", "$", "$"]
+
+
+def test_groups_are_lines_over_blocks_from_the_most_to_the_least_used():
+    share = np.array([[[0.1, 0.9], [0.4, 0.0]], [[0.3, 0.7], [0.6, 0.0]], [[np.nan] * 2] * 2])
+    figure = drawn(plots.usage_by_group({"layer_0/input": share}, ["the", "of", "never"], CONFIG))
+    shown = image(panels(figure)["layer 0, input"]).get_array().filled(-1.0)
+    np.testing.assert_array_equal(shown, [[0.9, 0.4, 0.1, 0.0], [0.7, 0.6, 0.3, 0.0], [-1.0] * 4])
+
+
+def test_curves_show_every_run_and_what_is_far_off_sets_no_scale():
+    runs = {"dense": [(1, 5000.0), (2, 120.0)], "dynamic": [(1, 150.0), (2, 100.0)]}
+    figure = drawn(plots.curves(runs))
+    (axes,) = figure.axes
+    assert [[tuple(point) for point in line.get_xydata()] for line in axes.get_lines()] == list(runs.values())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["dense  120.00", "dynamic  100.00"]
+    low, high = axes.get_ylim()
+    assert low < 100.0
+    assert 300.0 <= high < 350.0
+
+
+def test_a_png_file_has_its_size():
+    content, size = plots.png_of(plots.usage_maps({"layer_0/input": RNG.random((2, 8))}, CONFIG))
+    assert content.startswith(b"\x89PNG")
+    assert struct.unpack(">II", content[16:24]) == size
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_the_same_figure_is_the_same_file(kind):
+    used = {"layer_0/input": RNG.random((2, 8))}
+    first, second = (plots.file_of(plots.usage_maps(used, CONFIG), kind) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.usage_maps({}, CONFIG), "no gated matrices to draw"),
+        (lambda: plots.kept_map({"layer_0/input": np.ones((2, 2, 8), bool)}, ["a"], CONFIG), "There are 1 tokens"),
+        (lambda: plots.usage_by_group({"layer_0/input": np.ones((0, 2, 8))}, [], CONFIG), "nothing to draw"),
+        (lambda: plots.curves({"new": []}), "run new has no validation perplexity"),
+        (lambda: plots.curves({}), "no runs"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_without_matplotlib_a_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"matplotlib, which is not installed: pip install -e \"\.\[plots\]\""):
+        plots.curves({"run": [(1, 2.0)]})
