@@ -11,6 +11,7 @@ from benchmarks.quality import grid
 from benchmarks.quality.grid import (
     GATES,
     HEADLINE,
+    MORE_GATES,
     PAPER,
     PUBLISHED,
     SIZES,
@@ -83,8 +84,6 @@ def test_without_a_gate_blocks_are_all_that_it_costs():
 
 
 def test_other_gates_come_last():
-    from grid import MORE_GATES, PAPER, SMALL, cells
-
     names = [cell.name for cell in cells()]
     wanted = [f"{preset}/{variant}/seed0" for preset in (*SMALL, *PAPER) for variant in MORE_GATES]
     assert names[-len(wanted) :] == wanted
