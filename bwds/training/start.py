@@ -51,7 +51,7 @@ def start(config: Config, corpus: Corpus, workdir: Path, folder: str | Path) -> 
     )
     source = read_config(folder)
     require(
-        Vocabulary.load(folder / VOCABULARY_FILE) == corpus.vocabulary,
+        Vocabulary.load(folder / VOCABULARY_FILE, corpus.vocabulary.tokens) == corpus.vocabulary,
         f"The run in {str(folder)!r} has another vocabulary than this text: {source.model.vocab_size:,} words there, "
         f"{config.model.vocab_size:,} here. Start from a run on the same text, with the same --data.vocab-limit.",
     )
