@@ -200,17 +200,18 @@ def _gate_and_multiply(options, x, kernel, scores, num_kept):
         # They only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
-    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
-        # Nothing is left out or scaled: the dense product itself.
+    if _is_dense(options, kernel, num_kept):
         y = matmul(x, kernel).astype(x.dtype)
     else:
         y = block_sparse_matmul(x, kernel, own_columns(gates, kernel), implementation=options.implementation)
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
 
 
-def _most(options: GateOptions) -> int:
-    """The largest number of blocks that can be kept, of the matrix or of each column."""
-    return options.grid[0] if options.scope == "column" else math.prod(options.grid)
+def _is_dense(options: GateOptions, kernel: Array, num_kept: Count | None) -> bool:
+    """Whether nothing is left out or scaled. A named implementation is what runs even so."""
+    most = options.grid[0] if options.scope == "column" else math.prod(options.grid)
+    unscaled = options.source == "norm" and options.implementation is None and kernel.ndim == 2
+    return unscaled and isinstance(num_kept, int) and num_kept == most
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:
