@@ -192,8 +192,8 @@ def apply_linear(
         return y.reshape(*x.shape[:-1], -1), Gating(None, None, gates.reshape(*x.shape[:-1], *options.grid))
     scores = gate_scores(params["gate"], x, options.grid, options.source)
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
-    if options.source == "norm" and kernel.ndim == 2 and isinstance(num_kept, int) and num_kept == _most(options):
-        # Nothing is left out or scaled: the dense product itself.
+    if _is_dense(options, kernel, num_kept):
+        # The dense product itself.
         return matmul(x, kernel).astype(x.dtype), Gating(None, None, options.values(scores, kept))
     return multiply_kept(options, x, kernel, scores, kept)
 
@@ -214,9 +214,11 @@ def multiply_kept(
     return y, Gating(None, None, gates) if options.source == "norm" else Gating(scores, kept, gates)
 
 
-def _most(options: GateOptions) -> int:
-    """The largest number of blocks that can be kept, of the matrix or of each column."""
-    return options.grid[0] if options.scope == "column" else math.prod(options.grid)
+def _is_dense(options: GateOptions, kernel: Array, num_kept: Count | None) -> bool:
+    """Whether nothing is left out or scaled. A named implementation is what runs even so."""
+    most = options.grid[0] if options.scope == "column" else math.prod(options.grid)
+    unscaled = options.source == "norm" and options.implementation is None and kernel.ndim == 2
+    return unscaled and isinstance(num_kept, int) and num_kept == most
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:

@@ -21,6 +21,7 @@ from bwds.generate import generate, greedy_rollout
 from bwds.linear import GateOptions, linear
 from bwds.norms import LARGEST, block_norms
 from bwds.training.devices import MeshConfig
+from pallas_kernels.dense import matmul
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -115,11 +116,13 @@ def test_scores_and_gradients_are_finite_at_any_size(size):
 
 
 def test_all_blocks_are_the_dense_product():
-    """The same kernels with a gate of one everywhere; nothing is searched for."""
+    """Itself, and with a named implementation its kernels with a gate of one everywhere; nothing is searched for."""
     for rows in (1, 20):
         x, w, _ = problem(rows)
-        run = lambda x, w: linear({"kernel": w, "gate": {}}, x, GateOptions((R, C), source="norm"), 0.0)[0]  # noqa: E731
-        np.testing.assert_array_equal(run(x, w), block_sparse_matmul(x, w, jnp.ones((rows, R, C))))
+        run = lambda x, w, **o: linear({"kernel": w, "gate": {}}, x, GateOptions((R, C), source="norm", **o), 0.0)[0]  # noqa: E731
+        np.testing.assert_array_equal(run(x, w), matmul(x, w))
+        named = block_sparse_matmul(x, w, jnp.ones((rows, R, C)), implementation="xla")
+        np.testing.assert_array_equal(run(x, w, implementation="xla"), named)
         np.testing.assert_allclose(run(x, w), x @ w, rtol=1e-5, atol=1e-5)
         assert "name=largest" not in str(jax.make_jaxpr(run)(x, w))
 
