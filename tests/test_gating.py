@@ -5,6 +5,9 @@ import itertools
 import math
 from fractions import Fraction
 
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
