@@ -53,7 +53,7 @@ def matrix_sparsity(config: ModelConfig, name: str, sparsity: Any = None) -> Any
         return more
     less = own * (sparsity / mean)
     if isinstance(sparsity, np.ndarray | np.generic | jax.Array) and not isinstance(sparsity, float):
-        return jnp.where(jnp.less_equal(sparsity, mean), less, more)
+        return jnp.where(jnp.asarray(sparsity) <= mean, less, more)
     return less if sparsity <= mean else more
 
 
