@@ -17,11 +17,12 @@ from bwds.checks import require
 from bwds.collectives import look_up
 from bwds.config import ModelConfig, Scope
 from bwds.counts import kept_count
-from bwds.gating import gate_scores, gate_values, select_blocks
+from bwds.gating import gate_scores
 from bwds.linear import GateOptions, Params, cast_matrices, gate_options, multiply_kept, prepare
 from bwds.lstm import lstm_cell
 from bwds.model import output_logits
 from bwds.qrnn import QRNNCarry, input_pairs, outputs
+from bwds.selection import gate_values, select_blocks
 
 Choice = Literal["own", "hindsight"]
 Kept = dict[str, Bool[Array, "B T R C"]]
