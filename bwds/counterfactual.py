@@ -33,10 +33,13 @@ def apply_choosing(
 ) -> tuple[Float[Array, "B T V"], tuple[Any, ...], Kept]:
     """The model without dropout, with the blocks of ``choice``; as ``LanguageModel.apply`` with those of its gate.
 
+    Example:
+        ```python
         lm = bwds.language_model(config)
         logits, carry, kept = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, "own")
         reversed_in_time = {name: marks[:, ::-1] for name, marks in kept.items()}
         other, *_ = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, reversed_in_time)
+        ```
 
     Args:
         params: as ``LanguageModel.init`` makes them.

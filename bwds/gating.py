@@ -22,10 +22,14 @@ def init_gate(
 ) -> dict[str, Array]:
     """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
 
-        gate = bwds.init_gate(key, 256, 4 * 8)                    # of a weight w [256, 512] in 4 x 8 blocks of 64 x 64
+    Example:
+        ```python
+        x, w = jnp.ones((3, 256)), jnp.ones((256, 512))           # w in 4 x 8 blocks of 64 x 64
+        gate = bwds.init_gate(jax.random.key(0), 256, 4 * 8)
         scores = bwds.gate_scores(gate, x, (4, 8))                # x [..., 256], scores [..., 4, 8]
         gates = bwds.topk_gates(scores, sparsity=0.75)            # of 32 blocks every row keeps 8
         y = bwds.block_sparse_matmul(x, w, gates)                 # [..., 512], differentiable in gate, x and w
+        ```
 
     Args:
         key: one key, as ``jax.random.key`` makes it.
@@ -82,6 +86,14 @@ def gate_scores(
     The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores. ``init_gate`` shows
     what they are for.
 
+    Example:
+        ```python
+        x, w = jnp.ones((3, 256)), jnp.ones((256, 512))                         # 4 x 8 blocks of 64 x 64
+        gate = bwds.init_gate(jax.random.key(0), 256, 4 * 8)
+        scores = bwds.gate_scores(gate, x, (4, 8))                              # [3, 4, 8]
+        scores = bwds.gate_scores({}, x, (4, 8), "norm", w=w)                   # without parameters
+        ```
+
     Args:
         params: as ``init_gate`` makes them.
         x: input [..., K], float32 or bfloat16.
@@ -91,8 +103,6 @@ def gate_scores(
             "norm": ||x_r|| * ||w_rc||_F, without gradients: kept blocks have a gate of one.
         w: for "norm" alone: the weight that is gated, [K, N] or block-major. Instead of it ``params`` may hold
             {"norms": [R, C]} of its blocks, as ``decode_params`` lays them beside a kernel.
-
-            gate_scores({}, x, (4, 8), "norm", w=w)
 
     Raises:
         ValueError: ``source`` is unknown, or names, shapes or types do not fit together.

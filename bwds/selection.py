@@ -131,6 +131,13 @@ def topk_gates(
 
     Which activation: "linear" to have the paper's; "softplus" or "softmax" for training that must not spike.
 
+    Example:
+        ```python
+        scores = jax.random.normal(jax.random.key(0), (3, 4, 8))
+        gates = bwds.topk_gates(scores, sparsity=0.75, activation="softplus")
+        assert ((gates != 0).sum(axis=(1, 2)) == 8).all()                      # of 32 blocks every row keeps 8
+        ```
+
     Args:
         scores: one score a block, [..., R, C], as ``gate_scores`` gives them.
         sparsity: fraction of blocks omitted, in [0, 1), static or traced; k is ``num_kept_blocks`` of R * C.

@@ -20,6 +20,14 @@ def contain(params: Params) -> nnx.Pytree:
 class BlockSparseLinear(nnx.Module):
     """y = x @ kernel + bias with the kernel's blocks chosen by a gate for every input row.
 
+    Example:
+        ```python
+        layer = bwds.nn.BlockSparseLinear(256, 512, sparsity=0.75, block_shape=(64, 64), rngs=nnx.Rngs(0))
+        x = jax.random.normal(jax.random.key(0), (3, 256))
+        y = layer(x)                                                            # [3, 512]
+        y = layer.for_decoding()(x)                                             # the same, fast for a few rows
+        ```
+
     Args:
         in_features: K.
         out_features: N.
@@ -111,7 +119,11 @@ class BlockSparseLinear(nnx.Module):
     ) -> "BlockSparseLinear":
         """The layer with the kernel and the bias of a dense one, and the gate source "norm": nothing to be trained.
 
-            layer = BlockSparseLinear.from_linear(network.output, sparsity=0.5)
+        Example:
+            ```python
+            dense = nnx.Linear(256, 512, rngs=nnx.Rngs(0))
+            layer = bwds.nn.BlockSparseLinear.from_linear(dense, sparsity=0.5, block_shape=(64, 64))
+            ```
 
         At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced.
 

@@ -21,6 +21,13 @@ from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 class Outputs(NamedTuple):
     """What a recurrent layer returns: y, carry = layer(x). By name, since ``nnx.tabulate`` shows no carry in a tuple.
 
+    Example:
+        ```python
+        layer = bwds.nn.LSTM(128, block_size=32, rngs=nnx.Rngs(0))
+        outputs = layer(jnp.ones((4, 10, 128)))
+        print(outputs.y.shape, outputs.carry.h.shape)                           # (4, 10, 128) (4, 128)
+        ```
+
     Attributes:
         y: outputs [B, T, H] in the compute dtype.
         carry: the state after the window, ``LSTMCarry`` or ``QRNNCarry``.
@@ -128,6 +135,14 @@ class LSTM(_Recurrent):
     """Layer of ``bwds.lstm`` with its parameters. Call it on x [B, T, H] and, if any, an ``LSTMCarry``.
 
     Options are those of ``bwds.ModelConfig``, but for the softplus gates.
+
+    Example:
+        ```python
+        layer = bwds.nn.LSTM(128, sparsity=0.5, block_size=32, rngs=nnx.Rngs(0))
+        x = jax.random.normal(jax.random.key(0), (4, 10, 128))
+        y, carry = layer(x)                                                     # y [4, 10, 128]
+        y, carry = layer(x, carry)                                              # the next window
+        ```
     """
 
     _cell = "lstm"
@@ -140,6 +155,14 @@ class QRNN(_Recurrent):
     """Layer of ``bwds.qrnn`` with its parameters. Call it on x [B, T, H] and, if any, a ``QRNNCarry``.
 
     Options are those of ``bwds.ModelConfig``, but for the softplus gates.
+
+    Example:
+        ```python
+        layer = bwds.nn.QRNN(128, sparsity=0.5, block_size=32, rngs=nnx.Rngs(0))
+        x = jax.random.normal(jax.random.key(0), (4, 10, 128))
+        y, carry = layer(x)                                                     # y [4, 10, 128]
+        y, carry = layer(x, carry)                                              # the next window
+        ```
     """
 
     _cell = "qrnn"
