@@ -115,10 +115,12 @@ def usage(options: Options) -> None:
         return
     used = {name: matrix.used for name, matrix in found.matrices.items()}
     by_token = {name: matrix.by_group for name, matrix in found.matrices.items()}
+    shape, cell = config.model.block_shape, config.model.cell
+    kept = _kept(sentence, params, config.model)
     figures = {
-        "used_blocks": plots.usage_maps(used, config.model),
-        "used_by_token": plots.usage_by_group(by_token, vocabulary.decode(frequent), config.model),
-        "kept_blocks": plots.kept_map(_kept(sentence, params, config.model), vocabulary.decode(sentence), config.model),
+        "used_blocks": plots.usage_maps(used, shape, cell=cell),
+        "used_by_token": plots.usage_by_group(by_token, vocabulary.decode(frequent), shape),
+        "kept_blocks": plots.kept_map(kept, vocabulary.decode(sentence), shape, cell=cell),
     }
     for name, figure in figures.items():
         write_bytes(output / f"{name}.{options.format}", plots.file_of(figure, options.format))

@@ -70,7 +70,8 @@ class Log:
                 self.note('TensorBoard gets no maps of used blocks: matplotlib is missing (pip install -e ".[plots]").')
             self._told = True
             return
-        png, size = plots.png_of(plots.usage_maps(found.usage, self._config.model))
+        model = self._config.model
+        png, size = plots.png_of(plots.usage_maps(found.usage, model.block_shape, cell=model.cell))
         metrics.write_image(step=step, name="valid/used_blocks", png=png, size=size)
 
     def note(self, text: str) -> None:
