@@ -17,7 +17,7 @@ from bwds.array_types import Array
 from bwds.checks import require
 from bwds.config import ModelConfig
 from bwds.linear import Params
-from bwds.tensors import read_tensors
+from bwds.tensors import read_metadata, read_tensors
 
 _LSTM = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>\d+)")
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -39,11 +39,13 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
         OSError: the file cannot be read.
     """
     try:
-        tensors = read_tensors(Path(path))
+        tensors, metadata = read_tensors(Path(path)), read_metadata(Path(path))
     except ValueError as error:
         raise ValueError(
             f"{error} PyTorch writes such a file of its model by safetensors.torch.save_model(model, path)."
         ) from error
+    # A tensor that has two names in PyTorch is written once; the metadata say by which name the other one is found.
+    tensors |= {name: tensors[written] for name, written in metadata.items() if written in tensors}
     try:
         return from_pytorch(tensors)
     except ValueError as error:

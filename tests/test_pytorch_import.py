@@ -150,6 +150,21 @@ def test_what_is_no_such_model_is_refused(case):
         bwds.pytorch.from_pytorch(change(tensors()))
 
 
+def test_a_tied_matrix_that_is_written_once_has_both_names(tmp_path):
+    """``safetensors.torch.save_model`` keeps one of two names, the first by the alphabet, and notes the other."""
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    held = tensors()
+    held["decoder.weight"] = held.pop("encoder.weight")
+    file = tmp_path / "model.safetensors"
+    numpy_files.save_file(held, file, {"encoder.weight": "decoder.weight"})
+    params, config = bwds.pytorch.load_pytorch(file)
+    assert config.tied_softmax
+    np.testing.assert_array_equal(params["embedding"], held["decoder.weight"])
+    numpy_files.save_file(held, file)
+    with pytest.raises(ValueError, match=r"There is no encoder\.weight"):
+        bwds.pytorch.load_pytorch(file)
+
+
 def test_a_file_that_is_none_of_safetensors_is_refused(tmp_path):
     pytest.importorskip("safetensors")
     for content in (b"", b"PK\x03\x04 a pickle in an archive", b"\x80\x04." * 40):

@@ -32,6 +32,10 @@ CASES = {
     "lstm, norms": {"gate_source": "norm"},
     "lstm, by column": {"gate_activation": "softplus", "gate_scope": "column"},
     "lstm, hashed": {"gate_source": "random"},
+    "lstm, shares": {
+        "gate_source": "norm",
+        "sparsities": (("layer_0/input", 0.25), ("layer_0/hidden", 0.75)),
+    },
     "qrnn": {"cell": "qrnn", "gate_activation": "softplus", "num_layers": 2, "gate_rank": 2},
 }
 
@@ -62,7 +66,8 @@ class Oracle:
     def rule(self, name):
         c = self.config
         rows, columns = self.grids[name]
-        k = num_kept_blocks(rows if c.gate_scope == "column" else rows * columns, c.sparsity)
+        sparsity = dict(c.sparsities).get(name) if c.sparsities else c.sparsity
+        k = num_kept_blocks(rows if c.gate_scope == "column" else rows * columns, sparsity)
         return oracle.Rule(rows, columns, k, c.gate_activation, c.gate_scope, c.gate_normalization, c.gate_source)
 
     def product(self, name, x, choice):
@@ -217,7 +222,7 @@ CONSIDERED = set(
     """
 vocab_size hidden_size num_layers cell method sparsity magnitude_unit block_size gate_rank gate_activation
 gate_normalization gate_scope gate_source dropout dropout_input dropout_hidden embedding_dropout weight_dropout
-locked_dropout init_bound tied_softmax dtype implementation
+locked_dropout init_bound tied_softmax dtype implementation sparsities
 """.split()
 )
 

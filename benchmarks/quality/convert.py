@@ -8,19 +8,16 @@ the matrices, the cost and the seconds that the conversion took. At --ablate-at 
 in turn. With --steps, the model converted at that sparsity is trained further, and so is the dense one beside it.
 """
 
-import argparse
 import dataclasses
-import json
-import os
-import platform
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import bwds
+from benchmarks.command import parser, script
+from benchmarks.lines import Results
 from bwds.data import load_corpus
 from bwds.training import train
 from bwds.training.evaluation import evaluate
@@ -45,24 +42,11 @@ def main() -> None:
         return {"validation_perplexity": perplexity(found.loss), "density": found.density}
 
     dense = measured(params, config.model)
-    about = {
-        "dataset": config.data.dataset,
-        "model": f"{config.model.cell} {config.model.num_layers} x {config.model.hidden_size}",
-        "dense_steps": step,
-        "calibration_tokens": tokens.size,
-        "block_size": config.model.block_size,
-        "device": jax.devices()[0].platform,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
+    results = Results(args.output)
 
     def write(kind: str, **values: Any) -> None:
         ratio = values["validation_perplexity"] / dense["validation_perplexity"]
-        line = json.dumps({"kind": kind, **values, "ratio": ratio, **about})
-        print(line, flush=True)
-        with args.output.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        results.write("convert", kind=kind, ratio=ratio, dense_steps=step, calibration_tokens=tokens.size, **values)
 
     write("dense", **dense)
     whole = dict.fromkeys(PARTS, True)
@@ -100,16 +84,15 @@ def main() -> None:
             write(f"{method} after training", steps=line["step"], learning_rate=args.learning_rate, **found)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dense", type=Path, required=True, help="folder of a run of method dense")
-    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.25, 0.75])
-    parser.add_argument("--ablate-at", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=0, help="steps of training after the conversion at --ablate-at")
-    parser.add_argument("--learning-rate", type=float, default=10.0)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/convert.jsonl"))
-    return parser.parse_args()
+def arguments() -> Namespace:
+    options = parser(__doc__)
+    options.add_argument("--dense", type=Path, required=True, help="folder of a run of method dense")
+    options.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.25, 0.75])
+    options.add_argument("--ablate-at", type=float, default=0.5)
+    options.add_argument("--steps", type=int, default=0, help="steps of training after the conversion at --ablate-at")
+    options.add_argument("--learning-rate", type=float, default=10.0)
+    return options.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -225,7 +225,7 @@ def _cut_off(results_dir: Path) -> list[str]:
     curves = {}
     for path in sorted(results_dir.glob("*.jsonl")):
         for line in map(json.loads, path.read_text().splitlines()):
-            if line["benchmark"] == "curve":
+            if line.get("benchmark") == "curve":
                 curves[line["cell"]] = line["validation_curve"]
     if not curves:
         return ["None."]
