@@ -6,9 +6,10 @@ from bwds.convert import convert
 from bwds.cost import Cost, cost, equal_cost_dense
 from bwds.counts import num_kept_blocks
 from bwds.files import load, load_model, save_model
-from bwds.gating import gate_scores, init_gate, topk_gates
+from bwds.gating import gate_scores, init_gate
 from bwds.model import Info, LanguageModel, decode_params, language_model
 from bwds.presets import PRESETS
+from bwds.selection import topk_gates
 from bwds.trained_model import TrainedModel
 from bwds.vocabulary import Vocabulary
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major

@@ -36,7 +36,15 @@ Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A recurrent language model whose large products are dense, statically or block-wise dynamically sparse."""
+    """A recurrent language model whose large products are dense, statically or block-wise dynamically sparse.
+
+    Example:
+        ```python
+        config = bwds.ModelConfig(hidden_size=256, block_size=32, sparsity=0.75, gate_activation="softplus")
+        model = bwds.language_model(config)
+        print(f"{bwds.cost(config).relative:.0%} of the multiply-adds of the dense model")
+        ```
+    """
 
     vocab_size: int = 10_000
     """Words in the vocabulary, V. Training takes it from the data."""
@@ -163,7 +171,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All that one training run needs."""
+    """All that one training run needs.
+
+    Example:
+        ```python
+        model = bwds.ModelConfig(hidden_size=256, block_size=32)
+        config = bwds.Config(model=model, data=bwds.DataConfig(dataset="ptb"))
+        assert bwds.Config.from_json(config.to_json()) == config
+        ```
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -47,8 +47,12 @@ def convert(
 ) -> tuple[Params, ModelConfig]:
     """A dynamic model, with ``gate_source="norm"``, from a dense one.
 
+    Example:
+        ```python
         params, config = bwds.convert(params, config, sparsity=0.5, tokens=tokens)
-        logits, carry, info = bwds.language_model(config).apply(params, tokens, carry)
+        lm = bwds.language_model(config)
+        logits, carry, info = lm.apply(params, tokens, lm.init_carry(len(tokens)))
+        ```
 
     At sparsity 0 it computes what the dense model does, up to rounding. States of the dense model are not its own:
     their units have another order.

@@ -18,6 +18,13 @@ Configuration = TypeVar("Configuration", ModelConfig, Config)
 class Cost:
     """Cost of one token at batch 1. Elementwise work and the embedding look-up are not counted.
 
+    Example:
+        ```python
+        cost = bwds.cost(bwds.PRESETS["ptb-lstm"])
+        print(f"gates {cost.gates:,}, blocks {cost.blocks:,}, softmax {cost.softmax:,}: {cost.relative:.0%} of dense")
+        print(f"{cost.bytes_read:,} bytes of weights a token, dense {cost.dense_bytes_read:,}")
+        ```
+
     Attributes:
         gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash). Of norms, the
             squares of the input and one product a block: those of the weight are known.
@@ -58,6 +65,13 @@ class Cost:
 
 def cost(config: ModelConfig | Config) -> Cost:
     """Multiply-adds and bytes per token of a model, from its configuration alone.
+
+    Example:
+        ```python
+        for block_size in (32, 64, 128):
+            model = bwds.ModelConfig(hidden_size=1536, block_size=block_size, sparsity=0.5)
+            print(block_size, f"{bwds.cost(model).relative:.0%}")        # gates of small blocks cost more
+        ```
 
     Raises:
         ValueError: ``config`` is neither a ``Config`` nor a ``ModelConfig``.
@@ -114,6 +128,13 @@ def equal_cost_dense(config: Configuration) -> Configuration:
     """The dense model whose multiply-adds per token, softmax included, come closest to those of a configuration.
 
     Only the method and the hidden size change. The comparison is at equal computation, not at equal parameters.
+
+    Example:
+        ```python
+        model = bwds.PRESETS["ptb-lstm"].model
+        dense = bwds.equal_cost_dense(model)
+        print(f"as dear as a dense model of hidden size {dense.hidden_size}, not {model.hidden_size}")
+        ```
 
     Args:
         config: of a model, or of a whole run; the same kind is returned.

@@ -17,11 +17,12 @@ from bwds.checks import require
 from bwds.collectives import look_up
 from bwds.config import ModelConfig, Scope
 from bwds.counts import kept_count
-from bwds.gating import gate_scores, gate_values, select_blocks
+from bwds.gating import gate_scores
 from bwds.linear import GateOptions, Params, cast_matrices, gate_options, multiply_kept, prepare
 from bwds.lstm import lstm_cell
 from bwds.model import output_logits
 from bwds.qrnn import QRNNCarry, input_pairs, outputs
+from bwds.selection import gate_values, select_blocks
 
 Choice = Literal["own", "hindsight"]
 Kept = dict[str, Bool[Array, "B T R C"]]
@@ -32,10 +33,13 @@ def apply_choosing(
 ) -> tuple[Float[Array, "B T V"], tuple[Any, ...], Kept]:
     """The model without dropout, with the blocks of ``choice``; as ``LanguageModel.apply`` with those of its gate.
 
+    Example:
+        ```python
         lm = bwds.language_model(config)
         logits, carry, kept = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, "own")
         reversed_in_time = {name: marks[:, ::-1] for name, marks in kept.items()}
         other, *_ = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, reversed_in_time)
+        ```
 
     Args:
         params: as ``LanguageModel.init`` makes them.

@@ -25,6 +25,11 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
     Rounding is forgiven: 0.7 of 10 blocks omitted keeps 3, although (1 - 0.7) * 10 > 3 in floating point. Up to 2**20
     blocks that is the rounding of the sparsity to float32, so that a traced sparsity keeps as many.
 
+    Example:
+        ```python
+        assert bwds.num_kept_blocks(64, 0.9) == 7
+        ```
+
     Args:
         num_blocks: a whole number, of Python, NumPy or JAX.
         sparsity: the fraction of blocks omitted, a number of any of them that is not traced.

@@ -29,8 +29,13 @@ def export_programs(
 ) -> None:
     """Writes a folder from which any program with jax reads texts and writes on, in any number of streams.
 
+    Example:
+        ```python
+        from bwds.export import export_programs
+
         export_programs(bwds.load("runs/quick"), "served", platforms=["cpu", "cuda"])
         # then, without bwds:  python examples/serve_exported.py served "the company said"
+        ```
 
     There are three programs, for any number B of streams and T of tokens:
 

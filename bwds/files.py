@@ -50,8 +50,11 @@ def save_model(
 ) -> None:
     """Writes a model into one file, whole or not at all.
 
-        bwds.save_model("model.safetensors", params, config, vocabulary=words)
+    Example:
+        ```python
+        bwds.save_model("model.safetensors", params, config, vocabulary=vocabulary.words)
         loaded = bwds.load_model("model.safetensors")
+        ```
 
     Args:
         path: of the file; what was there is replaced.
@@ -97,8 +100,11 @@ def save_model(
 def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> TrainedModel:
     """The model in a file of ``save_model``.
 
+    Example:
+        ```python
         loaded = bwds.load_model("model.safetensors")
         print(loaded.generate("the company said"))
+        ```
 
     Needs safetensors beside what ``import bwds`` needs. Nothing in the file is run.
 
@@ -137,9 +143,12 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
 def load(path: str | os.PathLike[str]) -> TrainedModel:
     """A trained model, from one file or from the folder of a run.
 
+    Example:
+        ```python
         loaded = bwds.load("runs/quick")              # parameters of the lowest validation loss
         loaded = bwds.load("model.safetensors")       # as of eval.py --export, or bwds.save_model
         print(loaded.generate("the company said"))
+        ```
 
     Args:
         path: of the file, or the --workdir of a run; a folder needs the extra ``train``, a file safetensors alone.

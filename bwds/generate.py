@@ -99,10 +99,13 @@ def generate(
 ) -> Int32[Array, "*b length"]:
     """Tokens that follow a prompt, or each of several prompts, drawn one after the other.
 
+    Example:
+        ```python
         params = bwds.decode_params(params, config)
         key = jax.random.key(0)
         generate(lm, params, [5, 7], key=key, length=20)                      # [20]
         generate(lm, params, [[5, 7], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
+        ```
 
     Compiled once for a model, a length, the number of prompts with the lengths of the shortest and the longest, and a
     way to choose tokens: the most probable one, any, one of the most probable; with or without banned ones. Nothing is
@@ -148,8 +151,11 @@ def stream(
 ) -> Iterator[Any]:
     """The tokens of ``generate``, each as soon as it is known.
 
+    Example:
+        ```python
         for token in stream(lm, params, [5, 7], key=jax.random.key(0), length=20):
             print(vocabulary.words[token], end=" ", flush=True)
+        ```
 
     The device works on the next token while the caller has the one before.
 

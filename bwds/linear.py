@@ -22,8 +22,9 @@ from bwds.array_types import Array, Bool, Float
 from bwds.collectives import MODEL, all_gather_columns, global_shape, local_columns, psum
 from bwds.config import Activation, GateSource, ModelConfig, Normalization, Scope
 from bwds.counts import Count, kept_count
-from bwds.gating import gate_scores, gate_values, init_gate, score_terms, select_blocks
+from bwds.gating import gate_scores, init_gate, score_terms
 from bwds.norms import block_norms
+from bwds.selection import gate_values, select_blocks
 from pallas_kernels import (
     block_sparse_input_gradients,
     block_sparse_matmul,

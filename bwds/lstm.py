@@ -41,7 +41,15 @@ from pallas_kernels.mesh_axes import alike, like
 
 @serializable
 class LSTMCarry(NamedTuple):
-    """State between windows, both float32 [B, H]."""
+    """State between windows, both float32 [B, H].
+
+    Example:
+        ```python
+        layer = bwds.nn.LSTM(128, block_size=32, rngs=nnx.Rngs(0))
+        carry = bwds.nn.LSTMCarry(h=jnp.zeros((4, 128)), c=jnp.ones((4, 128)))
+        y, carry = layer(jnp.ones((4, 10, 128)), carry)
+        ```
+    """
 
     h: Float[Array, "B H"]
     c: Float[Array, "B H"]

@@ -29,6 +29,15 @@ from pallas_kernels.sizes import one_at_least
 class Info(NamedTuple):
     """What a call of the model used.
 
+    Example:
+        ```python
+        model = bwds.ModelConfig(vocab_size=1000, hidden_size=128, block_size=32, gate_activation="softplus")
+        lm = bwds.language_model(model)
+        tokens = jnp.zeros((4, 10), jnp.int32)
+        logits, carry, info = lm.apply(lm.init(jax.random.key(0)), tokens, lm.init_carry(4))
+        print(info.density, {name: used.shape for name, used in info.usage.items()})
+        ```
+
     Attributes:
         density: float32 scalar, mean share of blocks used over the gated matrices; of pruned and static-block models
             the share of the recurrent layers' weights that are not zero; 1 for a dense model.
@@ -47,6 +56,14 @@ class Info(NamedTuple):
 
 class LanguageModel(NamedTuple):
     """Pure functions of one model.
+
+    Example:
+        ```python
+        lm = bwds.language_model(config)
+        apply = jax.jit(lm.apply)
+        logits, carry, info = apply(params, tokens, lm.init_carry(len(tokens)))
+        logits, carry, info = apply(params, tokens, carry)                      # the state runs on
+        ```
 
     Attributes:
         init: ``init(key) -> params``, a nested dict of float32 arrays.
@@ -81,6 +98,15 @@ def language_model(config: ModelConfig) -> LanguageModel:
     from the start, and ``bwds.training.pruning`` keeps them in training.
 
     Equal configurations give one and the same model, so that what was compiled for it serves again.
+
+    Example:
+        ```python
+        model = bwds.ModelConfig(vocab_size=1000, hidden_size=128, block_size=32, gate_activation="softplus")
+        lm = bwds.language_model(model)
+        params = lm.init(jax.random.key(0))
+        tokens = jax.random.randint(jax.random.key(1), (4, 10), 0, 1000)
+        logits, carry, info = lm.apply(params, tokens, lm.init_carry(4))        # logits [4, 10, 1000]
+        ```
     """
     require_config(config)
     return _language_model(config)
@@ -228,6 +254,14 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
     A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
     stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
     whole of it on a CPU. Parameters that are laid out already stay so.
+
+    Example:
+        ```python
+        model = bwds.ModelConfig(vocab_size=1000, hidden_size=128, block_size=32, gate_activation="softplus")
+        lm = bwds.language_model(model)
+        fast = bwds.decode_params(lm.init(jax.random.key(0)), model)
+        logits, carry, info = lm.apply(fast, jnp.zeros((1, 1), jnp.int32), lm.init_carry(1))
+        ```
 
     Raises:
         ValueError: ``params`` are not those of a model of this configuration.

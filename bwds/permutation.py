@@ -20,8 +20,11 @@ from bwds.model import parameter_shapes
 def permute_units(params: Tree, config: ModelConfig, orders: Any) -> Params:
     """The same model with its units in another order: equal logits, up to rounding, from a carry of zeros.
 
+    Example:
+        ```python
         orders = [np.arange(64)[::-1], np.arange(64), np.arange(64)]            # of a model of 2 x 64
-        params = permute_units(params, config, orders)
+        params = bwds.permutation.permute_units(params, config, orders)
+        ```
 
     Args:
         params: of a model without gates.
@@ -70,6 +73,13 @@ def group_units(magnitude: Float[np.ndarray, "n H"], block_size: int, *, rounds:
     What is compared is the course of each unit's magnitude over the tokens. The first groups are of units of like size:
     there some blocks matter more than others for every token. Every round takes the mean course of each group and gives
     the units, first those that prefer a group most, to the group with the nearest mean that has room.
+
+    Example:
+        ```python
+        magnitude = np.abs(np.random.default_rng(0).normal(size=(1000, 64)))    # of 64 units at 1000 tokens
+        order = bwds.permutation.group_units(magnitude, 16)
+        params = bwds.permutation.permute_units(params, config, [np.arange(64), order, np.arange(64)])
+        ```
 
     Args:
         magnitude: of H units at n tokens, at least one of each: how much each can matter for what reads it.

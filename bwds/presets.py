@@ -128,3 +128,11 @@ PRESETS: dict[str, Config] = {
         train=TrainConfig(steps=14 * 23_041, eval_every=5_000, checkpoint_every=5_000),
     ),
 }
+"""By name, what ``train.py`` takes.
+
+Example:
+    ```python
+    config = bwds.PRESETS["ptb-lstm-small"]
+    model = dataclasses.replace(config.model, sparsity=0.75)
+    ```
+"""

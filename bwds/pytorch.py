@@ -2,6 +2,11 @@
 
 PyTorch's LSTM computes as ours does, with the four parts in the same order i, f, g, o. Its matrices are transposed, and
 it has two biases, which are summed.
+
+Example:
+    ```python
+    params, config = bwds.pytorch.load_pytorch("lstm.safetensors")
+    ```
 """
 
 import re
@@ -27,9 +32,12 @@ _EMBEDDING, _SOFTMAX, _BIAS = "encoder.weight", "decoder.weight", "decoder.bias"
 def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
     """Parameters and configuration of the language model in a file of safetensors.
 
-        # in PyTorch: safetensors.torch.save_model(model, "model.safetensors")
-        params, config = bwds.pytorch.load_pytorch("model.safetensors")
+    Example:
+        ```python
+        # in PyTorch: safetensors.torch.save_model(model, "lstm.safetensors")
+        params, config = bwds.pytorch.load_pytorch("lstm.safetensors")
         params, config = bwds.convert(params, config, sparsity=0.5, tokens=tokens, block_size=32)
+        ```
 
     Args:
         path: of the file, with the tensors of ``from_pytorch``.
@@ -54,6 +62,14 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
 
 def from_pytorch(tensors: Mapping[str, Any]) -> tuple[Params, ModelConfig]:
     """Parameters and configuration of a dense LSTM language model from the tensors of PyTorch's.
+
+    Example:
+        ```python
+        from safetensors.numpy import load_file
+
+        tensors = load_file("lstm.safetensors")                                 # or model.state_dict()
+        params, config = bwds.pytorch.from_pytorch(tensors)
+        ```
 
     Args:
         tensors: by the names of PyTorch's word language model: encoder.weight [V, H], decoder.weight [V, H],

@@ -25,7 +25,15 @@ from pallas_kernels.mesh_axes import alike
 
 @serializable
 class QRNNCarry(NamedTuple):
-    """State between windows, both float32 [B, H]: the last input and the pooled cell."""
+    """State between windows, both float32 [B, H]: the last input and the pooled cell.
+
+    Example:
+        ```python
+        layer = bwds.nn.QRNN(128, block_size=32, rngs=nnx.Rngs(0))
+        carry = bwds.nn.QRNNCarry(x=jnp.zeros((4, 128)), c=jnp.ones((4, 128)))
+        y, carry = layer(jnp.ones((4, 10, 128)), carry)
+        ```
+    """
 
     x: Float[Array, "B H"]
     c: Float[Array, "B H"]

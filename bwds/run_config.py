@@ -24,7 +24,14 @@ FEWEST_SUBWORDS = 300
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, and how it is cut into batches."""
+    """Which text, and how it is cut into batches.
+
+    Example:
+        ```python
+        data = bwds.DataConfig(dataset="text", directory="my_texts", tokens="subword", batch_size=20)
+        config = bwds.Config(data=data)
+        ```
+    """
 
     dataset: str = "pydoc"
     """pydoc, ptb, wikitext2, wikitext103, text (your own, in --data.directory) or tfds:NAME."""
@@ -66,7 +73,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser."""
+    """The optimiser.
+
+    Example:
+        ```python
+        optim = bwds.OptimConfig(name="sgd", learning_rate=20.0, clip_norm=0.25, transition_steps=2000)
+        config = bwds.Config(optim=optim)
+        ```
+    """
 
     name: OptimizerName = "adamw"
     """sgd: learning rate held, then cut by plateaus or in steps; adamw: warm-up and cosine decay."""
@@ -121,7 +135,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, what to write down and when."""
+    """How long to train, what to write down and when.
+
+    Example:
+        ```python
+        train = bwds.TrainConfig(steps=2000, eval_every=500, sparsity_range=(0.25, 0.75))
+        config = bwds.Config(model=bwds.ModelConfig(gate_activation="softplus"), train=train)
+        ```
+    """
 
     steps: int = 800
     """Optimiser steps; with --start-from none, 0, are steps too."""

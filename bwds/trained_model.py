@@ -21,10 +21,13 @@ from bwds.vocabulary import Vocabulary
 class TrainedModel:
     """What ``bwds.load`` gives.
 
+    Example:
+        ```python
         loaded = bwds.load("model.safetensors")
         print(loaded.card)
         print(loaded.generate("the company said", length=20))
         logits, carry, info = loaded.model.apply(loaded.params, tokens, loaded.model.init_carry(4))
+        ```
 
     Attributes:
         config: of the model.
@@ -58,8 +61,11 @@ class TrainedModel:
     ) -> Any:
         """A text that begins with the prompt; words have blanks between them, and a line ends where the model ends it.
 
+        Example:
+            ```python
             loaded.generate("the company said", length=20, ban=["<unk>"])
             loaded.generate(["the company said", "in"], temperature=0)       # a list of two texts
+            ```
 
         Args:
             prompt: the beginning of a line, words with blanks between them, or several such prompts, of any lengths.
@@ -104,8 +110,11 @@ class TrainedModel:
 
         Of a model of characters or subwords, the pieces of its text, blanks and line ends as they are.
 
+        Example:
+            ```python
             for word in loaded.stream("the company said", length=20):
                 print(word, end=" ", flush=True)
+            ```
 
         The other arguments are those of ``generate``, with one prompt.
 

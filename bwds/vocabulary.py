@@ -21,6 +21,13 @@ __all__ = ["EOS", "UNK", "Vocabulary"]
 class Vocabulary:
     """The tokens of a model, words unless it was given others; a token's place is its id.
 
+    Example:
+        ```python
+        vocabulary = bwds.Vocabulary(("<eos>", "<unk>", "the", "company", "said"))
+        ids = vocabulary.prompt("the company said")                             # int32 [0, 2, 3, 4]
+        assert vocabulary.text(ids[1:]) == "the company said"
+        ```
+
     Attributes:
         words: the tokens, as ``bwds.tokens`` spells them.
         tokens: what a token is, of a text.

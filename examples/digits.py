@@ -134,9 +134,12 @@ for name, network in trained.items():
 
 # %%
 _, used = nnx.jit(lambda network, x: network(x))(trained["a tenth"], test_x)
-kept = {f"layer_{i}": np.asarray(gates) != 0 for i, gates in enumerate(used)}
+kept = {f"hidden_layer_{i + 1}": np.asarray(gates) != 0 for i, gates in enumerate(used)}
 by_digit = {name: np.stack([marks[test_y == d].mean(axis=0) for d in range(10)]) for name, marks in kept.items()}
 figure = bwds.plots.usage_by_group(by_digit, [str(d) for d in range(10)], (BLOCK, BLOCK))
+number = bwds.num_kept_blocks(64, 0.9)
+figure.suptitle(f"Digits: the blocks that each of them uses ({number} of 64 for every image)", fontsize=10)
+figure.axes[0].set_ylabel("digit")
 figure.savefig("digits_usage.png")
 figure
 
@@ -164,9 +167,12 @@ for sparsity, value in zip(budgets, accuracies, strict=True):
     print(f"{sparsity:5.3f} of the blocks omitted: accuracy {value:.3f}")
 
 # %%
-curve, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-axes.plot(budgets, accuracies, "o-", label="dense, converted")
-axes.plot([0.9], [accuracy(trained["a tenth"])], "s", label="trained with a tenth")
-axes.set(xlabel="sparsity: share of the blocks omitted", ylabel="accuracy on held-out images", ylim=(0, 1.02))
-axes.legend(frameon=False)
+curve, axes = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
+axes.plot(budgets, accuracies, "o-", label="trained dense, then converted")
+axes.plot([0.9], [accuracy(trained["a tenth"])], "s", label="trained with a tenth of the blocks")
+axes.axhline(0.1, linestyle=":", color="grey", label="a guess")
+axes.set(xlabel="share of the blocks omitted in every hidden layer", ylabel="accuracy on held-out images")
+axes.set(title="Digits: accuracy at every budget of blocks", xlim=(-0.02, 1), ylim=(0, 1.02))
+axes.spines[["top", "right"]].set_visible(False)
+axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.12))
 curve.savefig("digits_budgets.png")

@@ -16,6 +16,12 @@ def block_shape(w, gates) -> tuple[int, int]:
 def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Shaped[Array, "C R bk bn"]:
     """A weight [K, N] laid out block by block, [C, R, K/R, N/C], with column blocks outermost.
 
+    Example:
+        ```python
+        blocks = to_block_major(jnp.ones((256, 512)), (64, 64))                 # [8, 4, 64, 64]
+        y = block_sparse_matmul(jnp.ones((3, 256)), blocks, jnp.ones((3, 4, 8)))
+        ```
+
     Args:
         w: weight [K, N] of any dtype.
         block_shape: (K/R, N/C), rows and columns of one block.
@@ -34,6 +40,12 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
 @takes_explicit_axes(lambda w: PartitionSpec(*tuple(spec_of(w))[1::-1]))
 def from_block_major(w: Shaped[Array, "C R bk bn"]) -> Shaped[Array, "K N"]:
     """The weight [K, N] of a block-major ``w``: the inverse of ``to_block_major``.
+
+    Example:
+        ```python
+        w = jnp.arange(256.0 * 512).reshape(256, 512)
+        assert (from_block_major(to_block_major(w, (64, 64))) == w).all()
+        ```
 
     Raises:
         ValueError: ``w`` does not have four dimensions.

@@ -9,8 +9,8 @@ import oracle
 import pytest
 
 from bwds.config import ModelConfig
-from bwds.gating import topk_gates
 from bwds.model import Info, decode_params, language_model
+from bwds.selection import topk_gates
 from pallas_kernels import block_sparse_matmul
 
 pytestmark = [

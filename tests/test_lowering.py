@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from bwds.config import ModelConfig
-from bwds.gating import kept_count
+from bwds.counts import kept_count
 from bwds.generate import generate
 from bwds.linear import gate_options, linear
 from bwds.lstm import _step, init_lstm, init_lstm_carry, lstm

@@ -12,7 +12,7 @@ import tiny_run
 
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.cost import cost
-from bwds.gating import num_kept_blocks
+from bwds.counts import num_kept_blocks
 from bwds.model import language_model, recurrent_kernels, static_mask
 from bwds.training import loop, train
 from bwds.training.checkpoint import best_checkpoints

@@ -14,7 +14,7 @@ import pytest
 
 from bwds import num_kept_blocks, topk_gates
 from bwds.counts import kept_count
-from bwds.gating import select_blocks
+from bwds.selection import select_blocks
 
 R, C = 5, 3
 LARGEST = float(np.finfo(np.float32).max)

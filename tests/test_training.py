@@ -18,9 +18,9 @@ from tiny_run import Killed, finish, lines
 
 from bwds.config import Config, OptimConfig, TrainConfig
 from bwds.cost import cost
+from bwds.counts import num_kept_blocks
 from bwds.data import Vocabulary, load_corpus
 from bwds.digest import digest
-from bwds.gating import num_kept_blocks
 from bwds.model import language_model
 from bwds.training import NonFiniteError, boundary, loop, train
 from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpoints

@@ -3,8 +3,14 @@
 Every function returns a ``matplotlib.figure.Figure``, which belongs to no window: ``figure.savefig("usage.png")``.
 Those of blocks take arrays by the name of the matrix: of a model's, or of any layers of your own network.
 
-    logits, carry, info = lm.apply(params, tokens, carry)
-    figure = bwds.plots.usage_maps(info.usage, config.block_shape, cell=config.cell)
+Example:
+    ```python
+    model = bwds.ModelConfig(vocab_size=1000, hidden_size=128, block_size=32, gate_activation="softplus")
+    lm = bwds.language_model(model)
+    tokens = jnp.zeros((4, 10), jnp.int32)
+    logits, carry, info = lm.apply(lm.init(jax.random.key(0)), tokens, lm.init_carry(4))
+    figure = bwds.plots.usage_maps(info.usage, model.block_shape, cell=model.cell)
+    ```
 """
 
 from bwds.plots.blocks import kept_map, title_of, usage_by_group, usage_maps

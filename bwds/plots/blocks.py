@@ -20,7 +20,10 @@ USED = "viridis"
 def title_of(name: str) -> str:
     """A matrix by the name it has in ``Info.usage``, for readers.
 
-    assert bwds.plots.title_of("layer_0/input") == "layer 0, input"
+    Example:
+        ```python
+        assert bwds.plots.title_of("layer_0/input") == "layer 0, input"
+        ```
     """
     return name.replace("_", " ").replace("/", ", ")
 
@@ -50,9 +53,12 @@ def kept_map(
 
     Those that the token before did not keep are coloured, so that it shows how much the choice moves.
 
+    Example:
+        ```python
         layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
         y, gates = layer(jax.random.normal(jax.random.key(0), (3, 64)))
         figure = bwds.plots.kept_map({"hidden": gates != 0}, ["the", "company", "said"], (16, 16))
+        ```
 
     Args:
         kept: for every gated matrix, by name, which blocks each of T tokens kept, [T, R, C].
@@ -101,9 +107,12 @@ def usage_maps(
 ) -> Any:
     """How often each block is used: one panel a matrix, all in the same colours from 0 to 1.
 
+    Example:
+        ```python
         layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
         y, gates = layer(jax.random.normal(jax.random.key(0), (100, 64)))
         figure = bwds.plots.usage_maps({"hidden": (gates != 0).mean(axis=0)}, (16, 16))
+        ```
 
     Args:
         used: for every gated matrix, by name, the share of inputs that use each block, [R, C], as in ``Info.usage``.
@@ -146,11 +155,14 @@ def usage_by_group(
     One panel a matrix, one line a group, blocks from the most to the least used: a gate that ignores the group has the
     same line for all. A group that does not occur stays blank.
 
+    Example:
+        ```python
         layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
         y, gates = layer(jax.random.normal(jax.random.key(0), (100, 64)))
         groups = jnp.arange(100) % 2                                          # a number for each of the inputs
         used = jnp.stack([(gates[groups == group] != 0).mean(axis=0) for group in range(2)])
         figure = bwds.plots.usage_by_group({"hidden": used}, ["even", "odd"], (16, 16))
+        ```
 
     Args:
         used: for every gated matrix, by name, the share of the inputs of each of G groups that use each block,

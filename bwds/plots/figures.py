@@ -31,8 +31,11 @@ SETTINGS = {
 def is_available() -> bool:
     """Whether matplotlib is installed.
 
-    if bwds.plots.is_available():
-        bwds.plots.curves({"dense": [(100, 310.0), (200, 180.0)]}).savefig("curves.svg")
+    Example:
+        ```python
+        if bwds.plots.is_available():
+            bwds.plots.curves({"dense": [(100, 310.0), (200, 180.0)]}).savefig("curves.svg")
+        ```
     """
     return importlib.util.find_spec("matplotlib") is not None
 
@@ -66,8 +69,11 @@ def new_figure(mpl: Any, width: float, height: float) -> Any:
 def file_of(figure: Any, kind: str, *, dpi: int = 160) -> bytes:
     """A figure as a file, "png" with so many pixels an inch, or "svg"; the same bytes whenever it is drawn.
 
-    figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
-    svg = bwds.plots.file_of(figure, "svg")
+    Example:
+        ```python
+        figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
+        svg = bwds.plots.file_of(figure, "svg")
+        ```
     """
     file = io.BytesIO()
     with settings():
@@ -78,8 +84,11 @@ def file_of(figure: Any, kind: str, *, dpi: int = 160) -> bytes:
 def png_of(figure: Any) -> tuple[bytes, tuple[int, int]]:
     """A figure as a PNG file, and its width and height in pixels, at the resolution of a screen.
 
-    figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
-    png, (width, height) = bwds.plots.png_of(figure)
+    Example:
+        ```python
+        figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
+        png, (width, height) = bwds.plots.png_of(figure)
+        ```
     """
     png = file_of(figure, "png", dpi=100)
     # The header, after 8 bytes of signature and 8 of the chunk's length and name.

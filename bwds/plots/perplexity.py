@@ -14,9 +14,12 @@ def curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
     What is more than three times the lowest of all is beyond the upper end, so that the first steps of a run do not set
     the scale.
 
+    Example:
+        ```python
         runs = {"dense": [(100, 310.0), (200, 180.0)], "half of the blocks": [(100, 330.0), (200, 190.0)]}
         figure = bwds.plots.curves(runs)
         figure.savefig("curves.svg")
+        ```
 
     Args:
         runs: for every run, by name, steps and perplexities.

@@ -22,9 +22,9 @@ from jax import lax
 from bwds.array_types import Array, Bool, Float, Int32
 from bwds.config import Config, DataConfig
 from bwds.counts import num_kept_blocks
-from bwds.gating import select_blocks
 from bwds.linear import Params
 from bwds.model import map_kernels, recurrent_kernels, static_mask
+from bwds.selection import select_blocks
 from bwds.sparsity import where_kept
 from bwds.training.optim import Optimizer, sparsity_at
 

@@ -151,6 +151,13 @@ def block_sparse_matmul(
     The arrays may lie on a mesh whose axes have type Auto or Explicit: y is sharded as the rows of ``x`` and the
     columns of ``w`` are.
 
+    Example:
+        ```python
+        x, w = jnp.ones((3, 256)), jnp.ones((256, 512))
+        gates = jnp.zeros((3, 4, 8)).at[:, :, :2].set(1.0)                      # of 4 x 8 blocks of 64 x 64 two columns
+        y = block_sparse_matmul(x, w, gates)                                    # [3, 512], zero from 128 on
+        ```
+
     Args:
         x: input [..., K], float32 or bfloat16.
         w: weight [K, N] in the dtype of ``x``, or block-major [C, R, K/R, N/C] (see ``to_block_major``), the layout
@@ -180,7 +187,15 @@ def block_sparse_input_gradients(
     *,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"]]:
-    """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step."""
+    """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step.
+
+    Example:
+        ```python
+        x, w, dy = jnp.ones((3, 256)), jnp.ones((256, 512)), jnp.ones((3, 512))
+        gates = jnp.ones((3, 4, 8))                                             # of blocks of 64 x 64
+        dx, dgates = block_sparse_input_gradients(x, w, gates, dy)              # [3, 256], [3, 4, 8]
+        ```
+    """
     modules = _choose(implementation, x, w, gates)
     dx, dgates = vjp.input_gradients(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
     return dx.reshape(x.shape), dgates.reshape(gates.shape)
@@ -198,6 +213,13 @@ def block_sparse_weight_gradient(
     """Cotangent of ``w`` alone, summed over all leading dimensions: once after a recurrent backward pass.
 
     Only the shape, layout and dtype of ``w`` matter, not its values.
+
+    Example:
+        ```python
+        x, w, dy = jnp.ones((3, 256)), jnp.ones((256, 512)), jnp.ones((3, 512))
+        gates = jnp.ones((3, 4, 8))                                             # of blocks of 64 x 64
+        dw = block_sparse_weight_gradient(x, w, gates, dy)                      # [256, 512]
+        ```
     """
     modules = _choose(implementation, x, w, gates)
     return vjp.weight_gradient(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))

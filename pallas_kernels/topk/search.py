@@ -44,6 +44,12 @@ def largest(
 ) -> Bool[Array, "*b n"]:
     """Marks the ``k`` largest of the last axis, the first ones among equals. The choice has no gradient.
 
+    Example:
+        ```python
+        kept = largest(jnp.array([[0.5, 2.0, 1.0, 2.0]]), 2)
+        assert kept.tolist() == [[False, True, False, True]]
+        ```
+
     Args:
         scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
         k: between 1 and n, an int or a traced scalar.

@@ -1,38 +1,32 @@
-"""Flax NNX modules: containers of parameters over the functions of this package.
-
-A module's ``nnx.state(module, nnx.Param)``, as a pure dict, is the tree of parameters that the functions take.
-
-Their gates are softplus by default, ``ModelConfig``'s are linear. Linear is the paper's: scores have both signs, so the
-sum that gates are divided by can pass zero, near which a layer amplifies whatever comes in; a recipe tuned to it, with
-clipped gradients, bears that. Softplus is positive; finite at any sparsity: a gate for networks in which nothing else
-is known to hold it. Softmax is for the same networks, with a gate that sets larger scores further apart; ReLU leaves
-kept blocks of low scores out. None of them makes the layer at sparsity 0 a dense one, nor does finite mean that it
-learns: one language model with softplus gates and all blocks did not.
-"""
+"""One linear layer whose blocks are chosen by a gate."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bwds.arguments import as_array, batch_size, fitting, fitting_state, plain
+from bwds.arguments import as_array, plain
 from bwds.array_types import Array, Float, Real, Whole
 from bwds.checks import check_sparsity, count, known_number, pair, require, require_choice, require_gate_options
-from bwds.config import Activation, Cell, Dtype, GateSource, Implementation, Method, ModelConfig, Normalization, Scope
-from bwds.linear import GateOptions, Params, block_major, cast_matrices, init_linear, linear, prepare, with_norms
-from bwds.lstm import LSTMCarry, init_lstm, init_lstm_carry, lstm
-from bwds.qrnn import QRNNCarry, init_qrnn, init_qrnn_carry, qrnn
+from bwds.config import Activation, GateSource, Implementation, Normalization, Scope
+from bwds.linear import GateOptions, Params, block_major, init_linear, linear, prepare
 
 
-def _contain(params: Params) -> nnx.Pytree:
-    return nnx.Dict({k: _contain(v) if isinstance(v, dict) else nnx.Param(v) for k, v in params.items()})
+def contain(params: Params) -> nnx.Pytree:
+    """Parameters of a function, nested dicts of arrays, as those of a module."""
+    return nnx.Dict({k: contain(v) if isinstance(v, dict) else nnx.Param(v) for k, v in params.items()})
 
 
 class BlockSparseLinear(nnx.Module):
     """y = x @ kernel + bias with the kernel's blocks chosen by a gate for every input row.
+
+    Example:
+        ```python
+        layer = bwds.nn.BlockSparseLinear(256, 512, sparsity=0.75, block_shape=(64, 64), rngs=nnx.Rngs(0))
+        x = jax.random.normal(jax.random.key(0), (3, 256))
+        y = layer(x)                                                            # [3, 512]
+        y = layer.for_decoding()(x)                                             # the same, fast for a few rows
+        ```
 
     Args:
         in_features: K.
@@ -109,7 +103,7 @@ class BlockSparseLinear(nnx.Module):
             gate_rank=gate_rank,
         )
         self.kernel = nnx.Param(params["kernel"])
-        self.gate = _contain(params["gate"])
+        self.gate = contain(params["gate"])
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
 
     @classmethod
@@ -125,7 +119,11 @@ class BlockSparseLinear(nnx.Module):
     ) -> "BlockSparseLinear":
         """The layer with the kernel and the bias of a dense one, and the gate source "norm": nothing to be trained.
 
-            layer = BlockSparseLinear.from_linear(network.output, sparsity=0.5)
+        Example:
+            ```python
+            dense = nnx.Linear(256, 512, rngs=nnx.Rngs(0))
+            layer = bwds.nn.BlockSparseLinear.from_linear(dense, sparsity=0.5, block_shape=(64, 64))
+            ```
 
         At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced. The other
         arguments are those of the class.
@@ -181,138 +179,5 @@ class BlockSparseLinear(nnx.Module):
         copy = nnx.clone(self)
         params = prepare({"kernel": self.kernel[...], "gate": plain("gate", self.gate)}, self.options)
         copy.kernel = nnx.Param(block_major(params, self.block_shape)["kernel"])
-        copy.gate = _contain(params["gate"])
+        copy.gate = contain(params["gate"])
         return copy
-
-
-class Outputs(NamedTuple):
-    """What a recurrent layer returns: y, carry = layer(x). By name, since ``nnx.tabulate`` shows no carry in a tuple.
-
-    Attributes:
-        y: outputs [B, T, H] in the compute dtype.
-        carry: the state after the window, ``LSTMCarry`` or ``QRNNCarry``.
-    """
-
-    y: Float[Array, "B T H"]
-    carry: Any
-
-
-class _Recurrent(nnx.Module):
-    """What LSTM and QRNN share; one layer of width ``hidden_size`` over a window [B, T, H]."""
-
-    _cell: ClassVar[Cell]
-    _init: ClassVar[Callable[..., Params]]
-    _init_carry: ClassVar[Callable[..., Any]]
-    _apply: ClassVar[Callable[..., Any]]
-
-    def __init__(
-        self,
-        hidden_size: Whole,
-        *,
-        method: Method = "dynamic",
-        sparsity: Real = 0.5,
-        block_size: Whole = 128,
-        gate_rank: Whole | None = None,
-        gate_activation: Activation = "softplus",
-        gate_normalization: Normalization = "mean",
-        gate_scope: Scope = "matrix",
-        gate_source: GateSource = "learned",
-        dtype: Dtype = "float32",
-        implementation: Implementation | None = None,
-        rngs: nnx.Rngs,
-    ):
-        if method not in ("dynamic", "dense"):
-            raise ValueError(f"method is {method!r}; a layer alone is 'dynamic' or 'dense': the others need training.")
-        options: dict[str, Any] = {"hidden_size": hidden_size, "sparsity": sparsity, "block_size": block_size}
-        self.config = ModelConfig(
-            cell=self._cell,
-            num_layers=1,
-            method=method,
-            gate_rank=None if gate_rank is None else known_number("gate_rank", gate_rank, whole=True),
-            gate_activation=gate_activation,
-            gate_normalization=gate_normalization,
-            gate_scope=gate_scope,
-            gate_source=gate_source,
-            dtype=dtype,
-            implementation=implementation,
-            **{name: known_number(name, value) for name, value in options.items()},
-        )
-        self.params = _contain(self._init(rngs.params(), self.config))
-
-    def init_carry(self, batch: Any) -> Any:
-        """State of ``batch`` streams before their first token: zeros, float32 [B, H].
-
-        Raises:
-            ValueError: ``batch`` is no whole number, or negative.
-        """
-        return self._init_carry(batch_size(batch, minimum=0), self.config)
-
-    def __call__(self, x: Float[Array, "B T H"], carry: Any = None) -> Outputs:
-        """Outputs [B, T, H] in the compute dtype and the state after the window; ``carry`` None: zeros.
-
-        For ``nnx.tabulate`` give a carry by its name, ``carry=``: Flax cannot show one among positional arguments.
-
-        Raises:
-            ValueError: ``x`` is not [B, T, H] with at least one time step, ``carry`` is of another batch, width or
-                type, or parameters put here have other shapes.
-        """
-        x, config = as_array("x", x), self.config
-        if x.ndim != 3 or x.shape[-1] != config.hidden_size or x.shape[1] < 1:
-            raise ValueError(
-                f"x has shape {x.shape}; it must be [B, T, {config.hidden_size}] with at least one time step."
-            )
-        # Not by ``init_carry``: under ``nnx.tabulate`` a public method called by another gets a traced number.
-        zeros = self._init_carry(x.shape[0], config)
-        carry = zeros if carry is None else fitting_state("carry", carry, zeros)
-        params = fitting(self.params, _layer_shapes(self._init, config), config)
-        y, carry, _ = self._apply(params, x.astype(config.dtype), carry, config)
-        return Outputs(y, carry)
-
-    def for_decoding(self) -> Any:
-        """A copy laid out for decoding: gated kernels block-major, matrices in the compute dtype.
-
-        What ``bwds.decode_params`` does for a model. With dtype float32 results and gradients are the same, the
-        kernels' in their own layout; with bfloat16 results are, and gradients are rounded to it: train the original. So
-        with the gate source "norm", whose norms are taken here and do not follow a change of a kernel.
-        It splits, merges and loads as any module does, with a state of its own shapes. Later changes to this module are
-        not changes to the copy. The copy of a copy is equal to it.
-        """
-        copy = nnx.clone(self)
-        params = plain("params", self.params)
-        if self.config.gate_source == "norm":
-            params = with_norms(params, self.config.block_shape)
-        params = cast_matrices(params, jnp.dtype(self.config.dtype))
-        copy.params = _contain(block_major(params, self.config.block_shape))
-        return copy
-
-
-@functools.lru_cache(maxsize=64)
-def _layer_shapes(init: Callable[..., Params], config: ModelConfig) -> Params:
-    return jax.eval_shape(lambda seed: init(jax.random.key(seed), config), 0)
-
-
-class LSTM(_Recurrent):
-    """Layer of ``bwds.lstm`` with its parameters. Call it on x [B, T, H] and, if any, an ``LSTMCarry``.
-
-    Options are those of ``bwds.ModelConfig``, but for the softplus gates.
-    """
-
-    _cell = "lstm"
-    _init = staticmethod(init_lstm)
-    _init_carry = staticmethod(init_lstm_carry)
-    _apply = staticmethod(lstm)
-
-
-class QRNN(_Recurrent):
-    """Layer of ``bwds.qrnn`` with its parameters. Call it on x [B, T, H] and, if any, a ``QRNNCarry``.
-
-    Options are those of ``bwds.ModelConfig``, but for the softplus gates.
-    """
-
-    _cell = "qrnn"
-    _init = staticmethod(init_qrnn)
-    _init_carry = staticmethod(init_qrnn_carry)
-    _apply = staticmethod(qrnn)
-
-
-__all__ = ["LSTM", "QRNN", "BlockSparseLinear", "LSTMCarry", "QRNNCarry"]
