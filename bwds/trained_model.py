@@ -116,9 +116,10 @@ class TrainedModel:
                 print(word, end=" ", flush=True)
             ```
 
+        The other arguments are those of ``generate``, with one prompt.
+
         Args:
             length: how many; None: there is no end.
-            prompt, temperature, top_p, seed, ban, sparsity: as for ``generate``, and one prompt.
         """
         vocabulary, (given,), options = self._prepared([prompt], temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))

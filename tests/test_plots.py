@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import pickle
 import struct
 
 import numpy as np
@@ -92,6 +93,14 @@ def test_a_png_file_has_its_size():
     content, size = plots.png_of(plots.usage_maps({"layer_0/input": RNG.random((2, 8))}, SHAPE))
     assert content.startswith(b"\x89PNG")
     assert struct.unpack(">II", content[16:24]) == size
+
+
+def test_a_notebook_shows_a_figure():
+    """IPython asks a value for its picture by this name."""
+    used = {"layer_0/input": RNG.random((2, 8))}
+    one, other = (plots.usage_maps(used, SHAPE) for _ in range(2))
+    assert one._repr_png_() == plots.png_of(other)[0]
+    assert pickle.loads(pickle.dumps(other))._repr_png_() == other._repr_png_()
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])

@@ -125,11 +125,11 @@ class BlockSparseLinear(nnx.Module):
             layer = bwds.nn.BlockSparseLinear.from_linear(dense, sparsity=0.5, block_shape=(64, 64))
             ```
 
-        At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced.
+        At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced. The other
+        arguments are those of the class.
 
         Args:
             dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
-            sparsity, block_shape, gate_scope, return_gates, implementation: as of the class.
 
         Raises:
             ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.

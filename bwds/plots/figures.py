@@ -1,6 +1,7 @@
 """What all figures share: settings that are not those of the user's matplotlib, and files that are always the same."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import struct
@@ -57,9 +58,12 @@ def settings() -> Iterator[Any]:
 
 
 def new_figure(mpl: Any, width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches, which a notebook shows as the last value of a cell."""
     # Without pyplot: it would look for a screen, and keep every figure.
-    return mpl.figure.Figure(figsize=(width, height), layout="constrained")
+    figure = mpl.figure.Figure(figsize=(width, height), layout="constrained")
+    # Notebooks know how to show figures of matplotlib only once pyplot has drawn one.
+    figure._repr_png_ = functools.partial(file_of, figure, "png", dpi=100)
+    return figure
 
 
 def file_of(figure: Any, kind: str, *, dpi: int = 160) -> bytes:
