@@ -15,7 +15,7 @@ import bwds
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*ROOT.glob("bwds/**/*.py"), *ROOT.glob("pallas_kernels/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]
-LONGEST = 320
+LONGEST = 300
 
 TRAINING_PACKAGES = {"optax", "orbax", "tensorflow_datasets", "array_record", "tyro", "tqdm", "tensorboardX"}
 """What the extra ``train`` adds, by import name."""
