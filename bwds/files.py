@@ -120,7 +120,7 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
         OSError: the file cannot be read.
     """
     path = Path(os.path.expanduser(path))
-    require(path.is_file(), f"There is no file {str(path)!r}; bwds.save_model or eval.py --export writes one.")
+    require(path.is_file(), f"There is no file {str(path)!r}; bwds.save_model or bwds eval --export writes one.")
     metadata = read_metadata(path)
     config, words = _described(path, metadata)
     arrays = read_tensors(path)
@@ -146,7 +146,7 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     Example:
         ```python
         loaded = bwds.load("runs/quick")              # parameters of the lowest validation loss
-        loaded = bwds.load("model.safetensors")       # as of eval.py --export, or bwds.save_model
+        loaded = bwds.load("model.safetensors")       # as of bwds eval --export, or bwds.save_model
         print(loaded.generate("the company said"))
         ```
 
@@ -168,7 +168,7 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
         raise ValueError(
             f"{str(path)!r} is the folder of a run, and {error.name}, which reads it, is not installed: "
             'pip install -e ".[train]" in a clone of the repository. Or load one file, which needs none of that; '
-            f"where it is installed, python eval.py --workdir {path} --export FILE writes it."
+            f"where it is installed, bwds eval --workdir {path} --export FILE writes it."
         ) from error
 
 

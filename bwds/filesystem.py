@@ -13,7 +13,8 @@ def place(name: str | Path, option: str, what: str = "folder") -> Path:
     """The folder, or file, that a user names; ``~`` is the home folder.
 
     Raises:
-        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system.
+        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system; a folder
+            on the way to it is a file; or it is to be a file and is a folder.
     """
     text = os.fspath(name)
     if not text:
@@ -25,7 +26,14 @@ def place(name: str | Path, option: str, what: str = "folder") -> Path:
             "and copy it from or to that place, or mount that place as a folder."
         )
     # Not Path.expanduser, which has an error of its own for a user that does not exist.
-    return Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(text))
+    for folder in path.parents:
+        # Not Path.is_file, which raises where a folder may not be looked into.
+        if os.path.isfile(folder):
+            raise ValueError(f"{option} is {text!r}, but {str(folder)!r} is a file and no folder.")
+    if what == "file" and os.path.isdir(path):
+        raise ValueError(f"{option} is {text!r}, a folder; give the name of a file.")
+    return path
 
 
 @contextlib.contextmanager

@@ -165,7 +165,7 @@ class TrainConfig:
     """Least and largest: each step draws its sparsity uniformly between them, for one model that serves at all of them.
 
     For the method dynamic with a constant schedule. Evaluations in training are at --model.sparsity, and so is the
-    choice of the best checkpoint; eval.py --sparsities evaluates at several.
+    choice of the best checkpoint; bwds eval --sparsity evaluates at several.
     """
     sparsity_initial: float = 0.05
     """Where the cubic schedule starts to rise; 0 before it begins."""

@@ -372,8 +372,9 @@ def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
 
 def test_one_model_is_evaluated_at_several_sparsities(finished, capsys):
     workdir, *_ = finished
-    code, out, _ = call(capsys, "eval", "--workdir", str(workdir), "--sparsity", "0", "0.5", "0.75")
+    code, out, err = call(capsys, "eval", "--workdir", str(workdir), "--sparsity", "0", "0.5", "0.75")
     assert code == 0
+    assert "This was the test split of" in err
     header, *table = out.splitlines()
     assert header.split() == ["sparsity", "perplexity", "realised", "density", "cost", "against", "dense"]
     written = json.loads((workdir / "eval_test_sparsities.json").read_text())
@@ -518,6 +519,7 @@ def test_mistakes_in_an_evaluation_are_one_sentence(finished, capsys, arguments,
 def test_a_folder_without_a_run_or_checkpoint_is_named(finished, capsys, tmp_path):
     assert_refused(call(capsys, "eval"), "--workdir")
     assert_refused(call(capsys, "eval", "--workdir", str(tmp_path)), "There is no run in")
+    assert_refused(call(capsys, "eval", "--workdir", __file__), "is a file; give the folder of a run")
     for name in ("config.json", "vocabulary.txt"):
         (tmp_path / name).write_bytes((finished[0] / name).read_bytes())
     for checkpoint in ("best", "last"):

@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 
 import bwds
-from bwds.cli import bench, command
+from bwds.cli import bench, command, run
 from bwds.config import ModelConfig
 from bwds.timing import time_in_turns, verdict
 
@@ -69,6 +69,14 @@ def test_every_command_has_help_of_its_own(capsys, name):
     code, out, _ = call(capsys, name, "--help")
     assert code == 0
     assert f"usage: bwds {name} " in re.sub(r"\x1b\[[0-9;]*m", "", out)
+
+
+def test_an_error_of_the_system_is_told_without_its_number(capsys, tmp_path):
+    def opens(_):
+        (tmp_path / "gone").open()
+
+    assert run(opens, "bwds train", []) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone'}: No such file or directory.\n"
 
 
 def test_a_mistake_is_one_sentence_that_points_to_the_help_of_its_command(capsys):

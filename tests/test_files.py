@@ -311,5 +311,5 @@ for path in ({str(path)!r}, {str(tmp_path)!r}):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     of_file, of_folder = done.stdout.splitlines()
     assert "need safetensors, which is not installed: pip install -e " in of_file
-    assert "python eval.py --workdir" in of_folder
+    assert "bwds eval --workdir" in of_folder
     assert "--export FILE" in of_folder

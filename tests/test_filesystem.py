@@ -45,6 +45,16 @@ def test_an_address_is_no_folder(name):
         place(name, "--workdir")
 
 
+def test_a_name_below_a_file_and_a_folder_for_a_file_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--workdir is '.*/file/a/b', but '.*/file' is a file and no folder"):
+        place(tmp_path / "file" / "a" / "b", "--workdir")
+    with pytest.raises(ValueError, match=r"--export is '.*', a folder; give the name of a file"):
+        place(tmp_path, "--export", "file")
+    assert place(tmp_path / "file", "--export", "file") == tmp_path / "file"
+    assert place(tmp_path / "new" / "folder", "--workdir") == tmp_path / "new" / "folder"
+
+
 def test_the_home_folder_is_meant_by_its_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     names = ("~/run", Path("~/run"), "~", "~nobody-of-that-name/run", "run/a:b/~", "a:b/c")

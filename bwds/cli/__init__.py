@@ -73,7 +73,9 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except OSError as error:
-        tell(f"error: {error}")
+        # The system's own text begins with a number, [Errno 13], which tells a user nothing.
+        named = error.filename is not None and error.filename2 is None and error.strerror
+        tell(f"error: {error.filename}: {error.strerror}." if named else f"error: {error}")
         return 1
     except Exception as error:
         if is_refusal(error, main):

@@ -69,7 +69,7 @@ def compare(options: Options) -> None:
     """Prints the table and draws the curves. Raises ``ValueError`` where a folder holds no run."""
     require(len(options.runs) > 0, "There is no run to compare; give the folders of some.")
     folders = [place(name, "RUN") for name in options.runs]
-    path = place(options.output, "--output")
+    path = place(options.output, "--output", "file")
     require(path.suffix[1:] in FORMATS, f"--output is {options.output!r}; its name must end in .png or .svg.")
     runs = [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
     say(table(runs))

@@ -50,7 +50,7 @@ class Model:
 @dataclass(frozen=True)
 class Options:
     workdir: str
-    """Folder of the run, as given to train.py."""
+    """Folder of the run, as given to bwds train."""
     split: Literal["test", "valid", "validation", "train"] = "test"
     """Which part of the text."""
     checkpoint: Literal["best", "last"] = "best"
@@ -137,8 +137,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
         f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
     )
-    where = "" if config.data.directory is None else f" in {config.data.directory}"
-    tell(f"This was the {split} split of {config.data.dataset}{where}.")
+    name_text(split, config)
     is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
     keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
 
@@ -159,9 +158,16 @@ def measure_each(
         rows.append({"sparsity": sparsity, **figures, "relative_cost": relative})
         line = f"{sparsity:8g}  {figures['perplexity']:10.2f}  {figures['density']:16.4f}  {relative:18.3f}"
         shown = say(line) and shown
+    name_text(split, config)
     is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
     result |= {"checkpoint": options.checkpoint, "step": info["step"], "sparsities": rows}
     keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
+
+
+def name_text(split: str, config: Any) -> None:
+    """Says on stderr which text the figures are of."""
+    where = "" if config.data.directory is None else f" in {config.data.directory}"
+    tell(f"This was the {split} split of {config.data.dataset}{where}.")
 
 
 def measure(

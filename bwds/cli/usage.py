@@ -30,7 +30,7 @@ FREQUENT, SHOWN = 24, 16
 @dataclass(frozen=True)
 class Options:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, as given to train.py."""
+    """Folder of the run, as given to bwds train."""
     split: Literal["validation", "valid", "test", "train"] = "validation"
     """Which part of the text."""
     text: str | None = None

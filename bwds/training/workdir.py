@@ -78,8 +78,10 @@ def read_config(workdir: Path) -> Config:
         ValueError: there is none, or it is not readable.
     """
     path = workdir / CONFIG_FILE
+    if workdir.is_file():
+        raise ValueError(f"{str(workdir)!r} is a file; give the folder of a run, the --workdir of its training.")
     if not path.is_file():
-        raise ValueError(f"There is no run in {str(workdir)!r}: it has no {CONFIG_FILE}. Train one with train.py.")
+        raise ValueError(f"There is no run in {str(workdir)!r}: it has no {CONFIG_FILE}. Train one with bwds train.")
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
