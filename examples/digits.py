@@ -5,7 +5,7 @@
 # image keeps a tenth. This page trains it, draws which blocks each digit uses, and then takes the other way: a dense
 # network is trained, converted without training, and evaluated at every budget.
 #
-#     pip install -e ".[train,plots,examples]" && python examples/digits.py
+#     pip install -e ".[examples]" && python examples/digits.py
 #
 # The images are the 8 x 8 digits that scikit-learn ships, so nothing is downloaded. `DATA=mnist` takes MNIST through
 # TensorFlow Datasets, which downloads it.

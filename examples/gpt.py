@@ -5,7 +5,7 @@
 # both matrices. It is trained three ways on the documentation of Python (nothing is downloaded): dense, with half of
 # the blocks from the start, and dense first, then converted without training.
 #
-#     pip install -e ".[train,examples]" && python examples/gpt.py
+#     pip install -e ".[examples]" && python examples/gpt.py
 
 # %%
 import math
