@@ -43,7 +43,9 @@ REACHES = 1.0
 OURS = "dynamic-softplus-0.5"
 CLAIMS = [
     *((f"dynamic-{gate}-0.5 reaches dense", f"dynamic-{gate}-0.5", "dense", REACHES) for gate in GATES),
+    ("dynamic-norm-0.5 reaches dense", "dynamic-norm-0.5", "dense", REACHES),
     (f"{OURS} is better than magnitude-0.5", OURS, "magnitude-0.5", 0.0),
+    ("dynamic-norm-0.5, of the same cost, is better than magnitude-0.5", "dynamic-norm-0.5", "magnitude-0.5", 0.0),
     (f"{OURS} is better than dense of equal cost", OURS, "dense-equal-0.5", 0.0),
     (f"{OURS} is better than gates that are the same for every input", OURS, "dynamic-bias-0.5", 0.0),
 ]
