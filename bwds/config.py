@@ -190,27 +190,29 @@ class Config:
         method, initial = self.model.method, self.train.sparsity_initial
         require(
             method != "magnitude" or self.rising_sparsity,
-            "sparsity_schedule is 'constant'; magnitude pruning needs the cubic one: nothing is known before training.",
+            "train.sparsity_schedule is 'constant'; magnitude pruning needs the cubic one: nothing is known before "
+            "training.",
         )
         require(
             method != "static-block" or not self.rising_sparsity,
-            "sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take 'constant'.",
+            "train.sparsity_schedule is 'cubic'; static-block keeps the same blocks from start to end: take "
+            "'constant'.",
         )
         if (limits := self.train.sparsity_range) is not None:
             require(
                 method == "dynamic",
-                f"sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model can "
-                "keep more blocks in one step than in another: leave it out, or take --model.method dynamic.",
+                f"train.sparsity_range is {limits[0]} to {limits[1]} and the method {method!r}; only a dynamic model "
+                "can keep more blocks in one step than in another: leave it out, or take model.method='dynamic'.",
             )
             require(
                 not self.rising_sparsity,
-                f"sparsity_range is {limits[0]} to {limits[1]} and sparsity_schedule 'cubic'; a step has one sparsity, "
-                "drawn or scheduled: leave out one of them.",
+                f"train.sparsity_range is {limits[0]} to {limits[1]} and sparsity_schedule 'cubic'; a step has one "
+                "sparsity, drawn or scheduled: leave out one of them.",
             )
         if self.rising_sparsity:
             require(
                 initial <= self.model.sparsity,
-                f"sparsity_initial is {initial}, above the model's sparsity {self.model.sparsity}; take at most that.",
+                f"train.sparsity_initial is {initial}, above model.sparsity {self.model.sparsity}; take at most that.",
             )
             _ = self.train.sparsity_steps
 

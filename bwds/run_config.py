@@ -212,6 +212,6 @@ def _checked_range(limits: Any) -> tuple[float, float]:
     require(
         0.0 <= least < largest < 1.0,
         f"sparsity_range is {least} to {largest}; it must begin at 0 or more, rise, and end below 1: for a single "
-        "sparsity take --model.sparsity.",
+        "sparsity take model.sparsity.",
     )
     return least, largest

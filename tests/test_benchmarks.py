@@ -160,15 +160,15 @@ def test_gates_that_are_learned_and_norms_take_turns_with_one_dense_model(comman
 
 
 @pytest.mark.parametrize("cell", ["lstm", "qrnn"])
-def test_the_profile_of_a_word_has_every_part(command, cell):
+def test_the_profile_of_a_token_has_every_part(command, cell):
     arguments = ["--cell", cell, "--hidden", "64", "--block", "16", "--gate-rank", "8", "--sparsity", "0.5"]
-    (row,) = command("word_profile", *arguments)["word_profile"]
-    assert_times(row, "word")
+    (row,) = command("token_profile", *arguments)["token_profile"]
+    assert_times(row, "token")
     parts = [row[f"{name}_us"] for name in ("scores", "choice", "product", "softmax", "rest")]
     assert all(part > 0 for part in parts)
     assert row["traced_us"] == pytest.approx(sum(parts), rel=1e-3)
-    # Tracing slows small operations down; that a word were over sooner would mean that operations are missing.
-    assert row["traced_us"] > 0.5 * row["word_us"]
+    # Tracing slows small operations down; that a token were over sooner would mean that operations are missing.
+    assert row["traced_us"] > 0.5 * row["token_us"]
 
 
 def test_training_steps(command, monkeypatch):

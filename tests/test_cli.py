@@ -400,7 +400,7 @@ def test_another_kernel_evaluates_only_where_it_is_named(finished, capsys, tmp_p
     config["model"]["implementation"] = "triton"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     arguments = ["--workdir", str(tmp_path / "run")]
-    assert_refused(call(capsys, "eval", *arguments), "'triton' needs the platform gpu", "--model.implementation xla")
+    assert_refused(call(capsys, "eval", *arguments), "'triton' needs the platform gpu", "--model.implementation='xla'")
     assert call(capsys, "eval", *arguments, "--model.implementation", "xla")[0] == 0
 
 

@@ -189,7 +189,7 @@ def test_a_dataset_keeps_lines_and_order(tmp_path, monkeypatch, capsys, cache, n
 def test_other_files_are_refused(tmp_path):
     wrong = write(tmp_path / "wrong", "ptb.{}.txt", test="z\n")
     with pytest.raises(
-        ValueError, match=r"ptb.train.txt is not the train file of Penn Treebank: its sha256 is .*--data.dataset text"
+        ValueError, match=r"ptb.train.txt is not the train file of Penn Treebank: its sha256 is .*data.dataset='text'"
     ):
         load("ptb", wrong)
     (wrong / "ptb.train.txt").write_bytes(NO_TEXT["Git LFS"])
@@ -307,7 +307,7 @@ def test_no_network_is_an_error_that_names_the_directory_option(monkeypatch, nam
     monkeypatch.setattr(tfds_source, "_answers", lambda url: False)
     with pytest.raises(
         ValueError,
-        match=rf"'{name}' could not be prepared .* can be reached.* --data.dataset {name} --data.directory DIR",
+        match=rf"'{name}' could not be prepared .* can be reached.* data.dataset='{name}' and data.directory=DIR",
     ):
         load(name)
 

@@ -345,7 +345,7 @@ def test_others_that_cannot_be_found(monkeypatch):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(ValueError, match=r"cannot be found .*; give --distributed\.coordinator"):
+    with pytest.raises(ValueError, match=r"cannot be found .*; give distributed\.coordinator"):
         connect(DistributedConfig(auto=True))
     with pytest.raises(ValueError, match="Process 1 cannot join host:1"):
         connect(DistributedConfig("host:1", 2, 1))

@@ -168,7 +168,7 @@ def test_what_is_no_text_is_refused_in_a_sentence(tmp_path, content, message):
 
 def test_a_folder_without_text_names_what_is_looked_for(tmp_path):
     write(tmp_path / "table.csv", "a,b\n")
-    with pytest.raises(ValueError, match=r"no text in .*train.txt, nor .*\.txt, .*\.md.*--data.directory FILE"):
+    with pytest.raises(ValueError, match=r"no text in .*train.txt, nor .*\.txt, .*\.md.*data.directory=FILE"):
         pieces(tmp_path)
 
 

@@ -115,5 +115,5 @@ def test_pydoc_works_where_the_cache_cannot_be_written(tmp_path, pydoc_texts, mo
 
 def test_pydoc_needs_a_python_with_documentation(tmp_path, monkeypatch):
     monkeypatch.setattr(pydoc.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match=r"too few for the pydoc corpus.*--data.dataset text"):
+    with pytest.raises(ValueError, match=r"too few for the pydoc corpus.*data.dataset='text'"):
         pydoc.build()

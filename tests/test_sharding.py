@@ -318,9 +318,9 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
     ("mesh", "config", "message"),
     [
         (MeshConfig(16, 1), LSTM, "need 16 devices and there are 8"),
-        (MeshConfig(None, 9), LSTM, "--mesh.model is 9 and there are 8 devices"),
-        (MeshConfig(None, 3), LSTM, "--mesh.model is 3, which does not divide the 8 devices"),
-        (MeshConfig(3, 1), LSTM, "--mesh.data is 3, which does not divide the 8 rows of the batch"),
+        (MeshConfig(None, 9), LSTM, "mesh.model is 9 and there are 8 devices"),
+        (MeshConfig(None, 3), LSTM, "mesh.model is 3, which does not divide the 8 devices"),
+        (MeshConfig(3, 1), LSTM, "mesh.data is 3, which does not divide the 8 rows of the batch"),
         (MeshConfig(1, 5), LSTM, "does not divide the 8 columns of blocks"),
     ],
 )
@@ -330,7 +330,7 @@ def test_meshes_that_do_not_fit(mesh, config, message):
 
 
 def test_a_mesh_that_nobody_gave_is_not_said_to_be_given():
-    with pytest.raises(ValueError, match=r"^--mesh\.data is 4 \(the default for 8 devices\), which does not divide"):
+    with pytest.raises(ValueError, match=r"^mesh\.data is 4 \(the default for 8 devices\), which does not divide"):
         make_placement(MeshConfig(model=2), LSTM, batch_size=6)
 
 
@@ -338,7 +338,7 @@ def test_an_option_that_changes_nothing_is_said(capsys):
     make_placement(MeshConfig(2, 1, shard_optimizer=True), LSTM, batch_size=BATCH)
     assert capsys.readouterr().err == ""
     make_placement(MeshConfig(1, 2, shard_optimizer=True), LSTM, batch_size=BATCH)
-    assert "--mesh.shard-optimizer changes nothing" in capsys.readouterr().err
+    assert "mesh.shard_optimizer changes nothing" in capsys.readouterr().err
 
 
 def test_all_devices_are_taken():

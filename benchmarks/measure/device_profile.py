@@ -6,7 +6,7 @@
 It traces greedy decoding of the LSTM, dense and at each sparsity, and training steps of the preset, dense and dynamic.
 Each gets one line: launches per step, the time that kernels were running, the time between the first and the last of
 them, and the kernels with the most time, each with its launches and microseconds per step. On a CPU the operations of
-all threads stand in for kernels; ``word_profile`` tells more there.
+all threads stand in for kernels; ``token_profile`` tells more there.
 """
 
 import collections
@@ -24,7 +24,7 @@ from benchmarks.measure.train_step import dynamic, resized, stepper
 from bwds import PRESETS, ModelConfig, language_model
 from bwds.generate import greedy_rollout
 
-WORDS, STEPS, SHOWN = 32, 4, 24
+TOKENS, STEPS, SHOWN = 32, 4, 24
 
 
 def is_of_kernels(plane: str, line: str) -> bool:
@@ -89,10 +89,10 @@ def run(args):
             arguments = lm, params, jnp.zeros(1, jnp.int32), lm.init_carry(1)
             profile(
                 results,
-                lambda arguments=arguments: greedy_rollout(*arguments, steps=WORDS),
+                lambda arguments=arguments: greedy_rollout(*arguments, steps=TOKENS),
                 1,
-                WORDS,
-                of="word",
+                TOKENS,
+                of="token",
                 hidden=args.hidden,
                 dtype=dtype,
                 sparsity=sparsity,

@@ -9,14 +9,14 @@ from typing import Any
 
 from benchmarks.report.performance_columns import COLUMNS, time
 from benchmarks.report.runs import KINDS, Run, read_runs
-from benchmarks.report.tables import table, write_csv
+from benchmarks.report.tables import said_once, table, write_csv
 
 HEADLINES: dict[str, dict[str, tuple[Any, ...]]] = {
     "decode": {"rows": (1,), "dtype": ("float32",), "hidden": (1536, 4096)},
     "model_decode": {"cell": ("lstm",), "batch": (1,), "dtype": ("float32",), "hidden": (1536, 4096)},
     "batched": {"sparsity": (0.5,), "hidden": (1536,)},
     "train_step": {"sparsity": (0.5,)},
-    "word_profile": {},
+    "token_profile": {},
 }
 """Of each kind, and of CPUs, what is on the page; all else is in its CSV file. GPUs have a table of their own."""
 
@@ -37,7 +37,7 @@ def _section(runs: list[Run], kind: str, docs_dir: Path) -> str:
         for run, row in every
         if run.environment["platform"] == "cpu" and all(row.get(key) in values for key, values in wanted.items())
     ]
-    text = table(list(chosen[0]), [list(line.values()) for line in chosen]) if chosen else []
+    text = said_once(chosen) if chosen else []
     text += ["", f"All {len(every)} cases: [{path.name}]({path.name})."]
     text += [f"- {row['reason']}." for run in runs if run.of(kind) for row in run.of("left_out")]
     return "\n".join(text).strip()
@@ -81,7 +81,7 @@ def _what_ran(runs: list[Run]) -> str:
 
 
 def _at_a_glance(runs: list[Run]) -> str:
-    """Of a GPU, what counts most: one row of a product, a word of a whole model and a training step, against dense."""
+    """Of a GPU, what counts most: one row of a product, a token of a whole model and a training step, against dense."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for run in runs:
         if run.environment["platform"] != "gpu":
@@ -90,10 +90,8 @@ def _at_a_glance(runs: list[Run]) -> str:
             kind, ran = row["benchmark"], f"{run.environment['device']}, `{run.environment['revision'][:7]}`"
             where = [row.get("dtype"), row.get("sparsity")]
             if kind == "decode" and row["rows"] == 1:
-                for name, words in (("product", "product, gates given"), ("layer", "layer, from the input on")):
-                    ratio = f"{row[f'speedup_{name}']:.2f}x"
-                    cells = [f"{words}, H {row['hidden']}", *where, time(row, name), time(row, "dense"), ratio, ran]
-                    found[name, row["hidden"], *where] = cells
+                cells = [f"layer, H {row['hidden']}", *where, time(row, "layer"), time(row, "dense")]
+                found["layer", row["hidden"], *where] = [*cells, f"{row['speedup_layer']:.2f}x", ran]
             elif kind == "model_decode" and row["batch"] == 1:
                 what = f"token of an {row['cell'].upper()} of {row['layers']} x {row['hidden']}"
                 cells = [

@@ -52,8 +52,8 @@ def _product(row: Row) -> dict[str, Any]:
         "gate rank": row.get("gate_rank") or "full",
         "rows": row["rows"],
         "sparsity": row["sparsity"],
-        "blocks read": f"{row['share_read']:.1%}",
-        "weights in turn": row.get("copies", 1),
+        # Of one row it is the density.
+        "blocks read": f"{row['share_read']:.1%}" if row["rows"] > 1 else MISSING,
         "dense": time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),
         "dense, columns sharded": time(row, "dense_sharded"),
@@ -112,13 +112,13 @@ def _model_decode(row: Row) -> dict[str, Any]:
         for column, value in ((title, time(row, name)), (f"over {title}", ratio(row, f"speedup_over_{name}")))
     }
     return {
-        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, {row['vocab']:,} words",
+        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, {row['vocab']:,} tokens",
         "block": row["block"],
         "type": row["dtype"],
         "gate rank": "none: norms" if row.get("gate_source") == "norm" else row["gate_rank"] or "full",
         "batch": row["batch"],
         "sparsity": row["sparsity"],
-        "blocks read": f"{row['share_read']:.1%}",
+        "blocks read": f"{row['share_read']:.1%}" if row["batch"] > 1 else MISSING,
         "dense": time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),
         "dynamic": time(row, "dynamic"),
@@ -128,13 +128,13 @@ def _model_decode(row: Row) -> dict[str, Any]:
     } | others
 
 
-def _word_profile(row: Row) -> dict[str, Any]:
+def _token_profile(row: Row) -> dict[str, Any]:
     parts = {name: row[f"{name}_us"] for name in ("scores", "choice", "product", "softmax", "rest")}
     return {
         "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}",
         "gate rank": row["gate_rank"] or "full",
         "sparsity": row["sparsity"],
-        "a word": time(row, "word"),
+        "a token": time(row, "token"),
         "with a trace": _bound(row, "traced"),
     } | {name: f"{number(value)} µs ({value / row['traced_us']:.1%})" for name, value in parts.items()}
 
@@ -144,5 +144,5 @@ COLUMNS = {
     "batched": _batched,
     "train_step": _train_step,
     "model_decode": _model_decode,
-    "word_profile": _word_profile,
+    "token_profile": _token_profile,
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
-KINDS = ("decode", "batched", "train_step", "model_decode", "word_profile")
+KINDS = ("decode", "batched", "train_step", "model_decode", "token_profile")
 """Values of "benchmark" in the raw lines; what else a file may hold is not for the page of times."""
 
 

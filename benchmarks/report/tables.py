@@ -15,6 +15,17 @@ def table(header: list[str], lines: list[list[Any]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in cut]
 
 
+def said_once(lines: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table of ``lines``, above it in a sentence the columns that are the same in all of them."""
+    alike = {key: lines[0][key] for key in lines[0] if len(lines) > 1 and len({str(line[key]) for line in lines}) == 1}
+    told = ", ".join(f"{key} {value}" for key, value in alike.items() if value != MISSING)
+    header = [key for key in lines[0] if key not in alike]
+    return [
+        *([f"In every line: {told}.", ""] if told else []),
+        *table(header, [[line[key] for key in header] for line in lines]),
+    ]
+
+
 def number(value: float) -> str:
     """Three digits."""
     if value >= 100:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from bwds.cli.flags import as_flags
 from bwds.errors import is_refusal, missing_extra, too_little_memory
 from bwds.output import let_go, open_streams, tell
 
@@ -80,7 +81,7 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
     except Exception as error:
         if is_refusal(error, main):
             program = f"python {program}" if program.endswith(".py") else program
-            tell(f"error: {error}\nSee {program} --help.")
+            tell(f"error: {as_flags(str(error))}\nSee {program} --help.")
             return 2
         message = missing_extra(error) or too_little_memory(error)
         if message is None:

@@ -35,6 +35,7 @@ import tyro
 
 from bwds.checks import require
 from bwds.cli import parsed, shell_command
+from bwds.cli.flags import as_flags
 from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
 from bwds.filesystem import place
 from bwds.output import say, tell
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         say(f"{stopped}\nResume with: {command}")
         sys.exit(stopped.exit_code)
     except NonFiniteError as failure:
-        tell(f"error: {failure}")
+        tell(f"error: {as_flags(str(failure))}")
         sys.exit(1)
     if is_first():
         show(summary, workdir, config.model.method, script=script)

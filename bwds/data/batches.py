@@ -28,7 +28,7 @@ def steps_per_epoch(ids: Int32[np.ndarray, " n"], *, batch_size: int, sequence_l
     if steps < 1:
         raise ValueError(
             f"The training split has {len(ids)} tokens, fewer than one batch of {batch_size} x {sequence_length} and "
-            "one more; choose a smaller --data.batch-size or --data.sequence-length, or more text."
+            "one more; choose a smaller data.batch_size or data.sequence_length, or more text."
         )
     return steps
 

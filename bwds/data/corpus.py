@@ -78,7 +78,7 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
     if directory is not None and (name == "pydoc" or name.startswith("tfds:")):
         raise ValueError(
             f"Dataset {name!r} reads no files of yours, but the directory {directory!r} is given. "
-            "For text files of yours use --data.dataset text; else leave --data.directory out."
+            "For text files of yours use data.dataset='text'; else leave data.directory out."
         )
     if name == "pydoc":
         from bwds.data import pydoc
@@ -88,7 +88,7 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
         from bwds.data import text
 
         if directory is None:
-            raise ValueError("Dataset 'text' needs --data.directory, a file of text or a folder with such files.")
+            raise ValueError("Dataset 'text' needs data.directory, a file of text or a folder with such files.")
         return text.splits(directory, needed, held_out=config.held_out)
     if name in DATASETS and directory is not None:
         from bwds.data import known
@@ -99,7 +99,7 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
     except ModuleNotFoundError as error:
         raise ValueError(
             f"Dataset {name!r} is downloaded by TensorFlow Datasets, whose module {error.name!r} is not installed: "
-            'pip install -e ".[train]" in a clone of the repository, or give text files with --data.directory DIR.'
+            'pip install -e ".[train]" in a clone of the repository, or give text files with data.directory=DIR.'
         ) from error
     return tfds.splits(name.removeprefix("tfds:")) if name.startswith("tfds:") else tfds.own_splits(name)
 
@@ -145,8 +145,8 @@ def build_corpus(
         share = sum(rare) / len(train)
         notes += (
             f"The vocabulary is the {vocab_limit - 2:,} most frequent of {len(real):,} {tokens}s; the others, "
-            f"{share:.1%} of the training text, are {UNK}: --data.vocab-limit sets another limit, and with "
-            "--data.tokens subword nothing is unknown.",
+            f"{share:.1%} of the training text, are {UNK}: data.vocab_limit sets another limit, and with "
+            "data.tokens='subword' nothing is unknown.",
         )
     words = _frequency_order(count, vocab_limit)
     ids = {word: i for i, word in enumerate(words)}

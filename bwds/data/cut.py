@@ -49,7 +49,7 @@ def splits(path: Path, needed: Sequence[str] = SPLITS, *, held_out: float) -> di
         begin, end = borders[i : i + 2]
         origin = f"the {split} split of {path} (bytes {begin:,} to {end:,})"
         if begin >= end:
-            raise ValueError(f"There is no text for {origin}; take more text or a larger --data.held-out.")
+            raise ValueError(f"There is no text for {origin}; take more text or a larger data.held_out.")
         found[split] = Split(origin, _lines(_pieces(files, sizes, begin, end)), _told(path, files, borders))
     return found
 
@@ -69,7 +69,7 @@ def text_files(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(
             f"There is no text in {str(folder)!r}: neither files named train, valid and test, such as train.txt, nor "
-            f"any file whose name ends in {', '.join(ENDINGS)}. A single file may have any name: --data.directory FILE."
+            f"any file whose name ends in {', '.join(ENDINGS)}. A single file may have any name: data.directory=FILE."
         )
     return [folder / name for name in sorted(files, key=lambda name: name.parts)]
 

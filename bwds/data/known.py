@@ -64,7 +64,7 @@ def check_files(name: str, files: Mapping[str, Path]) -> None:
             check_is_text(path)
             raise ValueError(
                 f"{path} is not the {split} file of {KNOWN[name].title}: its {algorithm} is {actual}, not {expected}. "
-                "For other text files use --data.dataset text."
+                "For other text files use data.dataset='text'."
             )
 
 

@@ -74,7 +74,7 @@ def build() -> dict[str, str]:
         raise ValueError(
             f"The documentation that comes with this Python ({sys.executable}) has {counts.total()} words, too few for "
             "the pydoc corpus: its standard library has no source files or no docstrings. Use a full installation of "
-            "Python, or text files of yours with --data.dataset text --data.directory DIR."
+            "Python, or text files of yours with data.dataset='text' and data.directory=DIR."
         )
     return {
         split: "\n".join(

@@ -18,11 +18,11 @@ def find_files(directory: str | Path, needed: Sequence[str] = SPLITS) -> dict[st
     Raises:
         ValueError: the folder or the file of a split is missing.
     """
-    folder = place(directory, "--data.directory")
+    folder = place(directory, "data.directory")
     if not folder.is_dir():
         raise ValueError(
             f"The data directory {str(folder)!r} does not exist or is no folder; "
-            "--data.directory names a file of text, or the folder with the files."
+            "data.directory names a file of text, or the folder with the files."
         )
     found = {}
     for split in needed:
@@ -48,7 +48,7 @@ def splits(directory: str | Path, needed: Sequence[str] = SPLITS, *, held_out: f
         ValueError: as ``find_files``; there is no text; while reading, as ``read_lines``, or what a file holds is no
             plain text.
     """
-    path = place(directory, "--data.directory")
+    path = place(directory, "data.directory")
     names = [name.format(split) for split in SPLITS for name in _FILE_NAMES]
     if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in names)):
         return cut.splits(path, needed, held_out=held_out)

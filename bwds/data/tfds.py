@@ -34,7 +34,7 @@ def own_splits(name: str) -> dict[str, Split]:
     builder = _prepare(
         lambda: BUILDERS[name](data_dir=_data_dir()),
         way_out="Without a network, give the folder with its train, valid and test files: "
-        f"--data.dataset {name} --data.directory DIR.",
+        f"data.dataset={name!r} and data.directory=DIR.",
     )
     return _read(builder, TFDS_SPLITS, "text")
 
@@ -53,12 +53,12 @@ def splits(name: str) -> dict[str, Split]:
     except Exception as error:
         raise ValueError(
             f"TensorFlow Datasets cannot open {name!r}: {_first_line(error)} Its catalogue is at "
-            "https://www.tensorflow.org/datasets/catalog; text files of yours are read with --data.dataset text."
+            "https://www.tensorflow.org/datasets/catalog; text files of yours are read with data.dataset='text'."
         ) from error
     feature = _text_feature(builder)  # before the work of preparing
     builder = _prepare(
         lambda: tfds.builder(name, data_dir=_data_dir()),
-        way_out="Text files of yours are read with --data.dataset text --data.directory DIR.",
+        way_out="Text files of yours are read with data.dataset='text' and data.directory=DIR.",
     )
     return _read(builder, _split_instructions(builder), feature)
 

@@ -157,7 +157,7 @@ class Checkpoints:
             return tree, info
         raise ValueError(
             f"No checkpoint in {self.directory} can be read: that of step {steps[0]} is damaged ({reason}). "
-            "Put back a copy of it, or train anew in another --workdir."
+            "Put back a copy of it, or train anew in another workdir."
         )
 
     def _told(self, step: int, read: Callable[[], Any]) -> Any:
@@ -173,7 +173,7 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise OSError(f"{message}; nothing was changed, so try again.") from error
             raise ValueError(
-                f"{message}: it is of another version. Go on with that version, or train anew in another --workdir."
+                f"{message}: it is of another version. Go on with that version, or train anew in another workdir."
             ) from error
 
     def _give_up(self, damaged: list[int], good: int, reason: str) -> None:

@@ -17,9 +17,9 @@ class MeshConfig:
     """Between steps, spread parameters and the state of the optimiser over --mesh.data as well (fully sharded)."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, mesh_model=self.model)
+        require_at_least(1, model=self.model)
         if self.data is not None:
-            require_at_least(1, mesh_data=self.data)
+            require_at_least(1, data=self.data)
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class DistributedConfig:
         named = [value is not None for value in (self.coordinator, self.processes, self.process)]
         require(
             all(named) or not any(named),
-            "--distributed.coordinator, --distributed.processes and --distributed.process go together; give all three.",
+            "coordinator, distributed.processes and distributed.process go together; give all three.",
         )
-        require_at_least(1, distributed_heartbeat=self.heartbeat)
-        require(not (self.auto and any(named)), "--distributed.auto finds the processes itself; do not name them.")
+        require_at_least(1, heartbeat=self.heartbeat)
+        require(not (self.auto and any(named)), "auto finds the processes itself; do not name them.")
         if self.processes is not None and self.process is not None:
-            require_at_least(1, distributed_processes=self.processes)
+            require_at_least(1, processes=self.processes)
             require(
                 0 <= self.process < self.processes,
-                f"--distributed.process is {self.process}; it must be from 0 to {self.processes - 1}.",
+                f"process is {self.process}; it must be from 0 to {self.processes - 1}.",
             )

@@ -42,16 +42,18 @@ def extend(workdir: Path, config: Config, vocabulary: Vocabulary, text: str) -> 
     # But for its length it must be this run.
     claim_workdir(workdir, replace(config, train=replace(config.train, steps=planned)), vocabulary)
     if planned > steps:
-        raise ValueError(f"--train.extend-to is {steps}; the run in {str(workdir)!r} has {planned} steps: take more.")
+        raise ValueError(
+            f"The run in {str(workdir)!r} has {planned} steps; to extend it, take more than that, not {steps}."
+        )
     if there.rising_sparsity:
         raise ValueError(
             f"The sparsity of the run in {str(workdir)!r} follows a schedule in fractions of all its {planned} steps, "
-            "so more of them would take back what was pruned; train anew in another --workdir."
+            "so more of them would take back what was pruned; train anew in another workdir."
         )
     if (summary := read_summary(workdir)) is None:
         raise ValueError(
-            f"The run in {str(workdir)!r} has not done its {planned} steps; give its own command, without "
-            "--train.extend-to, until it is finished."
+            f"The run in {str(workdir)!r} has not done its {planned} steps; give its own command, "
+            "which asks for no more, until it is finished."
         )
     check_text(summary, text, workdir)
     optim, schedule = config.optim, learning_rate_schedule(config.optim, steps)

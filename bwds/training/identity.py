@@ -61,7 +61,7 @@ def settled(config: Config) -> Config:
     """
     if config.data.directory is None:
         return config
-    directory = str(place(config.data.directory, "--data.directory").absolute())
+    directory = str(place(config.data.directory, "data.directory").absolute())
     return replace(config, data=replace(config.data, directory=directory))
 
 
@@ -75,7 +75,7 @@ def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
     if info.get("text_sha256") not in (None, text):
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: the vocabulary is the same, the "
-            "training or validation split is not. Put back the old text to resume it, or give another --workdir "
+            "training or validation split is not. Put back the old text to resume it, or give another workdir "
             "for a new run."
         )
 

@@ -63,8 +63,8 @@ class Kept:
         """The error for what is not finite. It tells what is left of the run."""
         good = "There is no checkpoint yet" if self.saved is None else f"The last good checkpoint is step {self.saved}"
         return NonFiniteError(
-            f"{what}. {good} in {self._last.directory}. Training stops here; try a smaller --optim.learning-rate or "
-            "--optim.clip-norm, or --model.gate-activation softplus if gates are linear, in another --workdir."
+            f"{what}. {good} in {self._last.directory}. Training stops here; try a smaller optim.learning_rate or "
+            "optim.clip_norm, or model.gate_activation='softplus' if gates are linear, in another workdir."
         )
 
     def stopped(self, error: OSError, step: int) -> OSError:

@@ -25,7 +25,7 @@ def locked(workdir: Path) -> Iterator[None]:
         ValueError: a run is going on there, or it is no folder.
     """
     if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"{str(workdir)!r} is a file; --workdir must be a folder, or a name for a new one.")
+        raise ValueError(f"{str(workdir)!r} is a file; workdir must be a folder, or a name for a new one.")
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
@@ -35,7 +35,7 @@ def locked(workdir: Path) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             raise ValueError(
                 f"A run is going on in {str(workdir)!r} ({holder}); wait until it ends, stop it, or give another "
-                "--workdir."
+                "workdir."
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

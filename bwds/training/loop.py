@@ -79,7 +79,7 @@ def train(
         NonFiniteError: loss, gradient or parameters are not finite.
         InterruptedRunError: Ctrl-C, SIGTERM or their like; the state is saved, and the same call resumes.
     """
-    workdir = place(workdir, "--workdir")
+    workdir = place(workdir, "workdir")
     config = settled(config)
     corpus = first_then_all(partial(load_corpus, config.data))
     if progress and is_first():
@@ -88,7 +88,7 @@ def train(
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=len(corpus.vocabulary)))
     require(
         config.train.steps > 0 or start_from is not None,
-        "steps is 0; it must be at least 1: without --start-from there would be nothing to evaluate.",
+        "steps is 0; it must be at least 1: without start_from there would be nothing to evaluate.",
     )
     params = None
     if start_from is not None:

@@ -50,8 +50,8 @@ def connect(config: DistributedConfig) -> None:
         reason = str(error).splitlines()[0]
         if config.processes is None:
             message = (
-                f"The other processes cannot be found ({reason}); give --distributed.coordinator, "
-                "--distributed.processes and --distributed.process."
+                f"The other processes cannot be found ({reason}); give distributed.coordinator, "
+                "distributed.processes and distributed.process."
             )
         else:
             message = f"Process {config.process} cannot join {config.coordinator} ({reason})."
@@ -74,7 +74,7 @@ def failing_at_once() -> Iterator[None]:
     """What may be an error of one process alone ends it with the message and exit code 1, where there are several.
 
     An orderly end would wait for the others, which wait for this one. They end when they miss it: at once if it was the
-    first, else after ``--distributed.heartbeat``. Unless there are several, nothing is changed.
+    first, else after ``distributed.heartbeat``. Unless there are several, nothing is changed.
     """
     try:
         yield
@@ -171,7 +171,7 @@ def check_shared(file: Path) -> None:
     def look() -> None:
         if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != content:
             raise ValueError(
-                f"The folder {str(file.parent)!r} is not the one that process 0 sees under its --workdir; give all "
+                f"The folder {str(file.parent)!r} is not the one that process 0 sees under its workdir; give all "
                 "processes the same folder, on a file system that they share."
             )
 

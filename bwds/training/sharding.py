@@ -139,32 +139,32 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
     mesh = mesh or MeshConfig()
     there = jax.device_count()
     if mesh.data is None and mesh.model > there:
-        raise ValueError(f"--mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")
+        raise ValueError(f"mesh.model is {mesh.model} and there are {there} devices; give at most {there}.")
     if mesh.data is None and there % mesh.model:
         raise ValueError(
-            f"--mesh.model is {mesh.model}, which does not divide the {there} devices; choose one that does, or give "
-            "--mesh.data too, to leave some out."
+            f"mesh.model is {mesh.model}, which does not divide the {there} devices; choose one that does, or give "
+            "mesh.data too, to leave some out."
         )
     data = there // mesh.model if mesh.data is None else mesh.data
     if data * mesh.model > there:
         raise ValueError(
-            f"--mesh.data {data} and --mesh.model {mesh.model} need {data * mesh.model} devices and there are {there}; "
+            f"mesh.data {data} and mesh.model {mesh.model} need {data * mesh.model} devices and there are {there}; "
             f"their product must be at most {there}."
         )
     if jax.process_count() > 1 and data * mesh.model != there:
         raise ValueError(
-            f"--mesh.data {data} and --mesh.model {mesh.model} leave out some of the {there} devices of "
+            f"mesh.data {data} and mesh.model {mesh.model} leave out some of the {there} devices of "
             f"{jax.process_count()} processes; their product must be {there}."
         )
     default = "" if mesh.data else f" (the default for {there} devices)"
-    _check_divides(f"--mesh.data is {data}{default}", data, batch_size, "rows of the batch", "--data.batch-size")
+    _check_divides(f"mesh.data is {data}{default}", data, batch_size, "rows of the batch", "data.batch_size")
     parts = 4 if model.cell == "lstm" else 3
     columns = parts * model.hidden_size
     if model.method == "dynamic":
         columns //= model.block_size
-    _check_divides(f"--mesh.model is {mesh.model}", mesh.model, columns, "columns of blocks", "--model.hidden-size")
+    _check_divides(f"mesh.model is {mesh.model}", mesh.model, columns, "columns of blocks", "model.hidden_size")
     if mesh.shard_optimizer and data == 1 and is_first():
-        tell("warning: --mesh.shard-optimizer changes nothing with one device along --mesh.data.")
+        tell("warning: mesh.shard_optimizer changes nothing with one device along mesh.data.")
     devices = jax.devices()[: data * mesh.model]
     made = jax.make_mesh((data, mesh.model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
     return Placement(made, mesh.shard_optimizer)

@@ -43,17 +43,16 @@ def start(config: Config, corpus: Corpus, workdir: Path, folder: str | Path) -> 
     Raises:
         ValueError: there is no such run, it has another vocabulary or shape, or its gates are of another kind.
     """
-    folder = place(folder, "--start-from")
+    folder = place(folder, "start_from")
     require(
         folder.resolve() != workdir.resolve(),
-        f"--start-from is the run's own folder, {str(folder)!r}; give the same command without it, or another "
-        "--workdir.",
+        f"start_from is the run's own folder, {str(folder)!r}; give the same command without it, or another workdir.",
     )
     source = read_config(folder)
     require(
         Vocabulary.load(folder / VOCABULARY_FILE, corpus.vocabulary.tokens) == corpus.vocabulary,
         f"The run in {str(folder)!r} has another vocabulary than this text: {source.model.vocab_size:,} words there, "
-        f"{config.model.vocab_size:,} here. Start from a run on the same text, with the same --data.vocab-limit.",
+        f"{config.model.vocab_size:,} here. Start from a run on the same text, with the same data.vocab_limit.",
     )
     _require_kind(source.model, config.model, folder)
     params, _ = load_params(source, folder, "best")
@@ -77,7 +76,7 @@ def _require_kind(source: ModelConfig, model: ModelConfig, folder: Path) -> None
     require(
         gated or not gates,
         f"{run}: it has no gates, and the gate_source {model.gate_source!r} needs trained ones. Take "
-        "--model.gate-source norm, whose gates need no training.",
+        "model.gate_source='norm', whose gates need no training.",
     )
     require(gates or not gated, f"{run}: it is dynamic, and a model of method {model.method!r} has no use for gates.")
     require(

@@ -41,21 +41,21 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
             if (workdir / name).exists():
                 raise ValueError(
                     f"The folder {str(workdir)!r} has {name} but no {CONFIG_FILE}, so it is not known which run it "
-                    "belongs to; give another --workdir."
+                    "belongs to; give another workdir."
                 )
         write_text(workdir / CONFIG_FILE, config.to_json())
     differences = config_differences(read_config(workdir), config)
     if differences:
         raise ValueError(
             f"The folder {str(workdir)!r} holds a run with another configuration ({'; '.join(differences)}). "
-            "Give the same options to resume it, or another --workdir for a new run."
+            "Give the same options to resume it, or another workdir for a new run."
         )
     if not (workdir / VOCABULARY_FILE).exists():
         vocabulary.save(workdir / VOCABULARY_FILE)
     elif Vocabulary.load(workdir / VOCABULARY_FILE, vocabulary.tokens) != vocabulary:
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: its vocabulary is another one. "
-            "Put back the old text to resume it, or give another --workdir for a new run."
+            "Put back the old text to resume it, or give another workdir for a new run."
         )
 
 
@@ -79,7 +79,7 @@ def read_config(workdir: Path) -> Config:
     """
     path = workdir / CONFIG_FILE
     if workdir.is_file():
-        raise ValueError(f"{str(workdir)!r} is a file; give the folder of a run, the --workdir of its training.")
+        raise ValueError(f"{str(workdir)!r} is a file; give the folder of a run, the workdir that it was trained in.")
     if not path.is_file():
         raise ValueError(f"There is no run in {str(workdir)!r}: it has no {CONFIG_FILE}. Train one with bwds train.")
     try:

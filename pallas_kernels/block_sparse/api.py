@@ -64,7 +64,7 @@ def _choose(implementation: str | None, x, w, gates) -> Modules:
     if here != needed:
         raise ValueError(
             f"implementation {implementation!r} needs the platform {needed}, and JAX runs on {here} here; "
-            "implementation='xla' runs everywhere (of a command: --model.implementation xla)."
+            "implementation='xla' runs everywhere."
         )
     module.check(x, w, gates)
     return ((platform, module),)

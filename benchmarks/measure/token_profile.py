@@ -1,6 +1,6 @@
 """Where the time of a token goes, on a CPU: a trace of greedy decoding, its operations sorted by their purpose.
 
-    python -m benchmarks.measure.word_profile [--cell lstm qrnn] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
+    python -m benchmarks.measure.token_profile [--cell lstm qrnn] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
                                              [--gate-rank RANK] [--output FILE]
 
 A token of a rollout is one turn of a compiled loop. The trace has a time for every operation in it, and the program's
@@ -26,11 +26,11 @@ from bwds import ModelConfig, language_model, num_kept_blocks
 from bwds.generate import greedy_rollout
 from bwds.timing import time_in_turns
 
-STEPS, WORDS = 16, 10_000
+STEPS, TOKENS = 16, 10_000
 PARTS = ("scores", "choice", "product", "softmax", "rest")
 
 
-def loop_over_words(program: Program) -> Instruction:
+def loop_over_tokens(program: Program) -> Instruction:
     """The loop that turns once per token. Raises ``ValueError`` if there is no such loop."""
     loops = [found for found in program.computations[program.entry].values() if found.opcode == "while"]
     for loop in loops:
@@ -45,7 +45,7 @@ def part_of(instruction: Instruction) -> str:
     source = found[1] if found else ""
     if instruction.opcode == "dot" or source.endswith("/dot_general"):
         # The compiler drops the source of some dots. Only the softmax's dot has a column for every token.
-        if any(array.bytes == 4 * WORDS for array in instruction.arrays):
+        if any(array.bytes == 4 * TOKENS for array in instruction.arrays):
             return "softmax"
         return "product" if "jit(product)" in source else "scores"
     if "jit(product)" in source:
@@ -75,12 +75,12 @@ def profile(config: ModelConfig) -> tuple[dict, dict[str, float]]:
     arguments = lm, params, jnp.zeros(1, jnp.int32), lm.init_carry(1)
     text = greedy_rollout.lower(*arguments, steps=STEPS).compile().as_text()
     program = parse(text)
-    body = program.computations[loop_over_words(program).called("body") or ""]
+    body = program.computations[loop_over_tokens(program).called("body") or ""]
 
     def call():
         return greedy_rollout(*arguments, steps=STEPS)
 
-    times = time_in_turns({"word": call}, least=0.0)
+    times = time_in_turns({"token": call}, least=0.0)
     seen = traced(call)
     parts = dict.fromkeys(PARTS, 0.0)
     for name, instruction in body.items():
@@ -105,11 +105,11 @@ def run(args):
                     block_size=args.block,
                     gate_rank=args.gate_rank,
                     sparsity=sparsity,
-                    vocab_size=WORDS,
+                    vocab_size=TOKENS,
                 )
-                word, parts = profile(config)
+                token, parts = profile(config)
                 results.write(
-                    "word_profile",
+                    "token_profile",
                     cell=cell,
                     hidden=hidden,
                     layers=config.num_layers,
@@ -119,7 +119,7 @@ def run(args):
                     sparsity=sparsity,
                     batch=1,
                     dtype=config.dtype,
-                    **word,
+                    **token,
                     traced_us=sum(parts.values()),
                     **{f"{name}_us": value for name, value in parts.items()},
                 )

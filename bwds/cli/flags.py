@@ -1,0 +1,44 @@
+"""A library's errors name fields, such as ``data.batch_size``; on the command line these are flags."""
+
+import dataclasses
+import re
+from collections import Counter
+
+from bwds.config import Config
+from bwds.training.devices import DistributedConfig, MeshConfig
+
+_SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)} | {
+    "mesh": MeshConfig,
+    "distributed": DistributedConfig,
+}
+_FIELDS = {name: [field.name for field in dataclasses.fields(section)] for name, section in _SECTIONS.items()}
+_COUNT = Counter(field for fields in _FIELDS.values() for field in fields)
+_SECTION_OF = {field: name for name, fields in _FIELDS.items() for field in fields if _COUNT[field] == 1}
+_FOLDERS = ("workdir", "start_from")
+"""Arguments of ``bwds.training.train`` that are flags of their own."""
+
+
+def as_flags(sentence: str) -> str:
+    """The sentence with flags in the place of fields.
+
+    Fields are recognised as ``section.field``; as ``field=`` if only one section has such a field; and in a sentence
+    that begins with ``section:``, as its first word or wherever a name has an underscore.
+
+    Example:
+        ```python
+        as_flags("take a smaller data.batch_size")    # take a smaller --data.batch-size
+        as_flags("model: sparsity is 2.0")            # --model.sparsity is 2.0
+        ```
+    """
+    section, _, rest = sentence.partition(": ")
+    if section in _FIELDS:
+        rest = re.sub(r"^\w+|(?<![\w.'\"/-])\w+_\w+\b(?!\.)", lambda m: _flag(section, m[0]), rest)
+        sentence = rest if rest.startswith("--") else f"{section}: {rest}"
+    sentence = re.sub(r"(?<![\w.'\"/-])([a-z]+)\.(\w+)\b", lambda m: _flag(m[1], m[2], m[0]), sentence)
+    sentence = re.sub(r"(?<![\w.'\"/-])(\w+)(?==)", lambda m: _flag(_SECTION_OF.get(m[1], ""), m[1]), sentence)
+    return re.sub(r"^workdir\b|(?<![\w.'\"/-])start_from\b", lambda m: "--" + m[0].replace("_", "-"), sentence)
+
+
+def _flag(section: str, field: str, otherwise: str | None = None) -> str:
+    known = field in _FIELDS.get(section, ())
+    return f"--{section}.{field.replace('_', '-')}" if known else otherwise or field
