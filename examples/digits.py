@@ -146,7 +146,7 @@ figure
 # %% [markdown]
 # ## Convert the dense network
 #
-# `from_linear` makes a dense layer dynamic without training. Nothing is learned that chooses: the score of a block is
+# `from_linear` makes a dense layer dynamic without training. The choice is not learned: the score of a block is
 # the norm of its part of the input times its own norm, so one network serves every budget.
 
 

@@ -2,7 +2,7 @@
 
     pip install -e ".[train]" && python examples/feed_forward_lm.py
 
-The embeddings of the last eight words lie side by side and go through one hidden layer to the next word (Bengio et al.,
+The embeddings of the last eight tokens lie side by side and go through one hidden layer to the next one (Bengio et al.,
 A Neural Probabilistic Language Model, 2003). The hidden layer is dense, and then block-wise dynamic with half of its
 blocks omitted; everything else is the same. The text is the documentation of Python, so nothing is downloaded.
 """
@@ -23,7 +23,7 @@ CONTEXT, WIDTH, HIDDEN, BATCH = 8, 64, 512, 128
 
 
 class FeedForwardLM(nnx.Module):
-    """Scores of the next word, [B, V], from the last words [B, CONTEXT]."""
+    """Scores of the next token, [B, V], from the last tokens [B, CONTEXT]."""
 
     def __init__(self, vocab_size: int, sparsity: float | None, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(vocab_size, WIDTH, rngs=rngs)

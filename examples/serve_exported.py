@@ -3,7 +3,7 @@
     python examples/serve_exported.py DIR "the company said" "in new york"
 
 DIR is a folder that ``bwds.export.export_programs`` has written. Every stream has a state of its own, a row of each
-array; those that go on are put together for one step of a decoding program, whatever their number.
+array. One step of a decoding program takes the rows of all streams that have not ended, whatever their number.
 """
 
 import json

@@ -2,12 +2,11 @@
 
     JAX_PLATFORMS=cpu python -m tests.aot_gpu [SIZE ...]
 
-With blocks of 128, or of the sizes that are named. One JSON object a line: function, dtype, rows, layout, precision of
-products, size of a block; the kernel's registers and bytes spilled
-as ptxas counts them; tensor-core instructions and loads in its PTX. Nothing is run. Needs jax-cuda13-plugin and
-jax-cuda13-pjrt in the version of jax, and ptxas (nvidia-cuda-nvcc), as .ci/compilers installs them; where one is
-missing it says so and ends with status 3. h200.txtpb describes the chip to XLA. A program of its own, since XLA reads
-its flags once, when it starts.
+Blocks are of 128, or of the named sizes. It prints one JSON object a line: function, dtype, rows, layout, precision of
+products, size of a block; the kernel's registers and bytes spilled as ptxas counts them; tensor-core instructions and
+loads in its PTX. Nothing is run. It needs jax-cuda13-plugin and jax-cuda13-pjrt in the version of jax, and ptxas
+(nvidia-cuda-nvcc), as .ci/compilers installs them; where one is missing it says so and ends with status 3. h200.txtpb
+describes the chip to XLA. This is a program of its own because XLA reads its flags only once, when it starts.
 """
 
 import importlib.util
@@ -43,7 +42,7 @@ class Case(NamedTuple):
 
 
 def cases(sizes: list[int]) -> Iterator[Case]:
-    """The cases of blocks of 128, or if sizes are named those of these."""
+    """The cases with blocks of 128, or with blocks of the named sizes."""
     for size, function, dtype, rows in itertools.product(sizes, FUNCTIONS, ("float32", "bfloat16"), (1, 16, 64)):
         yield Case(function, dtype, rows, "row-major", block=size)
     if sizes:
@@ -76,7 +75,7 @@ def need_compiler() -> str:
 
 
 def dumping_flags(directory: str) -> str:
-    """XLA's flags: untuned, since tuning runs candidates; the PTX is kept for ptxas to count registers."""
+    """XLA's flags: no tuning, because tuning runs candidates; the PTX is kept for ptxas to count registers."""
     flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={directory}"
     return flags if version("jax").startswith("0.10.") else flags + " --xla_dump_emitter_re=ptx"
 

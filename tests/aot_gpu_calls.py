@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python -m tests.aot_gpu_calls
 
 One JSON object a line: what is called, with how many weights; kernels of one turn of the loop, launches of whatever
-kind; the largest result in bytes of an instruction of that turn. Ends with status 3 where a compiler is missing, as
+kind; the bytes of the largest result of an instruction in that turn. Ends with status 3 where a compiler is missing, as
 ``aot_gpu``.
 """
 

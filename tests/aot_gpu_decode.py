@@ -1,10 +1,10 @@
-"""Compiles greedy decoding for an H200 on a machine that has no GPU, and prints how many kernels a word takes.
+"""Compiles greedy decoding for an H200 on a machine that has no GPU, and prints how many kernels a token takes.
 
     JAX_PLATFORMS=cpu python -m tests.aot_gpu_decode
 
-One JSON object a line: the model, streams and kernels of one step of the loop, launches of whatever kind. Before them
-what the kernel of the gates needs for the most scores that it takes. Ends with status 3 where a compiler is missing,
-as ``aot_gpu``.
+It prints one JSON object a line. The first lines say what the kernel of the gates needs for the most scores that it
+takes. The others have the model, streams and kernels of one step of the loop, launches of whatever kind. It ends with
+status 3 where a compiler is missing, as ``aot_gpu`` does.
 """
 
 import functools
@@ -25,7 +25,7 @@ CASES = (
 )
 """Method, or the source of scores that are not learned; rank, activation, streams."""
 GRID = (64, 256)
-"""Of the most scores; that of an LSTM of 8192."""
+"""The grid with the most scores, that of an LSTM of 8192."""
 LAUNCHED = ("fusion", "custom-call", "copy", "reduce", "sort", "dot")
 
 

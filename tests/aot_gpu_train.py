@@ -64,6 +64,6 @@ def compile_all() -> None:
 
 if __name__ == "__main__":
     need_compiler()
-    # XLA's own dense products as cuBLAS's: its Triton ones are not to be had without tuning, which runs candidates.
+    # XLA takes cuBLAS for its dense products here: its Triton ones need tuning, which runs candidates.
     os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     compile_all()

@@ -41,7 +41,7 @@ def forget_programs() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_to_compile() -> Iterator[None]:
-    """For a file whose programs run for milliseconds and take seconds to compile, the kernels' own tests apart.
+    """For a file whose programs run for milliseconds but take seconds to compile; not for the kernels' own tests.
 
     XLA leaves out most of its optimisations, here and in the processes that the tests start.
     """
@@ -62,7 +62,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def no_compiler() -> Callable[[str], NoReturn]:
-    """Ends a test that needs a compiler for other chips: skipped, but in CI, where all are installed, failed."""
+    """Ends a test that lacks a compiler for other chips. It is skipped; in CI, where all are installed, it fails."""
 
     def end(reason: str) -> NoReturn:
         (pytest.fail if "CI" in os.environ else pytest.skip)(f"{reason}; .ci/compilers installs it.")
@@ -72,7 +72,7 @@ def no_compiler() -> Callable[[str], NoReturn]:
 
 @pytest.fixture(scope="session")
 def compile_for_a_gpu(no_compiler) -> Callable[..., list[dict[str, Any]]]:
-    """Runs a module beside the tests that compiles for a GPU ahead of time: what it prints, JSON lines."""
+    """Runs one of the modules here that compile for a GPU ahead of time; returns the JSON lines that it prints."""
 
     def run(script: str, *arguments: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", f"tests.{script}", *arguments]

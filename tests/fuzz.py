@@ -3,11 +3,11 @@
     python -m tests.fuzz [TARGET ...] [--seconds 60 | --runs N] [--hypothesis] [--seed 0] [--output FILE]
 
 Every search is guided by coverage: Atheris (libFuzzer) changes the bytes that Hypothesis draws its values from, and
-keeps those that reach new code of bwds and pallas_kernels. Arrays have few shapes, so what has to be compiled is after
-the first inputs. With --hypothesis, Hypothesis searches alone. Every target runs in a process of its own. Without a
-TARGET all are searched, --seconds each.
+keeps those that reach new code of bwds and pallas_kernels. Arrays have few shapes, so that nothing has to be
+compiled after the first inputs. With --hypothesis, Hypothesis searches alone. Every target runs in a process of its
+own. Without a TARGET all are searched, --seconds each.
 
-A failure is told once for each place in the code, with the input in hexadecimal digits, to be tried again with
+A failure is reported once for each place in the code, with the input in hexadecimal digits, to be tried again with
 --input. It is also in Hypothesis' database, so that the test of the property fails with a small example of it.
 
 Exit codes: 0 nothing was found; 1 something was; 2 a mistake on the command line.
@@ -125,10 +125,10 @@ def guided(search: Search, seed: int) -> None:
         if search.enough:
             kept = len(os.listdir(corpus))
             print(json.dumps(search.result(driver="atheris", calls=search.calls, kept=kept)), flush=True)
-            # What libFuzzer would do at the end is not wanted.
+            # This leaves out what libFuzzer would do at the end.
             os._exit(0)
 
-    # What it ends the process for, as more than 2 GB of memory, is told by the process that waits for this one.
+    # If it ends the process, as for more than 2 GB of memory, the process that waits for this one reports it.
     options = [f"-seed={seed + 1}", "-max_len=2048", "-verbosity=0", "-timeout=120", f"-artifact_prefix={corpus}/"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
@@ -228,10 +228,10 @@ def environment() -> dict[str, Any]:
 def run_alone(target: str, options: list[str], patience: float | None) -> dict[str, Any]:
     """What a process of its own finds for a target in some seconds; it is told as soon as it is known."""
     command = [sys.executable, "-m", "tests.fuzz", target, "--alone", *options]
-    # Most of the time would go into making and removing folders on a disk.
+    # In memory, because on a disk most of the time would go into making and removing folders.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) and "TMPDIR" not in os.environ else None
     try:
-        # The process ends without removing its own.
+        # The process ends without removing its folders, which are in this one.
         with tempfile.TemporaryDirectory(prefix="bwds-fuzz-", dir=memory) as folder:
             variables = {"JAX_PLATFORMS": "cpu"} | os.environ | {"TMPDIR": folder}
             done = subprocess.run(

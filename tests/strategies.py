@@ -1,4 +1,4 @@
-"""Hypothesis strategies of bad input: numbers, texts, JSON and files as nobody meant them, and how it must be met."""
+"""Hypothesis strategies of bad input: numbers, texts, JSON and files that nobody meant; what must come of it."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ JSON = st.recursive(
 
 
 def attempt(function: Callable[[], Any], *named: str) -> tuple[Any, str | None]:
-    """What a function returns, and None; or None, and the sentence with which it refuses, in which the names occur.
+    """(result, None) of a function, or (None, sentence) if it refuses in a sentence, which must hold the names.
 
     Anything but a ``ValueError`` or ``OSError`` gets through. So do subclasses of ``ValueError``, which tell of an
     offset in some string instead of what is wrong with the input, and messages that are no line of text.

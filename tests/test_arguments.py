@@ -28,7 +28,7 @@ def model(**changes):
 
 
 def shapes(params, tokens=TOKENS, carry=None, **changes):
-    """``apply`` up to its shapes; ``tokens`` are known to it."""
+    """The shapes of what ``apply`` returns; it sees the values of ``tokens``, but of nothing else."""
     lm, _ = model(**changes)
     carry = lm.init_carry(2) if carry is None else carry
     return jax.eval_shape(lambda params, carry: lm.apply(params, tokens, carry), params, carry)
@@ -191,7 +191,7 @@ def test_tokens_of_any_whole_type_are_the_same_words():
     for dtype in ("int8", "uint8", "int16", "uint16", "uint32"):
         np.testing.assert_array_equal(apply(jnp.asarray(TOKENS, dtype)), wanted)
     np.testing.assert_array_equal(shapes(params, TOKENS.tolist())[0].shape, wanted.shape)
-    # Where they cannot be looked at: the nearest word.
+    # Ids that cannot be looked at are taken as the nearest token.
     near, far = np.array([[0, 299, 0], [1, 299, 2]]), np.array([[-1, 300, -128], [1, 2**30, 2]])
     np.testing.assert_array_equal(apply(jnp.asarray(far)), apply(jnp.asarray(near)))
 

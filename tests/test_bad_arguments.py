@@ -24,7 +24,7 @@ from tests.strategies import FLOATS, INTEGERS, JSON, NUMBERS, SCALARS, attempt
 
 @pytest.fixture(scope="module", autouse=True)
 def no_annotation_checks() -> Iterator[None]:
-    """So that a wrong type meets the library itself."""
+    """Off, so that the library itself meets a wrong type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -49,7 +49,7 @@ def test_kept_blocks_are_the_share_that_is_not_omitted(num_blocks, sparsity):
         assert type(kept) is int
         assert 1 <= kept <= num_blocks
         exact = (1 - Fraction(float(sparsity))) * int(num_blocks)
-        # Float32 tells no sparsities apart that are closer than half of this.
+        # Float32 cannot tell sparsities apart that are closer than half of this.
         forgiven = Fraction(int(num_blocks), 2**23) if num_blocks <= 2**20 else exact / 10**8
         assert kept == 1 or -forgiven <= kept - exact < 1
 
@@ -62,7 +62,7 @@ _ANY = _FINITE | st.sampled_from([math.nan, math.inf, -math.inf])
 
 
 def arrays(shapes: list[tuple[int, ...]], values: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarray]:
-    """float32 arrays of few shapes, so that few programs are compiled; their values are drawn eight at most."""
+    """float32 arrays of few shapes, so that few programs are compiled; at most eight of their values are drawn."""
     few = st.lists(values, min_size=1, max_size=8)
     return st.tuples(st.sampled_from(shapes), few).map(lambda pair: np.resize(np.float32(pair[1]), pair[0]))
 

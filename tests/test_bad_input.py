@@ -34,7 +34,7 @@ from tests.strategies import INTEGERS, JSON, SCALARS, WORDS, Link, attempt, chan
 
 @pytest.fixture(scope="module", autouse=True)
 def no_annotation_checks() -> Iterator[None]:
-    """So that a wrong type meets the library itself."""
+    """Off, so that the library itself meets a wrong type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

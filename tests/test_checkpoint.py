@@ -95,7 +95,7 @@ def test_what_a_killed_write_leaves_is_not_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("killed", [True, False])
 def test_a_checkpoint_without_its_digests_counts_for_nothing(tmp_path, monkeypatch, capsys, read_only, killed):
-    """What a killed process has not finished goes; what a copy may have lost the file of is set aside."""
+    """What a killed process left unfinished is removed; what may be a copy that lost its digests is set aside."""
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, state(1))
     with monkeypatch.context() as patch:
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, read
 
 
 def test_what_others_put_into_a_checkpoint_is_no_damage(tmp_path, monkeypatch, capsys):
-    """At any time: also while it is saved, and then taken away. And what an earlier version has written stays whole."""
+    """At any time, also if it comes and goes during a save. Checkpoints of an earlier version still count as whole."""
     write = checkpoint.write_text
 
     def drop_first(path, text):
@@ -158,7 +158,7 @@ def test_what_others_put_into_a_checkpoint_is_no_damage(tmp_path, monkeypatch, c
         assert capsys.readouterr().err == ""
         assert (tmp_path / "1").is_dir()
 
-    # As versions before the manifest did: of all files in one digest.
+    # Versions before the manifest wrote one digest of all files.
     (tmp_path / "1" / "sha256.txt").write_text(digest_of_all(tmp_path / "1"))
     read()
     write(tmp_path / "1" / "sha256.txt", checkpoint.manifest(tmp_path / "1"))
@@ -229,7 +229,7 @@ def test_an_error_in_reading_is_no_damage(tmp_path, monkeypatch, moment, error, 
         checkpoints.save(step, state(step))
 
     def fail(*arguments):
-        # Before 1, which is not tried, since this is not damage.
+        # Checkpoint 1 is not tried, because this is not damage.
         assert arguments[0] in (2, tmp_path / "2")
         raise error
 
@@ -242,7 +242,7 @@ def test_an_error_in_reading_is_no_damage(tmp_path, monkeypatch, moment, error, 
 
 
 def test_another_process_that_ends_is_no_fault_of_the_folder(tmp_path, monkeypatch):
-    """Its error is not told as one of the disk, and the process can say what has most likely happened."""
+    """Its error is not reported as one of the disk; the process says what has most likely happened."""
     checkpoints = Checkpoints(tmp_path, keep=2)
 
     def fail(*_):
@@ -296,7 +296,7 @@ def test_every_option_is_compared(tmp_path):
 
 
 def test_what_depends_on_the_machine_is_no_part_of_what_a_run_is(tmp_path, capsys):
-    """And is kept as it is now when the run goes on, not when it is finished."""
+    """When the run goes on, its new value is kept; when the run is finished, it is not."""
     config, folder = tiny_run.config(tmp_path), tmp_path / "run"
     claim_workdir(folder, config, VOCABULARY)
     free = {"directory": "elsewhere", "eval_batch_size": 9, "implementation": "xla", "log_every": 7}

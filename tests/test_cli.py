@@ -51,7 +51,7 @@ SCRIPTS = {name: load(name) for name in ("train", "eval")}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Of the processes started here: what one has compiled the next need not."""
+    """Variables of the processes started here: the next need not compile what one has compiled."""
     cache = tmp_path_factory.mktemp("compiled")
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -286,7 +286,7 @@ def test_options_start_from_the_preset():
     assert mesh == MeshConfig(data=None, model=2)
     assert (config.model.hidden_size, config.data) == (PRESETS["quick"].model.hidden_size, PRESETS["quick"].data)
     assert parse(["ptb-qrnn-small", "--model.sparsity", "0.9"])[0].model.cell == "qrnn"
-    # No part of the configuration: the same run with a trace or without.
+    # The trace is no part of the configuration: the run is the same with it or without.
     assert parse(["--train.profile", "5"]) == parse([])._replace(profile=5)
     with pytest.raises(ValueError, match="-1; it must be at least 0"):
         parse(["--train.profile", "-1"])
@@ -339,7 +339,7 @@ def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finishe
     _, changed, told = call(capsys, "eval", *arguments, "--split", "train", "--data.directory", str(moved))
     _, before, nothing = call(capsys, "eval", *arguments, "--split", "train")
     assert changed != before
-    # Said, and kept apart: the file of the run's own text is that of its own text, whatever came first.
+    # Eval says so, and keeps the files apart: the one of the run's own text is of its own text, whatever came first.
     assert "warning: this train text is not the run's" in told
     assert "0 of its" in told
     assert "warning" not in nothing
@@ -351,7 +351,7 @@ def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finishe
 
 
 def test_a_result_that_cannot_be_kept_is_shown(finished, capsys, monkeypatch):
-    """In a folder that may not be written; where it cannot be shown either, that is an error."""
+    """This holds in a folder that may not be written. If the result cannot be shown either, that is an error."""
 
     def refuse(path, _):
         raise OSError(f"{path} cannot be written: Read-only file system.")
@@ -560,7 +560,7 @@ def test_a_command_for_the_shell_can_be_pasted(tmp_path, monkeypatch):
 
 
 def test_without_a_script_it_is_the_installed_command_of_this_python(tmp_path, monkeypatch):
-    """One that lies elsewhere on the path is another installation's."""
+    """A command that lies elsewhere on the path is another installation's."""
     for folder, words in ((tmp_path / "ours", ["bwds"]), (tmp_path / "theirs", ["-m", "bwds"])):
         folder.mkdir()
         (folder / "bwds").touch(mode=0o755)

@@ -81,7 +81,7 @@ def test_norms_cost_next_to_nothing(hidden_size, sparsity):
     kept = num_kept_blocks(4 * blocks**2, sparsity)
     assert made.gates == 4 * (hidden_size + 4 * blocks**2)
     assert made.blocks == 4 * kept * 128**2
-    # The density that is asked for, but for what rounding to whole blocks adds.
+    # The density asked for, plus what rounding to whole blocks adds.
     assert made.relative_recurrent == pytest.approx(1 - sparsity, rel=0.02)
     # Float32 norms of all blocks; the squares read no weight.
     norms = 4 * 4 * 4 * blocks**2
@@ -94,7 +94,7 @@ def test_pruned_models_by_hand():
     options = {"vocab_size": 10, "hidden_size": 96, "num_layers": 1, "block_size": 32, "cell": "qrnn"}
     weights = 192 * 288
     by_weight = cost(ModelConfig(**options, method="magnitude", sparsity=0.7))
-    # Of 55,296 weights 0.7 are 38,707.2: as many are pruned as do not go beyond.
+    # 0.7 of 55,296 weights are 38,707.2; the number of pruned weights is rounded down.
     assert by_weight.blocks == weights - 38_707
     by_block = cost(ModelConfig(**options, method="magnitude", magnitude_unit="block", sparsity=0.7))
     assert by_block.blocks == num_kept_blocks(6 * 9, 0.7) * 32 * 32 == 17 * 32 * 32
@@ -104,7 +104,7 @@ def test_pruned_models_by_hand():
     for made in (by_weight, by_block, static):
         assert made.gates == 0
         assert made.dense == weights + 960
-        # Their products are dense all the same.
+        # Their products are dense, so they read as much as the dense model.
         assert made.bytes_read == made.dense_bytes_read
 
 
@@ -113,8 +113,8 @@ def test_pruned_models_by_hand():
 def test_xla_counts_the_same(cell, method):
     """The whole step from one token to the logits, compiled; a multiply-add is two operations.
 
-    The products of the dynamic model are loops over a number of blocks that XLA does not know: its gate is counted as
-    what a model with it does beyond one whose scores are a bias.
+    The products of the dynamic model are loops over a number of blocks that XLA does not know. So the gate's operations
+    are those of the model minus those of a model whose scores are a bias.
     """
     config = ModelConfig(
         vocab_size=1000, hidden_size=256, cell=cell, block_size=64, method=method, implementation="reference"

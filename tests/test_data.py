@@ -110,7 +110,7 @@ def test_where_all_is_known_nothing_becomes_unk(tmp_path):
 
 
 def test_a_text_of_very_many_words_gets_a_limit(tmp_path):
-    """All occur twice, so that only their number asks for it; one with an <unk> of its own keeps all."""
+    """All words occur twice, so only their number asks for a limit. A text with an <unk> of its own keeps all."""
     words = [f"w{i:05}" for i in range(10_001)]
     text = " ".join(words + words)
     corpus = load_corpus(write(tmp_path, train=text, valid="w00000 w09997\n", test="w09998 w10000\n"))
@@ -244,7 +244,7 @@ def test_every_token_is_a_target_once_whatever_the_batch(n, batch_size, sequence
 
 
 def test_no_window_of_evaluation_is_wasted():
-    # 1 + 4 * 25 windows of 10 tokens over 4 columns: 25 each, and one more in which the first reads its own first
+    # 1 + 4 * 25 windows of 10 tokens in 4 columns: each reads 25; before that, the first reads one more alone.
     batches = list(eval_batches(np.zeros(1010, np.int32), batch_size=4, sequence_length=10, eos_id=0))
     assert len(batches) == 26
     assert sum(batch.weights.sum() for batch in batches) == 1010

@@ -58,7 +58,7 @@ def test_text_errors(tmp_path):
 
 
 def test_text_is_split_on_any_white_space_and_a_byte_order_mark_is_dropped(tmp_path):
-    # A mark stands where the file begins, and where another was put behind it.
+    # A mark stands where a file begins; two stand where a file was joined to another.
     write(tmp_path, train="\ufeffa\tb\u00a0c\r\n\u2028d\x0ce\n\ufeff\ufeffa\n", valid="a\n", test="e\n")
     assert words(load("text", tmp_path), "train") == ["a", "b", "c", "<eos>", "d", "e", "<eos>", "a", "<eos>"]
 

@@ -16,8 +16,8 @@ BLOCK = 8
 
 
 def problem(rows):
-    """x, w, gates; weights of first derivatives; weights of second ones. Of the gates' first derivatives half have
-    none, so that a cotangent is zero where the gate is not."""
+    """x, w, gates; weights of first derivatives; weights of second ones. Half of the gates' first derivatives have no
+    weight, so that a cotangent is zero where the gate is not."""
     rng = np.random.default_rng(rows)
     shapes = (rows, 3 * BLOCK), (3 * BLOCK, 2 * BLOCK), (rows, 3, 2)
     x, w, gates = (rng.normal(size=shape) for shape in shapes)

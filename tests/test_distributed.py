@@ -24,10 +24,10 @@ from tests.faults.runs import environment
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 300
-"""Until a process is taken for hung."""
+"""After so long a process is taken for hung."""
 HEARTBEAT = 10
 LOADED = 5
-"""Seconds that an end may take longer where the machine has other work."""
+"""Seconds by which other work on the machine may delay an end."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def free_address():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """What one pair has compiled the next need not."""
+    """The folder where the next pair finds what one has compiled."""
     return tmp_path_factory.mktemp("compiled")
 
 
@@ -127,7 +127,7 @@ def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     both[1].send_signal(signal.SIGTERM)
     out, _ = finished(both)
     assert "its state is saved" in out
-    # Of two processes one writes.
+    # Only one of the two processes writes.
     lines, files = written(workdir)
     whole, _ = written(alone)
     assert (lines, files) == (whole[: len(lines)], 1)
@@ -142,7 +142,7 @@ def test_two_processes_are_one_run(config, alone, start, tmp_path, capsys):
     summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (workdir, alone))
     assert summary["validation_perplexity"] == pytest.approx(expected["validation_perplexity"], rel=1e-5)
 
-    # What two processes wrote, one reads.
+    # One process reads what two wrote.
     eval_script.main(["--workdir", str(workdir)])
     assert "test perplexity" in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_a_signal_to_the_first_in_the_summary_ends_both_well(config, start, tmp_
 
 @pytest.mark.slow
 def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_path):
-    """The second, the first, and one inside a checkpoint write; parameters are those of a pair that nothing stopped."""
+    """Killed: the second, the first, and one inside a checkpoint write. Parameters are those of a run never stopped."""
     workdir, options = tmp_path / "run", ("--mesh.data", "8", "--distributed.heartbeat", str(HEARTBEAT))
     for victim, steps in ((1, 13), (0, 23), (1, None)):
         began, both = time.time(), start(config, workdir, *options)
@@ -185,7 +185,7 @@ def test_when_one_dies_the_other_ends_and_both_resume(config, alone, start, tmp_
         code, _, err = ends(both)[1 - victim]
         assert time.monotonic() - killed < HEARTBEAT + LOADED
         assert unfinished(workdir, since=began) or steps
-        # By JAX's runtime, which gives no chance to say more; or by us, where a computation fails first.
+        # JAX's runtime ends it and gives no chance to say more; or we do, where a computation fails first.
         told = {-signal.SIGABRT: "another task died", 1: "another process has ended; start all again"}
         assert told[code] in err, err
     finished(start(config, workdir, *options))

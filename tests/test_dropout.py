@@ -84,7 +84,7 @@ def test_a_rate_out_of_range_is_refused(rate):
         weight_dropout(None, jnp.ones((2, 3)), rate)
 
 
-# Words and weights ----------------------------------------------------------------------------------------------------
+# Tokens and weights ---------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -96,7 +96,7 @@ def test_a_word_is_dropped_everywhere_or_nowhere(tokens, rate, seed):
     tokens = jnp.asarray(tokens, jnp.int32)
     table = np.random.default_rng(seed).normal(size=(7, 3)).astype(np.float32)
     y = embedding_dropout(jax.random.key(seed), jnp.asarray(table)[tokens], tokens, rate, vocab_size=7)
-    # Which words are left does not depend on the text: all seven in a row show it.
+    # The text does not decide which tokens are left, so all seven in a row show it.
     shown = embedding_dropout(
         jax.random.key(seed), jnp.ones((1, 7, 1)), jnp.arange(7, dtype=jnp.int32)[None], rate, vocab_size=7
     )

@@ -15,7 +15,7 @@ from products import assert_matches, expected, problem, without_nan
 
 from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_plan, reference, triton, xla
 
-# Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
+# jax 0.11 and later warns wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 
@@ -66,21 +66,21 @@ def param(name: str, *case: Any, slow: bool = False) -> Any:
 
 
 def each_kernel(*rows: int) -> Any:
-    """Rows of blocks; with several numbers of rows the TPU's kernels take all but the first in slow tests."""
+    """Every kernel with each number of rows. For the TPU's kernels all numbers but the first are slow tests."""
     cases = [param(name, b, slow=name == "mosaic_tpu" and b != rows[0]) for name in KERNELS for b in rows]
     return pytest.mark.parametrize(("name", "rows"), cases)
 
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Without it a GPU takes one TF32 product for each."""
+    """Without this a GPU takes one TF32 product for each float32 product."""
     with jax.default_matmul_precision("float32"):
         yield
 
 
 @pytest.fixture(autouse=True)
 def small_ring(monkeypatch) -> None:
-    """Two float32 blocks an iteration of the TPU's kernels, four iterations under way: less code, and soon round."""
+    """The TPU's kernels take two float32 blocks an iteration and keep four under way: less code, a ring soon round."""
     monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
 
 

@@ -50,7 +50,7 @@ def test_sgd_goes_on_as_if_it_had_been_planned(corpus, tmp_path, capsys):
     ]
     assert lines[0] == lines[1]
     assert summary(tmp_path / "run", "summary_8.json") == short
-    # The run has 16 steps now, for either command; its old one is another run's.
+    # The run has 16 steps now: either command finds it finished, and its old command is another run's.
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     assert "The run is finished: 16 steps" in call(capsys, *arguments, "--train.extend-to", "16")[1]
     assert "The run is finished: 16 steps" in call(capsys, *arguments, "--train.steps", "16")[1]

@@ -202,7 +202,7 @@ def test_a_write_that_fails_leaves_the_old_file(path, params, monkeypatch):
 
 
 def rewritten(path, change_tensors=lambda t: t, again=True, **metadata):
-    """The file with other tensors or metadata, whose digests are made anew if it is done well."""
+    """Rewrites the file with other tensors or metadata; with ``again`` its digests are made anew."""
     with safetensors.safe_open(path, "np") as file:
         found = file.metadata()
     tensors = change_tensors(safetensors.numpy.load(path.read_bytes()))
@@ -262,7 +262,7 @@ def test_another_file_is_refused_in_a_sentence(change, message, path):
 
 
 def test_a_rewritten_file_that_is_right_is_taken(path, params):
-    """What the cases above change is what they are refused for."""
+    """So the cases above are refused for what they change, not for being rewritten."""
     rewritten(path)
     assert bits(load_model(path, for_decoding=False).params) == bits(params)
 

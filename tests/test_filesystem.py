@@ -20,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_two_that_write_the_same_file_do_not_mix(tmp_path, monkeypatch):
-    """The one that ends last counts, whole; others may read it as they may read any new file."""
+    """The file is whole, and that of the one that ends last; its permissions are those of any new file."""
     path, fsync = tmp_path / "file", os.fsync
     (tmp_path / "any").touch()
 

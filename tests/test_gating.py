@@ -154,7 +154,7 @@ def test_relu_cuts_kept_scores_far_below_their_mean():
     gates, gradient = gates_and_gradient(scores, normal(R, C), R * C, "relu")
     assert np.argwhere(np.asarray(gates) == 0).tolist() == [[1, 2]]
     np.testing.assert_allclose(gates, oracle.gates(scores, R * C, "relu"), rtol=1e-5)
-    # It still counts in the mean and the root.
+    # The score still counts in the mean and the root.
     assert gradient[1, 2] != 0
 
 

@@ -34,19 +34,19 @@ def lm():
 
 @pytest.fixture(scope="module")
 def params(lm):
-    # Larger than at the start of training, so that some words are far more probable than others.
+    # Larger than at the start of training, so that some tokens are far more probable than others.
     return jax.tree.map(lambda p: 6 * p, lm.init(jax.random.key(0)))
 
 
 @jax.jit
 def draws(logits, temperature, top_p):
-    """1000 words for 1000 keys."""
+    """1000 tokens for 1000 keys."""
     keys = jax.random.split(jax.random.key(1), 1000)
     return jax.vmap(lambda key: sample(key, logits, temperature=temperature, top_p=top_p))(keys)
 
 
 def nucleus(logits, temperature, top_p):
-    """Probabilities in float64, zero outside the nucleus, and how close the cut is to a word's edge."""
+    """Probabilities in float64, zero outside the nucleus, and how close the cut is to a token's edge."""
     scaled = logits.astype(np.float64) / temperature
     p = np.exp(scaled - scaled.max())
     p /= p.sum()

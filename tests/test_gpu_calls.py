@@ -13,10 +13,10 @@ def test_a_call_more_is_a_call_more_and_copies_no_weight(compile_for_a_gpu):
     assert found.keys() == {"dense", "product", "layer", "gradients"}
     for call, (one, five) in found.items():
         more, left_over = divmod(five["kernels"] - one["kernels"], five["weights"] - one["weights"])
-        # None is merged with another or done once for all; a value and two gradients are three products.
+        # No call is merged with another or made once for all; a value and two gradients are three products.
         assert left_over == 0
         assert more >= {"dense": 1, "product": 2, "layer": 4, "gradients": 3}[call]
         assert one["kernels"] - more <= 4
-        # Nothing is as large as a weight in bfloat16, but for its own gradient.
+        # Only a weight's own gradient is as large as a weight in bfloat16.
         weight = 2 * 1536 * 4 * 1536
         assert five["largest"] == weight if call == "gradients" else five["largest"] < weight / 20

@@ -119,7 +119,7 @@ def test_every_variant_takes_what_the_sweep_chose_for_its_method():
         for name, options in made.items():
             swept = swept_as(name)
             assert swept in SWEPT
-            # Other gates than these take what suits softplus.
+            # Further gates take what suits softplus.
             for option in ("model.method", *(["model.gate_activation"] if name not in MORE_GATES else [])):
                 assert made[swept].get(option) == options.get(option), name
         assert {swept_as(name) for name in SWEPT} == set(SWEPT)
@@ -174,6 +174,6 @@ def test_shorter_runs_halve_the_rate_at_their_end():
     rehearsed = shortened(cell, 3, 20)
     assert rehearsed.name == "ptb-lstm/magnitude-0.5-3-epochs-of-20-steps/seed1"
     assert (rehearsed.config().train.steps, rehearsed.config().train.eval_every) == (60, 20)
-    # What it is in the sweep has a schedule of its own.
+    # A cell of the sweep has a schedule of its own.
     (adamw,) = matching(["ptb-lstm-small/dense-two-epochs-adamw-0.002/seed0"])
     assert shortened(adamw, 2).config().optim.transition_steps is None

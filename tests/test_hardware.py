@@ -182,7 +182,7 @@ def test_every_part_is_a_command_of_the_benchmarks():
         assert len({part.name for part in parts}) == len(parts)
         for part in parts:
             assert importlib.util.find_spec(f"benchmarks.{part.command.split()[0]}") is not None
-        # What has no limit of its own takes the rest.
+        # The part without a limit of its own takes the rest.
         assert [part.seconds is None for part in parts] == [False] * (len(parts) - 1) + [True]
 
 

@@ -62,7 +62,7 @@ def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, mon
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
-    """Not a hang-up that is ignored, as under nohup; and the hint need not be readable."""
+    """A hang-up that is ignored, as under nohup, does not. There may be nowhere to print the hint."""
     monkeypatch.setattr(sys, "stderr", None)
     with StopSignals() as stop:
         os.kill(os.getpid(), signum)
@@ -122,7 +122,7 @@ def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, m
 
 
 def test_a_process_killed_at_every_checkpoint_ends_the_same(finished, config, tmp_path, monkeypatch):
-    """It dies once at each: before it is written, before it is complete, or after it, in turns."""
+    """The process dies once at each checkpoint: in turns before it is written, before it is complete, or after it."""
     save, met = Checkpoints.save, []
 
     def save_and_die(self, step, tree, **info):

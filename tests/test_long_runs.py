@@ -14,7 +14,7 @@ PAGE = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").s
 
 
 def growth(resident: list[float]) -> float:
-    """MiB from the time by which all has been used once, two checkpoints, to the highest after that."""
+    """MiB by which the memory grows after the second checkpoint; by then everything has been used once."""
     warm = resident[2 * LOOKS // CHECKPOINTS :]
     return max(warm) - warm[0]
 

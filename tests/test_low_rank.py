@@ -9,7 +9,7 @@ import pytest
 from pallas_kernels.gated import triton_low_rank
 from pallas_kernels.gated.low_rank import low_rank
 
-# Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
+# jax 0.11 and later warns wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 SIZES = [(1, 64, 16, 40), (3, 192, 32, 33), (4, 320, 128, 576)]
 """Rows, K, rank and n: one and several shares of K, and columns that do not fill the last program."""

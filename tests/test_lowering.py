@@ -60,7 +60,7 @@ def test_no_gradient_of_a_weight_is_summed_over_time_steps(method):
     num_kept = None if options is None else kept_count(options.grid, config.sparsity, options.scope)
 
     def differentiated_as_it_stands(params, x):
-        """The same recurrence without the rule of its own: what the test must notice."""
+        """The same recurrence without its own rule: the test must notice the difference."""
         z = linear(params["input"], x, options, config.sparsity)[0].swapaxes(0, 1)
         step = lambda carry, z: (_step(params["hidden"], params["bias"], num_kept, options, carry, z)[0], carry.h)  # noqa: E731
         return jax.lax.scan(step, init_lstm_carry(BATCH, config), z)[1]
@@ -126,7 +126,7 @@ def lowered_decoding(platform, cell, **settings) -> str:
 def assert_waits_for_nothing(text):
     """No branch and no loop whose end is decided by data: on a GPU either asks the host after every step."""
     assert "stablehlo.if" not in text
-    # The choice of the platform itself: an index that is a constant, or chosen by one.
+    # A case is the choice of the platform: its index is a constant, or chosen by one.
     chosen = ""
     for name, index in re.findall(r'(%\w+) = "stablehlo\.case"\((%\w+)\)', text):
         assert index.startswith("%c") or index == chosen

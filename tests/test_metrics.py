@@ -71,7 +71,7 @@ def test_numbers_that_are_no_json_are_refused(tmp_path):
 
 
 def test_tensorboard_events_hold_the_values(tmp_path):
-    """Those past the state that training goes on from are declared void."""
+    """Events past the state that training goes on from are declared void."""
     for train in (0, 4):
         writer = MetricsWriter(tmp_path, train=train, valid=0)
         writer.write(step=train + 1, split="train", loss=0.5, tokens_per_second=None)
@@ -90,7 +90,7 @@ def test_tensorboard_events_hold_the_values(tmp_path):
 
 @pytest.mark.parametrize(("values", "full"), [(40, "events"), (1, "metrics.jsonl")])
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, values, full):
-    """At the line or soon after it, whichever file meets the limit first; closing it says the same."""
+    """It comes at the line or soon after it, from the file that meets the limit first; closing says the same."""
     writer = MetricsWriter(tmp_path, train=0, valid=0)
     line = {f"value{i}": 0.5 for i in range(values)} | ({"pad" * 1000: None} if values == 1 else {})
     # As a quota would: from now on no file may grow beyond this.

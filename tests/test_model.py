@@ -269,7 +269,7 @@ def test_weights_are_dropped_once_for_a_window(case):
     np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-4)
     undropped, _, as_many = run(config, params, TOKENS)
     assert np.abs(whole - undropped).max() > 1e-2
-    # As many blocks are read as without: a dropped weight is a zero in its block.
+    # As many blocks are read as without dropout: a dropped weight is a zero in its block.
     for name, used in info.usage.items():
         np.testing.assert_allclose(used.sum(), as_many.usage[name].sum(), rtol=1e-5)
 

@@ -32,7 +32,7 @@ SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
 
 @pytest.fixture
 def small_ring(monkeypatch) -> None:
-    """Two float32 blocks an iteration, four iterations under way: less code, and soon round."""
+    """Two float32 blocks an iteration, and four iterations under way: less code, and a ring that soon goes round."""
     monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
 
 

@@ -116,7 +116,7 @@ def test_scores_and_gradients_are_finite_at_any_size(size):
 
 
 def test_all_blocks_are_the_dense_product():
-    """Itself, and with a named implementation its kernels with a gate of one everywhere; nothing is searched for."""
+    """The dense product itself, or the kernels of a named implementation with gates of one. Nothing is searched for."""
     for rows in (1, 20):
         x, w, _ = problem(rows)
         run = lambda x, w, **o: linear({"kernel": w, "gate": {}}, x, GateOptions((R, C), source="norm", **o), 0.0)[0]  # noqa: E731
@@ -177,7 +177,7 @@ def test_laid_out_for_decoding_it_is_the_same_model(name, dtype):
             (norms,) = laid_out[layer][map_name]["gate"].values()
             assert norms.dtype == jnp.float32
             grid = kernel.shape[0] // 8, kernel.shape[1] // 8
-            # Of the kernel as it was trained, before it is rounded.
+            # The norms are those of the kernel as it was trained, before it is rounded.
             np.testing.assert_allclose(norms, oracle.block_norms(oracle.f64(kernel), *grid), rtol=1e-6)
             assert laid_out[layer][map_name]["kernel"].dtype == dtype
     jax.tree.map(np.testing.assert_array_equal, decode_params(laid_out, config), laid_out)
@@ -204,7 +204,7 @@ def test_bfloat16_is_close(name):
 
 
 def test_norms_follow_dropped_weights():
-    """Norms beside a kernel are those of all its weights, and count only while these are all there."""
+    """Norms stored beside a kernel are those of all its weights, so they count only while no weight is dropped."""
     config = dataclasses.replace(CONFIGS["lstm"], weight_dropout=0.5)
     lm = language_model(config)
     params = lm.init(KEY)
@@ -244,7 +244,7 @@ def test_decoding_takes_none(name):
 
 
 def test_a_step_multiplies_no_more_than_its_cost_says():
-    """Compiled: what a word takes beyond a model whose scores are constant."""
+    """In the compiled program: what a token takes beyond a model whose scores are constant."""
     config = dataclasses.replace(CONFIGS["lstm"], hidden_size=256, block_size=64, implementation="reference")
 
     def flops(config):

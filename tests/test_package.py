@@ -29,10 +29,10 @@ LAYERS = {
     "bwds/cli/": {"data", "training", "cli"},
     "bwds/__main__.py": {"cli"},
 }
-"""Which packages of bwds a file there may import; any other file of bwds: none of them."""
+"""Which packages of bwds the files of a place may import; any other file of bwds may import none of them."""
 
 READS_A_RUN = "bwds/files.py"
-"""May import ``bwds.training`` besides, inside a function: the folder of a run is read by what wrote it."""
+"""May also import ``bwds.training``, inside a function: it reads the folder of a run, which training wrote."""
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -55,7 +55,7 @@ def test_a_data_parallel_step_sends_its_gradients_once(pod):
     size = 4 * parameters(TINY.model)
     assert (line["chips"], line["data"], line["batch"]) == (4, 4, 4 * ROWS)
     assert line["parameter_bytes"] == size
-    # With them the loss and the density.
+    # The loss and the density go with them.
     assert line["collectives"].keys() == {"all-reduce"}
     assert line["collectives"]["all-reduce"]["bytes"] == size + 8
     assert line["sent_bytes"] == round(2 * (size + 8) * 3 / 4)
@@ -65,14 +65,14 @@ def test_a_data_parallel_step_sends_its_gradients_once(pod):
     # Parameters are read and written, gradients and activations at least once.
     assert line["hbm_traffic"] > 3 * size
     assert line["memory_bytes"] == line["held_bytes"] + line["temporary_bytes"] + line["code_bytes"]
-    # So small a step holds its activations in VMEM: there may be no temporaries in HBM.
+    # A step this small holds its activations in VMEM: there may be no temporaries in HBM.
     assert line["held_bytes"] > size
     assert line["code_bytes"] > 0
 
 
 @pytest.mark.usefixtures("libtpu")
 def test_messages_of_columns_that_are_spread(pod):
-    """All of them, by hand: what the loops over time send counts in every step."""
+    """All messages counted by hand; those of the loops over time count in every step."""
     line = pod.case(TINY, "v5e:2x2", rows=ROWS, model=2)
     shares = 4 * parameters(TINY.model) - line["parameter_bytes"]
     blocks, rows = GRID[0] * GRID[1], ROWS * TIME
@@ -82,7 +82,7 @@ def test_messages_of_columns_that_are_spread(pod):
     gathered = LAYERS * rows * (4 * HIDDEN + blocks + blocks) * 4 // 2
     assert line["collectives"]["all-gather"]["bytes"] == gathered
     assert line["collectives"]["all-gather"]["sent"] == gathered
-    # Along data: gradients. Along model: the embedding, largest and sum of the softmax and its chosen words; backward
+    # Along data: gradients. Along model: the embedding, largest and sum of the softmax and its chosen tokens; backward
     # dx of both sides of each layer and of the softmax. Then the norm of the gradients.
     words = 4 * rows * (HIDDEN + 3 + LAYERS * 2 * HIDDEN + HIDDEN)
     reduced = line["collectives"]["all-reduce"]["bytes"] - line["parameter_bytes"] - words
@@ -133,7 +133,7 @@ def one_device() -> Placement:
 
 
 def test_activations_are_what_grows_with_rows(pod):
-    """Of one dense QRNN layer without dropout, and of a softmax much larger than that."""
+    """The model is one dense QRNN layer without dropout, and a softmax much larger than that."""
     words = 64 * HIDDEN
     sizes = {"vocab_size": words, "num_layers": 1, "dropout": 0.0}
     model = dataclasses.replace(TINY.model, cell="qrnn", method="dense", **sizes)
@@ -145,10 +145,10 @@ def test_activations_are_what_grows_with_rows(pod):
         return pod.activation_bytes(config, placement, params)
 
     one, token_bytes = activations(8, one_device()), 8 * TIME * 4
-    # Some arrays as wide as the softmax; of the layer its two inputs, three activations and its states at the least.
+    # Some arrays are as wide as the softmax; the layer keeps at least its two inputs, three activations and its states.
     assert token_bytes * (words + 6 * HIDDEN) < one < token_bytes * 4 * words
     assert activations(16, one_device()) == 2 * one
-    # Of the columns of the softmax each of two devices keeps half, and all of the rest.
+    # Each of two devices keeps half of the columns of the softmax, and all of the rest.
     assert activations(8, Placement(mesh)) == pytest.approx(one - token_bytes * words / 2, rel=0.05)
 
 
@@ -169,13 +169,13 @@ def test_committed_lines_fit_the_chips(pod):
 
 @pytest.mark.parametrize("line", CASES, ids=lambda line: f"{line['preset']}-{line['topology']}-{line['rows']}")
 def test_committed_lines_are_those_of_the_present_program(pod, line):
-    """As far as no compiler has to be asked: operations, and the gradients that are added up."""
+    """This checks what needs no compiler: operations, and the gradients that are added up."""
     config = PRESETS[line["preset"]]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=line["vocab"]))
     assert pod.flops_by_hand(config, rows=line["rows"], model=line["model"]) == (line["kernel_flops"], line["flops"])
     size = 4 * parameters(config.model)
     if line["shard_optimizer"]:
-        # What cannot be cut evenly is held by all.
+        # All chips hold what cannot be cut evenly.
         assert size / line["chips"] <= line["parameter_bytes"] < 1.2 * size / line["chips"]
     elif line["model"] == 1:
         assert line["parameter_bytes"] == size

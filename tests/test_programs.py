@@ -18,7 +18,7 @@ from bwds.export import export_programs
 from bwds.tensors import flat
 
 pytestmark = [
-    # The annotations know no symbols.
+    # The annotations cannot check symbolic shapes.
     pytest.mark.usefixtures("quick_to_compile", "unchecked"),
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="exports for a CPU"),
 ]
@@ -82,7 +82,7 @@ def test_a_client_without_bwds_computes_what_the_model_does(options, batches, tm
     found = np.load(tmp_path / "found.npz")
     apply = jax.jit(model.model.apply)
     for batch in batches:
-        # In the same two parts, since in bfloat16 the shape of a product decides how it is rounded.
+        # In the same two parts, because in bfloat16 the shape of a product decides how it is rounded.
         logits, carry, _ = apply(model.params, tokens[:batch, :4], model.model.init_carry(batch))
         wanted = [logits]
         for t in range(4, 6):
@@ -100,7 +100,7 @@ def test_a_client_without_bwds_computes_what_the_model_does(options, batches, tm
 
 
 def test_few_streams_do_not_read_the_blocks_that_none_keeps(tmp_path):
-    """Where a bias alone chooses, it is known which they are: NaN there reaches nothing."""
+    """A bias alone chooses, so these blocks are known; NaN in them reaches nothing."""
     model = loaded(tmp_path, gate_source="bias", gate_activation="softplus")
     carry, tokens = model.model.init_carry(2), np.int32([3, 4])
     logits, _, info = jax.jit(model.model.apply)(model.params, tokens[:, None], carry)

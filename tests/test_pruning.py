@@ -190,7 +190,7 @@ def test_static_blocks_stay_as_they_are(cell, optimizer):
 
 @pytest.mark.parametrize("cell", ["lstm", "qrnn"])
 def test_a_static_block_model_is_narrower_models_side_by_side(cell):
-    """Two groups: features of the second half of the embedding reach nothing of the first half, in any layer."""
+    """With two groups, the second half of the embedding never reaches the first half of the features, in any layer."""
     config = configuration(method="static-block", cell=cell, sparsity=0.5, num_layers=2).model
     lm = language_model(config)
     params = lm.init(jax.random.key(0))
@@ -202,7 +202,7 @@ def test_a_static_block_model_is_narrower_models_side_by_side(cell):
     for one, other in zip(carries[0], carries[1], strict=True):
         np.testing.assert_array_equal(one.c[:, : H // 2], other.c[:, : H // 2])
         assert (one.c[:, H // 2 :] != other.c[:, H // 2 :]).all()
-    # Their initial weights are those of a model of half the width.
+    # The initial weights are drawn as for a model of half the width.
     for kernel in recurrent_kernels(params).values():
         bound = (H / 2) ** -0.5
         assert 0.95 * bound < np.abs(kernel).max() <= bound * (1 + 1e-6)
@@ -226,7 +226,7 @@ def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
     corpus = tiny_run.write_corpus(tmp_path / "text")
     schedule = {"sparsity_begin": 2 / 16, "sparsity_end": 11 / 16, "sparsity_every": 3}
     model = {"method": method, "magnitude_unit": unit, "block_size": 8, "sparsity": 0.75}
-    # An average of the parameters, where there is one, remembers what pruned weights were.
+    # An average of the parameters, if there is one, remembers the values of pruned weights.
     average = {"ema_decay": 0.9} if unit == "block" else {}
     config = tiny_run.config(corpus, weight_decay=0.1, **average, **model, **schedule)
     whole = train(config, tmp_path / "whole", progress=False)
@@ -244,7 +244,7 @@ def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             train(config, tmp_path / "resumed", progress=False)
     resumed = train(config, tmp_path / "resumed", progress=False)
-    # Steps 5 and 9 were done twice, 5 only where that of step 4 was not the best: the state is saved with each best.
+    # Steps 5 and 9 were done twice, but 5 only if step 4 was not the best: the state is saved with each best.
     assert len(calls) == 16 + 2 + (1 if method == "static-block" else 2)
     for name in ("parameters_sha256", "best_step", "validation_perplexity", "realised_density", "relative_cost"):
         assert resumed[name] == whole[name]

@@ -1,7 +1,7 @@
 """The README's Python runs, and its commands are the ones that CI runs.
 
 Every ``python`` block of README.md is executed, top to bottom in one namespace, as a reader would type them. In docs/
-only the blocks that open with ``python run`` are.
+only the blocks that open with ``python run`` are executed.
 """
 
 import json
@@ -56,7 +56,7 @@ def lines_of(file: str) -> list[dict]:
 
 
 def speedup(file: str, key: str, **case: object) -> str:
-    """Of the one measurement of a case in a file of raw lines."""
+    """The speed-up in the one measurement of a case in a file of raw lines."""
     found = [line[key] for line in lines_of(file) if line.items() >= case.items()]
     assert len(found) == 1
     return f"{found[0]:.2f}x"

@@ -114,7 +114,7 @@ def test_a_case_becomes_a_line_of_its_table(page, tmp_path):
 
 
 def test_the_batch_of_a_training_step_is_that_of_the_run(page):
-    """Not that of the preset, which may have changed since: 3,200 tokens a second for 0.7 s are 64 x 35."""
+    """The preset's batch may have changed since. Here 3,200 tokens a second for 0.7 s are 64 x 35."""
     row = {"benchmark": "train_step", "preset": "quick", "rows": 64, "sparsity": 0.5, "tokens_per_second": 3200.0}
     times = {"dense_ms": 500.0, "dynamic_ms": 700.0, "dynamic_over_dense": 1.4, "dense_bound_ms": 9.0, "bound_ms": 10.0}
     quartiles = {f"{name}_quartiles_ms": [490.0, 500.0, 510.0] for name in ("dense", "dynamic")}

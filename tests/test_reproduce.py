@@ -198,12 +198,12 @@ signal.signal(signal.SIGTERM, stop)
 say("began")
 name = sys.argv[-1].split("/")[1]
 """
-"""What the tests below put in the place of a cell's process: the cell's name is its last argument."""
+"""The beginning of the program that the tests below run instead of a cell; its last argument is the cell's name."""
 
 
 @pytest.fixture
 def side_by_side(monkeypatch, tmp_path):
-    """A function: runs these variants, two at a time, each of them this program; returns what they said."""
+    """A function that runs a program for each of some variants, two at a time, and returns what they said."""
 
     def run(program, *variants):
         (tmp_path / "cell.py").write_text(CELL + program)

@@ -90,7 +90,7 @@ def test_one_rule_for_all_counts_and_sparsities(blocks, data):
         assert np.float32(s) == 1.0 or num_kept_blocks(blocks, np.float32(s)) == kept
     for omitted in {0, blocks // 3, blocks // 2, blocks - 1}:
         assert num_kept_blocks(blocks, omitted / blocks) == blocks - omitted
-        # What a difference in float32 leaves of it, too.
+        # The same holds for the result of a difference in float32.
         assert num_kept_blocks(blocks, np.float32(1) - np.float32((blocks - omitted) / blocks)) == blocks - omitted
 
 

@@ -36,8 +36,8 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 BATCH, TIME, WORDS, STEPS = 8, 6, 32, 50
 LSTM = ModelConfig(vocab_size=WORDS, hidden_size=32, num_layers=1, block_size=16, dropout=0.2)
-# What the first has not: a low-rank gate, whose sum is safe; one matrix for words in and out; one mask a window; two
-# layers; dropout of words and weights; penalties; averaged parameters.
+# This one has what the first lacks: a low-rank gate, whose sum is safe; one matrix for embedding and softmax; one mask
+# a window; two layers; dropout of tokens and weights; penalties; averaged parameters.
 QRNN = dataclasses.replace(
     LSTM,
     cell="qrnn",
@@ -59,7 +59,7 @@ OTHERS = {
     "frozen": dataclasses.replace(QRNN, gate_source="frozen"),
     "bias": dataclasses.replace(LSTM, gate_source="bias"),
     "norm": dataclasses.replace(QRNN, gate_source="norm", gate_rank=None),
-    # And words that two devices cannot share.
+    # This has also a vocabulary that two devices cannot share.
     "random": dataclasses.replace(LSTM, gate_source="random", vocab_size=WORDS + 1),
 }
 MESHES = {"data=8": MeshConfig(8, 1), "data=4,model=2": MeshConfig(4, 2), "data=2,model=4": MeshConfig(2, 4)}
@@ -94,8 +94,8 @@ def curve(mesh: MeshConfig | None, config: ModelConfig, steps: int):
             arrays = [placement.spread_rows(a.shape, lambda rows, a=a: a[rows]) for a in arrays]
         end, rule = np.bool_(batch.new_epoch), optimizer(config, steps)
         state, metrics = train_step(language_model(config), rule, state, *arrays, end, None, placement)
-        # As in the training loop, at most two steps are under way. With eight, XLA's threads for CPU devices all came
-        # to wait for others.
+        # As in the training loop, at most two steps are under way. With eight, all of XLA's threads for CPU devices
+        # ended up waiting for each other.
         jax.block_until_ready(shown[-1:])
         shown.append([metrics.loss, metrics.gradient_norm, metrics.density])
     return np.array(jax.device_get(shown)), state
@@ -203,7 +203,7 @@ def test_spread_columns_keep_the_same_blocks(scope, rank, activation):
 
 
 def test_words_spread_over_devices():
-    """Embedding and cross-entropy against their plain forms, and gradients; words far apart in probability too."""
+    """Embedding and cross-entropy against their plain forms, and gradients; tokens far apart in probability too."""
     table, logits = (50 * jax.random.normal(jax.random.key(i), (3, 5, 32)) for i in (0, 1))
     table, words = table[0].repeat(6, 0)[:24], jax.random.randint(jax.random.key(2), (3, 5), 0, 24)
     placement = placed(MeshConfig(1, 4), dataclasses.replace(LSTM, vocab_size=24))
@@ -249,7 +249,7 @@ def test_data_parallel_step_only_adds_up_gradients():
 
 
 def test_a_fully_sharded_step_gathers_parameters_and_scatters_gradients():
-    """Each once; besides, loss, density and a number of every gradient, for the norm that clips and the one shown."""
+    """Each once. Loss, density and two numbers a gradient are added up too, for the norms that clip and are shown."""
     counts, state = collectives(MeshConfig(8, 1, shard_optimizer=True), LSTM)
     shares = on_the_first_device(state.params)
     added = 2 + 2 * len(jax.tree.leaves(state.params))

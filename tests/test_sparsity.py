@@ -18,7 +18,7 @@ def test_masks_against_loops(layout):
     mask = block_diagonal_mask((sources * n, parts * n), n, groups)
     for r in range(sources * n):
         for c in range(parts * n):
-            # Where the block is in its tile of H inputs and H outputs, and so in which of the groups.
+            # The place of the block in its tile of H inputs and H outputs decides its group.
             assert mask[r, c] == ((r % n) * groups // n == (c % n) * groups // n)
     assert mask.mean() == pytest.approx(1 / groups)
     assert set(mask.sum(0)) == {sources * size}

@@ -109,7 +109,7 @@ def test_bytes_that_are_no_character_are_shown_as_the_character_for_them(subword
 
 
 def reference(word: str, place: dict[str, int]) -> list[str]:
-    """Byte pair encoding of one piece of text by its definition: what makes the first token goes first."""
+    """Byte pair encoding of one piece of text by its definition: the pair of the earliest token is joined first."""
     parts = list(word)
     while True:
         pairs = [(place[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in place]
@@ -136,9 +136,9 @@ def test_a_vocabulary_is_eos_the_bytes_and_pieces_of_the_text():
     pieces = vocabulary.words[257:]
     assert {"\u0120return", "\u0120sum"} & set(pieces)
     assert all(piece.replace("\u0120", " ") in "\n".join(LINES) for piece in pieces)
-    # Each is made of two that came before it.
+    # Each token is made of two earlier ones.
     assert {a + b for a, b in merges(vocabulary.words)} == set(pieces)
-    # There is nothing more that occurs twice.
+    # Nothing else occurs twice.
     assert len(learn_subwords(["ab ab"], 1000)) < 265
 
 

@@ -62,7 +62,7 @@ def test_rows_of_more_than_one_tile(monkeypatch):
 
 @pytest.mark.parametrize(("decimals", "most"), [(None, 28), (1, 32 + 12)])
 def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
-    """Without equals long before 32 halvings, and then it settles no ties; with equals it takes all of both."""
+    """Without ties it ends long before 32 halvings and has none to settle; with ties it takes all steps of both."""
     scores = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
     scores = scores if decimals is None else scores.round(decimals)
     keys = search.sortable(jnp.asarray(scores))
@@ -84,7 +84,7 @@ def test_the_search_ends_when_the_last_row_has_found_its_scores(decimals, most):
 
 @pytest.mark.parametrize(("n", "k"), [(4096, 1024), (4096, 410), (576, 288)])
 def test_guesses_take_few_counts(n, k):
-    """For normal scores some 7, two more for ties; bisection takes 11 to 18."""
+    """Normal scores take some 7, and ties two more; bisection takes 11 to 18."""
     counts = []
     for seed in range(8):
         scores = np.random.default_rng(seed).normal(size=(1, n)).astype(np.float32)

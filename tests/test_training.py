@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_done_again(finished, config, monkeypatch):
 
 
 def test_the_summary_needs_room_for_the_best_parameters_alone(corpus, tmp_path, monkeypatch):
-    """On the device: no state, and no second copy."""
+    """There is neither a state nor a second copy of the parameters on the device."""
     held, there = [], {id(array) for array in jax.live_arrays()}
 
     def count(config, workdir, params, best, **_):
@@ -167,7 +167,7 @@ def test_a_run_goes_on_where_its_text_and_its_machine_are_others(finished, confi
 
 
 def test_the_best_of_the_state_that_goes_on_is_still_there(corpus, tmp_path, monkeypatch):
-    """Evaluations that follow may find no better one, as on other devices; states are rarer than evaluations."""
+    """Later evaluations may find no better one, for example on other devices. States are rarer than evaluations."""
     config = dataclasses.replace(sgd_config(corpus), train=TrainConfig(steps=12, eval_every=1, checkpoint_every=3))
     losses = iter(np.linspace(3.0, 2.0, 20))
     monkeypatch.setattr(boundary, "evaluate", lambda *_, **__: Evaluation(next(losses), 1.0, 10))
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
 
 
 def test_parameters_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch):
-    """Their loss is known one step later than a checkpoint would be written."""
+    """A checkpoint would be written one step before their loss is known."""
     step = loop.train_step
 
     def spoil(lm, optimizer, state, *args):
@@ -242,7 +242,7 @@ def test_cubic_schedule_runs_in_one_compilation(corpus, tmp_path, monkeypatch):
         step = line["step"] - (line["split"] == "train")
         assert line["sparsity"] == pytest.approx(sparsity_at(config, step))
         assert line["density"] == pytest.approx(num_kept_blocks(matrix, sparsity_at(config, step)) / matrix)
-    # Evaluations of a model that is denser than the one asked for are no rivals of it.
+    # Evaluations of a model denser than the one asked for do not compete for the best.
     assert min(best_checkpoints(tmp_path, read_only=True).steps) >= 10
 
 
@@ -276,13 +276,13 @@ def test_a_range_of_sparsities_is_one_compilation_and_resumes_the_same(corpus, t
 
 
 def sgd_config(corpus):
-    """Dense, without an average: it compiles faster, and the tests with it are not about these."""
+    """Dense and without an average, because that compiles faster and the tests with it are about neither."""
     return tiny_run.config(corpus, method="dense", name="sgd", learning_rate=0.8, eval_every=2, steps=8, ema_decay=0.0)
 
 
 @pytest.fixture(scope="module")
 def stepper(corpus):
-    """``(state, step)`` with sgd: ``step`` takes a state, of which it uses up a copy, and options."""
+    """``(state, step)`` with sgd: ``step`` takes a state and options; it uses up only a copy of the state."""
     config = sgd_config(corpus)
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
     lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)
@@ -320,7 +320,7 @@ def test_dropout_is_another_in_every_step(stepper):
 
 
 def test_metrics_that_cannot_be_written_stop_the_run(corpus, tmp_path, monkeypatch):
-    """With the file and the way out; that it cannot be closed either does not hide that."""
+    """The error names the file and the way out, even if the file cannot be closed either."""
     write = MetricsWriter.write
 
     def write_to_full(self, **values):
@@ -372,7 +372,7 @@ def test_an_evaluation_compiles_once(config, caplog):
     text = load_corpus(config.data)
     lm = language_model(dataclasses.replace(config.model, vocab_size=len(text.vocabulary)))
     jax.clear_caches()
-    # On a device of our choice, as those of a checkpoint are.
+    # They are put on a named device, as those of a checkpoint are.
     params = jax.device_put(lm.init(jax.random.key(0)), jax.devices()[0])
     with jax.log_compiles(), caplog.at_level("WARNING"):
         for ids in (text.valid, text.test):
@@ -394,7 +394,7 @@ def test_an_evaluation_can_be_given_up(config):
 
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_a_text_in_another_order_is_another_text(tmp_path, monkeypatch, split):
-    """Its vocabulary is the same. A checkpoint of an earlier version does not tell of the text."""
+    """Its vocabulary is the same. A checkpoint of an earlier version does not record the text."""
     config = sgd_config(tiny_run.write_corpus(tmp_path / "text"))
     path, save = tmp_path / "text" / f"{split}.txt", Checkpoints.save
     monkeypatch.setattr(loop, "run_steps", lambda run: run.kept.save(run.step, run.state))
@@ -429,7 +429,7 @@ def test_without_an_average_the_parameters_count(stepper):
 
 
 def test_checkpoints_hold_the_average(finished, config):
-    """What is evaluated last is not the last parameters; both are in the last checkpoint."""
+    """The parameters that are evaluated last are not the last ones; both are in the last checkpoint."""
     workdir, summary = finished
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)
     lm, optimizer = language_model(model), make_optimizer(config.optim, config.train.steps)

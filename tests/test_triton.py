@@ -10,7 +10,7 @@ from products import NAMES, assert_matches, expected, problem, run, without_nan
 from pallas_kernels import to_block_major
 from pallas_kernels.block_sparse import triton
 
-# Said by jax 0.11 and later wherever such a kernel is lowered; pytest resets the filter that the module sets.
+# jax 0.11 and later warns wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 TOLERANCE = 1e-4
@@ -33,7 +33,7 @@ each_layout = pytest.mark.parametrize("layout", ["row-major", "block-major"])
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Without it a GPU takes one TF32 product for each."""
+    """Without this a GPU takes one TF32 product for each float32 product."""
     with jax.default_matmul_precision("float32"):
         yield
 
@@ -191,7 +191,7 @@ def test_compiled_kernels_use_tensor_cores_and_wide_loads(compiled_ahead_of_time
             assert kernel["mma"] == kernel["wgmma"] == 0, case
         else:
             assert kernel["mma"] + kernel["wgmma"] > 0, case
-        # Of float32 the older instruction is the faster one in most sizes.
+        # For float32 the older instruction is faster in most sizes.
         if rows >= 64 and dtype == "bfloat16":
             assert kernel["wgmma"] > 0, case
         assert kernel["wide_loads"] > 0, case

@@ -30,7 +30,7 @@ each_scaling = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Without it a GPU takes one TF32 product for each."""
+    """Without this a GPU takes one TF32 product for each float32 product."""
     with jax.default_matmul_precision("float32"):
         yield
 
@@ -64,7 +64,7 @@ def marked(words):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_gates_and_masks(grid, activation, normalization, interpret):
     n = grid[0] * grid[1]
-    # Whole numbers, of which many are equal and some zero, where gates of zero cannot hide a wrong choice.
+    # Scores with many ties and some zeros, but only where no gate of zero can hide a wrong choice.
     _, _, scores, bias = problem(3, grid, ties=activation in ("softplus", "softmax"))
     run = functools.partial(
         triton_gates.gates_and_words, grid=grid, activation=activation, normalization=normalization, interpret=interpret
@@ -96,7 +96,7 @@ def test_product_never_reads_what_no_row_keeps(rows, grid, interpret):
 
 @interpreted_and_on_a_gpu
 def test_gates_of_one(interpret):
-    """Those of norms: scores choose and are no more."""
+    """Norms have such gates: their scores choose blocks and do nothing else."""
     grid, k = GRIDS[0], 4
     x, w, scores, bias = problem(3, grid)
     run = functools.partial(triton_gates.gated_matmul, grid=grid, **ONE, interpret=interpret)
@@ -171,7 +171,7 @@ def test_a_layer_takes_it_where_it_fits_and_gives_the_same(implementation, sourc
         np.testing.assert_allclose(kept.gates, gating.gates, rtol=1e-5)
         taken = fits and shape != (17, 64)
         assert ("name=gated_matmul" in str(jax.make_jaxpr(lambda x: run(params, x, False)[0])(x))) == taken
-        # Norms leave nothing but gates behind, whoever computes them.
+        # With norms only the gates are left, whatever computes them.
         assert (kept.scores is None) == (taken or source == "norm")
         actual, expected = (jax.grad(loss, (0, 1))(params, x, save) for save in (False, True))
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected)
@@ -208,7 +208,7 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     """LSTM 2 x 4096, bfloat16, rank 128, sparsity 0.75, as counted in the compiled program.
 
     A gated product takes five: three for scores of low rank, one for gates and masks, the product. Sums of splits are
-    no kernels of their own. All else of a word takes nine, with eight streams ten, as in the dense model.
+    no kernels of their own. The rest of a token takes nine, with eight streams ten, as in the dense model.
     """
     kernels = {
         (case["method"], case["streams"]): case["kernels"] for case in compiled_ahead_of_time if "method" in case
@@ -216,7 +216,7 @@ def test_a_word_takes_few_kernels_on_an_h200(compiled_ahead_of_time):
     assert kernels["dense", 1] <= 9 + 4
     assert kernels["dynamic", 1] <= 9 + 4 * 5
     assert kernels["dynamic", 8] <= 10 + 4 * 5
-    # Two for scores, where there is nothing to multiply but norms.
+    # Norms take only two for scores.
     assert kernels["norm", 1] <= 9 + 4 * 4
 
 

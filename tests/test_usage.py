@@ -138,7 +138,7 @@ def test_losses_and_usage_are_those_of_the_oracle(case):
     config = configuration(case)
     params = parameters(config)
     reader = Oracle(config, params)
-    # One stream, as the oracle reads: what a stream begins with is its own business.
+    # One stream, because the oracle reads one; how several streams begin is not compared.
     single = DataConfig(dataset="text", directory=".", eval_batch_size=1, sequence_length=7)
     groups = np.array([i % 3 - 1 for i in range(V)], np.int32)
     found = measure_usage(params, config, IDS, single, EOS, counterfactuals=True, groups=groups)
@@ -193,7 +193,7 @@ def test_a_gate_that_ignores_the_input_loses_nothing_by_another_input_s_choice()
 
 
 def test_the_stand_in_is_another_token_of_the_window():
-    """With windows of two tokens there is one other: the choices are those of the two exchanged."""
+    """A window of two tokens has one other token, so the two exchange their choices."""
     config = configuration("lstm")
     params = parameters(config)
     pair = DataConfig(dataset="text", directory=".", eval_batch_size=1, sequence_length=2)
@@ -228,7 +228,7 @@ locked_dropout init_bound tied_softmax dtype implementation sparsities
 
 
 def test_every_option_of_a_model_is_considered():
-    """``apply_choosing`` repeats the model's layers: what a new option does there it must do as well."""
+    """``apply_choosing`` repeats the model's layers, so it must do what a new option does in them."""
     new = {field.name for field in dataclasses.fields(ModelConfig)} - CONSIDERED
     assert not new, f"Let bwds.counterfactual do what {new} does, with a case in CASES, and then add it to CONSIDERED."
 

@@ -23,7 +23,7 @@ def words(corpus, split: str) -> list[str]:
 
 
 def as_dataset(monkeypatch, name: str, folder: Path) -> None:
-    """Lets the files in the folder be the ones that the dataset stands for."""
+    """Makes the files in the folder pass for those of the dataset."""
     algorithm = "sha256" if len(known.KNOWN[name].checksums["train"]) == 64 else "sha1"
     checksums = {
         split: hashlib.new(algorithm, path.read_bytes()).hexdigest() for split, path in text.find_files(folder).items()

@@ -101,7 +101,7 @@ def sampled(p, actual):
 
 
 def choice(rows, n):
-    """The k largest of scores that have equals among them: the share of wrong marks."""
+    """The share of wrong marks in the choice of the k largest scores, with ties among them."""
     scores = np.random.default_rng(n).normal(size=(rows, n)).astype(np.float32).round(3)
     errors = {}
     for k in sorted({1, (n + 1) // 2, n}):
@@ -111,7 +111,7 @@ def choice(rows, n):
 
 
 def gates(rows, activation):
-    """Gates of scores without equals."""
+    """Gates of scores without ties."""
     scores = np.random.default_rng(0).permutation(rows * 576).reshape(rows, *GRID) / 576.0 - rows / 2 + 0.3
     wanted = oracle.gates(np.float32(scores), 144, activation)
     actual = topk_gates(jnp.asarray(scores, jnp.float32), sparsity=0.75, activation=activation)
@@ -156,7 +156,7 @@ def model(cell, batch):
             return np.concatenate([oracle.f64(leaf).ravel() for leaf in jax.tree.leaves(run(params))])
 
     actual, wanted = gradients(None), gradients("reference")
-    # One norm for all gradients, so that a choice of blocks that rounding changes is only a share of it.
+    # One norm over all gradients, because rounding may change the choice of a few blocks.
     return {"gradients": float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))}, {"gradients": 1e-3}
 
 

@@ -89,7 +89,7 @@ SECTIONS = {
 
 
 def pays(lines: list[Line]) -> str | None:
-    """From which width on one stream is faster with blocks skipped than dense; None where no width was measured."""
+    """A sentence: from which width on skipping blocks makes one stream faster. None where no width was measured."""
     found: dict[float, dict[int, float]] = {}
     for line in lines:
         if line["benchmark"] == "model_decode" and line["batch"] == 1 and line["dtype"] == "float32":
@@ -118,7 +118,7 @@ def page(lines: list[Line], parts: list[Part]) -> str:
 
 
 def how_it_ended(line: Line | None) -> str:
-    """In words."""
+    """How a part ended, in words."""
     if line is None:
         return "not run"
     if line["exit_code"] is None:

@@ -95,7 +95,7 @@ SMALL = (
 
 
 def chosen(parts: tuple[Part, ...], only: list[str] | None, after: str | None) -> list[Part]:
-    """Those that the arguments name. Raises ``ValueError`` for a name that none has."""
+    """The parts that the arguments name. Raises ``ValueError`` for the name of no part."""
     names = [part.name for part in parts]
     for name in [*(only or []), *filter(None, [after])]:
         if name not in names:

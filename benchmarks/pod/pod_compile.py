@@ -143,7 +143,7 @@ def flops_by_hand(config: Config, *, rows: int, model: int) -> tuple[int, int]:
 def compile_step(config: Config, placement: Placement) -> tuple[Any, str, Any]:
     """The compiled step, its text, and the state that it takes, as shapes.
 
-    The text is the compiler's own dump. ``as_text`` cannot give it always: it reads the program with jaxlib's parser,
+    The text is the compiler's own dump. ``as_text`` sometimes fails: it reads the program with jaxlib's parser,
     which refuses some of libtpu's programs for v5p.
 
     Raises:

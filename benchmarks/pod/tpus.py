@@ -1,8 +1,8 @@
 """Published figures of TPU chips, from the pages of Google Cloud's documentation named in ``SOURCES``.
 
 Where two versions of a page differ, the lower figure stands here: for v6e they give 800 and 896 GB/s of interconnect,
-both ways. The pages write memory in GB and mean GiB: the compiler refuses a program that is too large for v5e's 16 as
-larger than 15.75 GiB.
+both ways. The pages write memory in GB but mean GiB: for v5e they give 16, and the compiler refuses programs larger
+than 15.75 GiB.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What a dense model loses when it is made dynamic without training, and after some steps of it.
+"""What a dense model loses when it is made dynamic without training, and after some training steps.
 
     python train.py ptb-lstm-small --model.method dense ... --workdir DENSE
     python -m benchmarks.quality.convert --dense DENSE [--sparsity 0.25 0.5 0.75] [--steps 160] [--output FILE]

@@ -1,10 +1,11 @@
-"""What one model for every sparsity of a range loses, at each sparsity, against a model trained for that one alone.
+"""One model for a range of sparsities, against a model trained for each sparsity alone: what the first one loses.
 
     python -m benchmarks.quality.elastic --data-directory DIR [--sparsities 0.3 0.6 0.9] [--steps 300] [--output FILE]
 
-Small LSTMs, 2 x 128 with blocks of 16, the 3,000 most frequent words, SGD as in the preset ptb-lstm-small: one trained
-at each sparsity, and one that draws the sparsity of every step from the range between the least and the largest of
-them (--train.sparsity-range). Each is evaluated at all of them, on the validation split, after its last step.
+The models are small LSTMs, 2 x 128 with blocks of 16, on the 3,000 most frequent words, with SGD as in the preset
+ptb-lstm-small. One is trained at each sparsity. Another draws the sparsity of every step from the range between the
+least and the largest of them (--train.sparsity-range). Each is evaluated at all sparsities, on the validation split,
+after its last step.
 """
 
 import dataclasses

@@ -48,7 +48,7 @@ def configuration(args, optimizer, gate):
 
 
 def measured(config):
-    """Gradient norms of all steps, and the perplexity in the end; None where training stopped at what is not finite."""
+    """Gradient norms of all steps, and the perplexity in the end; None where NaN or infinity stopped training."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             perplexity = train(config, Path(folder), progress=False)["validation_perplexity"]

@@ -17,7 +17,7 @@ from bwds import PRESETS, equal_cost_dense
 from bwds.config import Config
 
 PUBLISHED = "ptb-lstm-zaremba"
-"""The dense model of a published figure: no other cell counts before it is reached."""
+"""The dense model of a published figure: no other cell counts before dense reaches that figure."""
 SMALL = ("ptb-lstm-small", "ptb-qrnn-small")
 PAPER = ("ptb-lstm", "ptb-qrnn")
 SIZES = (PUBLISHED, *SMALL, *PAPER)

@@ -14,14 +14,14 @@ QUANTILES = (
 
 
 class Estimate(NamedTuple):
-    """A value and half the width of its 95% interval; None where fewer than two values on a side give none."""
+    """A value and half the width of its 95% interval, or None if a side has fewer than two values."""
 
     value: float
     half_width: float | None
 
 
 def quantile(freedom: float) -> float:
-    """Of Student's t, for the next smaller whole number of degrees of freedom and at most 30: never too narrow."""
+    """Quantile of Student's t. Degrees of freedom are rounded down, and cut at 30, so no interval is too narrow."""
     return QUANTILES[min(max(math.floor(freedom), 1), len(QUANTILES)) - 1]
 
 

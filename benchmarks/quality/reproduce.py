@@ -208,7 +208,7 @@ def course(workdir: Path) -> dict[str, Any]:
 
 
 def figures(config: Config, preset: ModelConfig, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """What a finished run is worth: the checkpoint with the best validation loss on the test text, and its cost.
+    """Results of a finished run: its cost, and the test perplexity at the best validation loss.
 
     Args:
         config: the run's, with the vocabulary of its data.
@@ -253,7 +253,7 @@ def decode_times(config: ModelConfig, reference: ModelConfig, params: Params, *,
 
     Args:
         config: the model.
-        reference: the dense model; its parameters are random, on which speed does not depend.
+        reference: the dense model; its parameters are random, because speed does not depend on them.
         params: of the model.
         steps: tokens of one call.
     """

@@ -1,12 +1,12 @@
-"""Do rows that run together have to read other blocks each? What it costs to choose blocks for all of them at once.
+"""Does each row of a batch have to read blocks of its own? What it costs to choose blocks for all rows at once.
 
     python -m benchmarks.quality.shared_blocks --data-directory DIR [--steps 300] [--output FILE]
 
-A batch reads every block that one of its rows keeps. Here the choice is made of (1 - share) times the row's own scores
-and ``share`` times the mean of those of its group; gates stay those of the row. With a share of 1 a group keeps the
-same blocks and reads no others. Small LSTMs as in ``elastic.py``, half of the blocks kept, batches of 16 streams: each
-is trained with the share and the group that its line names, and so is a model whose blocks depend on nothing (bias).
-Then it runs with 4 and with 16 rows, choosing in groups of all of these.
+A batch reads every block that one of its rows keeps. Here a row chooses its blocks by (1 - share) times its own scores
+plus ``share`` times the mean scores of its group; its gates stay its own. With a share of 1 a group keeps the same
+blocks and reads no others. The models are small LSTMs as in ``elastic.py`` that keep half of the blocks, on batches of
+16 streams. Each is trained with the share and the group that its line names; in one more model the blocks depend on
+nothing (bias). Then each runs with 4 and with 16 rows; where rows choose together, all of these are one group.
 
 Perplexities are of the first 10,000 tokens of the validation split. ``blocks_read`` is the share of the blocks that
 some row keeps in a step, over 100 steps and all gated matrices.
@@ -30,14 +30,14 @@ from bwds.training.step import init_state, train_step
 
 ROWS, WINDOW = 16, 20
 TOKENS = 10_000
-"""Of the validation split."""
+"""How many tokens of the validation split are evaluated."""
 CHOICES = ((0.0, 1), (1.0, 16), (0.7, 16))
 """Share and group that models are trained with."""
 own_choice = linear.select_blocks
 
 
 def choose(share, group):
-    """Every gate from now on chooses with the scores of its group; group 1: with its own."""
+    """Makes every gate choose by the scores of its group from now on; in a group of 1 a row chooses by its own."""
 
     def select_blocks(scores, **options):
         if group > 1:
@@ -47,12 +47,12 @@ def choose(share, group):
         return own_choice(scores, **options)
 
     linear.select_blocks = select_blocks
-    # The same model is another program now.
+    # Compiled programs of the same model would still choose the old way.
     jax.clear_caches()
 
 
 def trained(config, corpus, steps):
-    """Parameters after so many steps."""
+    """Parameters after ``steps`` training steps."""
     lm, optimizer = language_model(config.model), make_optimizer(config.optim, config.train.steps)
     state = init_state(lm, optimizer, jax.random.key(0), batch_size=ROWS)
     for step in range(steps):
@@ -62,7 +62,7 @@ def trained(config, corpus, steps):
 
 
 def blocks_read(config, params, ids, rows, steps=100):
-    """Share of the blocks that some of the rows keeps, step by step through the text."""
+    """Share of the blocks that at least one row keeps, on average over steps of the text."""
     lm = language_model(config.model)
     tokens = ids[: len(ids) // rows * rows].reshape(rows, -1)[:, :steps].T
 
@@ -80,7 +80,7 @@ def run(results, args):
         preset.data, dataset="text", directory=args.data_directory, vocab_limit=3000, batch_size=ROWS
     )
     corpus = load_corpus(data)
-    # So few rows of so small blocks are slow in the loops of "xla", which are made for large ones.
+    # The loops of "xla" are made for large blocks and are slow with blocks this small and rows this few.
     model = dataclasses.replace(
         preset.model,
         hidden_size=128,
@@ -94,7 +94,7 @@ def run(results, args):
         choose(share, group)
         params = trained(config, corpus, args.steps)
         for rows in (4, 16):
-            # The model that was trained to choose row by row also chooses for all rows at once, as it is.
+            # The model trained to choose row by row also chooses for all rows at once, without further training.
             for applied in (0.0, 1.0) if (source, group) == ("learned", 1) else (share,):
                 choose(applied, rows if applied else 1)
                 found = evaluate(

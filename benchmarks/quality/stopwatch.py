@@ -1,4 +1,4 @@
-"""How long a cell took in all, however often it was stopped, and by which code."""
+"""How long a cell took in all, however often it was stopped, and which code ran it."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from bwds.filesystem import write_text
 
 
 class Stopwatch:
-    """Times the processes that worked on a cell, and keeps what code they were.
+    """Times the processes that worked on a cell, and records which code they ran.
 
     Args:
         path: file of a list, with null for a time that is running.
@@ -36,8 +36,8 @@ class Stopwatch:
         self._write([*self._read()[:-1], {**self._own, "seconds": round(time.monotonic() - self._start, 1)}])
 
     def summary(self) -> dict[str, Any]:
-        """Of all processes: the seconds, None if one was killed before it could write down its own; the revisions,
-        joined by commas; and whether any had changes."""
+        """The seconds of all processes, None if one was killed before it wrote down its own; their revisions, joined by
+        commas; and whether any had changes."""
         processes = self._read()
         known = [process["seconds"] for process in processes if process["seconds"] is not None]
         return {

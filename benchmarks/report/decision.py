@@ -15,11 +15,11 @@ HERE = Path(__file__).resolve().parent
 STREAMS = (1, 4, 16)
 SPARSITIES = (0.5, 0.75, 0.9)
 PAYS, LOSES = 1.05, 0.95
-"""What is between these two is within the noise of such machines."""
+"""A speed-up between these two is within the noise of such machines."""
 
 
 def speedup(row: Row) -> tuple[float, str]:
-    """Over the fastest dense model of the same run, and which that is."""
+    """Speed-up over the fastest dense model of the same run, and which model that is."""
     names = {key.removesuffix("_us") for key in row if key.endswith("_us")}
     dense = {name for name in names if not name.endswith(("bound", "quartiles")) and name != "dynamic"}
     fastest = min(dense, key=lambda name: row[f"{name}_us"])
@@ -51,7 +51,7 @@ def _cell(key: tuple[Any, ...], row: Row) -> str:
 
 def _draw(path: Path, found: dict[tuple[Any, ...], tuple[Run, Row]]) -> None:
     """Speed-up of one stream in float32 against sparsity: a colour a width, a panel a device."""
-    # Here, since tables need no matplotlib.
+    # Imported here because the tables need no matplotlib.
     from benchmarks.report.plots import panels
 
     drawn = [key for key in found if key[1] == "float32" and key[3] == 1]

@@ -18,7 +18,7 @@ HEADLINES: dict[str, dict[str, tuple[Any, ...]]] = {
     "train_step": {"sparsity": (0.5,)},
     "token_profile": {},
 }
-"""Of each kind, and of CPUs, what is on the page; all else is in its CSV file. GPUs have a table of their own."""
+"""The cases on CPUs that the page shows, by kind. Its CSV file has all cases; GPUs have a table of their own."""
 
 
 def _section(runs: list[Run], kind: str, docs_dir: Path) -> str:
@@ -81,7 +81,7 @@ def _what_ran(runs: list[Run]) -> str:
 
 
 def _at_a_glance(runs: list[Run]) -> str:
-    """Of a GPU, what counts most: one row of a product, a token of a whole model and a training step, against dense."""
+    """What counts most on a GPU, against dense: one row of a product, a token of a whole model and a training step."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for run in runs:
         if run.environment["platform"] != "gpu":
@@ -120,7 +120,7 @@ def write(results_dir: Path, docs_dir: Path) -> None:
         results_dir: folder of the raw files, *.jsonl.
         docs_dir: folder of the page, and of a CSV file for every kind of case.
     """
-    # Here, since tables need no matplotlib.
+    # Imported here because the tables need no matplotlib.
     from benchmarks.report.performance_plots import speedups
 
     runs = read_runs(results_dir)

@@ -91,7 +91,7 @@ def _train_step(row: Row) -> dict[str, Any]:
         "preset": f"`{row['preset']}`",
         "H": row.get("hidden", MISSING),
         "block": row.get("block", MISSING),
-        # Of the run, whatever the preset has by now.
+        # From the run itself, because the preset may have changed since.
         "batch": f"{row['rows']} x {row['tokens_per_second'] * row['dynamic_ms'] / 1e3 / row['rows']:.0f}",
         "type": row.get("dtype", "float32"),
         "sparsity": row["sparsity"],
@@ -112,7 +112,7 @@ def _model_decode(row: Row) -> dict[str, Any]:
         for column, value in ((title, time(row, name)), (f"over {title}", ratio(row, f"speedup_over_{name}")))
     }
     return {
-        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, {row['vocab']:,} tokens",
+        "model": f"{row['cell'].upper()} {row['layers']} x {row['hidden']}, vocabulary {row['vocab']:,}",
         "block": row["block"],
         "type": row["dtype"],
         "gate rank": "none: norms" if row.get("gate_source") == "norm" else row["gate_rank"] or "full",

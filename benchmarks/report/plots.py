@@ -7,18 +7,18 @@ from typing import Any
 
 import matplotlib as mpl
 
-# Before pyplot is imported, which looks for a screen.
+# This comes before the import of pyplot, which looks for a screen.
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
-# No ids by chance, text as text.
+# No random ids; text stays text.
 SETTINGS = {"svg.hashsalt": "bwds", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
 
 
 @contextlib.contextmanager
 def panels(path: Path, number: int, *, across: int = 3) -> Iterator[list[Any]]:
     """Axes to draw on, ``number`` of them with at most ``across`` in a row; the figure is saved at the end."""
-    # From matplotlib's own settings: those of the user do not count.
+    # Start from matplotlib's own settings, not from the user's.
     with mpl.rc_context({**mpl.rcParamsDefault, **SETTINGS}):
         columns = min(across, number)
         rows = -(-number // columns)

@@ -37,7 +37,7 @@ Lines = dict[str, list[Line]]
 TENSORFLOW = {1: 178.6, 2: 142.6, 3: 131.9, 4: 128.4, 5: 127.1, 6: 120.3}
 """Validation perplexity by epoch that TensorFlow's tutorial published for the model of ``PUBLISHED``."""
 TENSORFLOW_TEST, ZAREMBA_TEST, NEAR = 116.7, 114.5, 0.03
-"""Test perplexity that it and the authors published, and how far from the first dense may be, as a fraction."""
+"""Test perplexities that the tutorial and the authors published; how far dense may be from the first, a fraction."""
 REACHES = 1.0
 """Percent above dense at which a model still counts as having reached it."""
 OURS = "dynamic-softplus-0.5"
@@ -58,7 +58,7 @@ COLUMNS = (
     *("gradient_norm_quantiles", "validation_curve", "train_tokens_per_second", "wall_seconds", "platform", "device"),
     *("processor", "cores", "python", "jax", "revision", "modified", "dataset", "command", "parameters_sha256"),
 )
-"""Of results.csv; a dot leads into a value that is itself a dictionary."""
+"""Columns of results.csv; a dot leads into a value that is itself a dictionary."""
 
 
 def read_lines(results_dir: Path) -> dict[str, Lines]:
@@ -71,7 +71,7 @@ def read_lines(results_dir: Path) -> dict[str, Lines]:
 
 
 def finished(lines: list[Line]) -> list[Line]:
-    """Those whose training did not fail."""
+    """The lines whose training did not fail."""
     return [line for line in lines if "failed" not in line]
 
 
@@ -96,7 +96,7 @@ def _relative(line: Line) -> float:
 
 
 def reached(lines: Lines) -> bool:
-    """Whether dense reproduces the published figure, which all else waits for."""
+    """Whether dense reproduces the published figure; nothing else counts before it does."""
     found = values(lines["dense"], "test_perplexity")
     return bool(found) and abs(statistics.fmean(found) / TENSORFLOW_TEST - 1) <= NEAR
 
@@ -187,7 +187,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
     text = [f"## {_name(preset)} (`{preset}`)", "", *(table(header, rows) if rows else []), ""]
     if not done:
         return text
-    # Here, since tables need no matplotlib.
+    # Imported here because the tables need no matplotlib.
     from benchmarks.report.results_plots import draw
 
     costs = {name: _relative(made[0]) for name, made in done.items()}

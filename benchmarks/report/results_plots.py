@@ -1,4 +1,4 @@
-"""The plots of docs/results.md: perplexity against cost, and by epoch. What is far off does not set the scale."""
+"""The plots of docs/results.md: perplexity against cost, and by epoch. Outliers do not set the scale."""
 
 import math
 from itertools import groupby
@@ -33,7 +33,7 @@ def draw(
             half = [math.nan if tests[name].half_width is None else tests[name].half_width for name in names]
             left.errorbar(x, y, half, fmt="o-", color=f"C{number}", label=label, capsize=3, linewidth=1)
             for name, *place in zip(names, x, y, strict=True):
-                # The sparsity.
+                # The end of a name is its sparsity.
                 tag = name.rpartition("-")[2].replace("dense", "")
                 tag += f" ↑ {tests[name].value:.0f}" * (tests[name].value > edge)
                 left.annotate(tag, place, (4, 4), textcoords="offset points", fontsize="xx-small")

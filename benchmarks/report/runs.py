@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 KINDS = ("decode", "batched", "train_step", "model_decode", "token_profile")
-"""Values of "benchmark" in the raw lines; what else a file may hold is not for the page of times."""
+"""Values of "benchmark" in the raw lines that the page of times shows; a file may hold others."""
 
 
 class Run(NamedTuple):

@@ -34,7 +34,7 @@ def number(value: float) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], lines: list[dict[str, Any]]) -> None:
-    """Writes nested dictionaries as rows; a dot in a column's name leads into a dictionary, what is not there is empty.
+    """Writes nested dictionaries as rows; a dot in a column's name leads into a dictionary, a missing value is empty.
 
     Items of a list are joined by spaces, those of a list in it by colons.
     """

@@ -44,17 +44,17 @@ class Case(NamedTuple):
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the whole slice."""
+        """Tokens per second of the whole slice."""
         return self.row["batch"] * self.row["sequence_length"] / self.step_ms * 1e3
 
     @property
     def share_of_memory(self) -> float:
-        """Of a chip's."""
+        """The share of a chip's memory that the step takes."""
         return self.row["memory_bytes"] / chip_of(self.row["topology"]).hbm
 
     @property
     def mesh(self) -> str:
-        """In words."""
+        """The mesh in words."""
         words = f"data {self.row['data']}"
         words += f", model {self.row['model']}" if self.row["model"] > 1 else ""
         return words + ", fully sharded" * self.row["shard_optimizer"]
@@ -194,7 +194,7 @@ def _paying(cases: list[Case]) -> str:
 
 
 def _other_meshes(cases: list[Case]) -> list[Case]:
-    """Those that are not plain, each after the plain one of the same batch."""
+    """The cases with a mesh that is not plain, each after the plain one of the same batch."""
     others = [case for case in cases if not case.plain]
     batches = {(case.row["preset"], case.row["topology"], case.row["batch"]) for case in others}
     chosen = [case for case in cases if (case.row["preset"], case.row["topology"], case.row["batch"]) in batches]
@@ -226,7 +226,7 @@ def _plot(path: Path, cases: list[Case]) -> str:
     if not series:
         path.unlink(missing_ok=True)
         return ""
-    # Here, since tables need no matplotlib.
+    # Imported here because the tables need no matplotlib.
     from benchmarks.report.plots import panels
 
     with panels(path, len(series)) as axes:

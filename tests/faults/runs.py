@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Of a process whose programs for the CPU are kept in a folder for the next."""
+    """Variables of a process that keeps its compiled programs for the CPU in a folder, where the next finds them."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

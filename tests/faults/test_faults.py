@@ -51,7 +51,7 @@ def kill_after(step, config, cache, workdir, **changes):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for one checkpoint, and a function that gives it more. Without one CI fails."""
+    """A file system with room for one checkpoint, and a function that gives it more. CI fails if it cannot be made."""
     disk = tmp_path / "disk"
     disk.mkdir()
     # In CI only: elsewhere nobody expects it of a test.
