@@ -23,6 +23,12 @@ jaxtyping.install_import_hook(
     ["bwds", "pallas_kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+# XLA's newer code generator for CPUs takes two to three times as long to compile a model. With a jax that is newer than
+# this one it cannot be switched off, so the tests with the newest jax use it.
+if jax.__version_info__ < (0, 11):
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
 ROOT = Path(__file__).parents[1]
 
 # No deadline: the first call of a jitted function compiles it. The same examples in every CI run.
@@ -39,12 +45,16 @@ def forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile() -> Iterator[None]:
-    """For a file whose programs run for milliseconds but take seconds to compile; not for the kernels' own tests.
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request) -> Iterator[None]:
+    """Leaves out most of XLA's optimisations, because nearly all programs here run for milliseconds.
 
-    XLA leaves out most of its optimisations, here and in the processes that the tests start.
+    It holds for the processes that tests start too. Files marked ``optimized``, those of the kernels in plain XLA
+    operations, compile as users do.
     """
+    if request.node.get_closest_marker("optimized"):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)

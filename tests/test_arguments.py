@@ -14,7 +14,7 @@ import bwds
 from bwds.generate import generate
 from bwds.lstm import LSTMCarry
 
-pytestmark = pytest.mark.usefixtures("unchecked", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 CONFIG = bwds.ModelConfig(vocab_size=300, hidden_size=8, block_size=4, num_layers=1, gate_activation="softplus")
 TOKENS = np.random.default_rng(0).integers(0, 120, (2, 3)).astype(np.int32)

@@ -32,8 +32,6 @@ from bwds.training.devices import DistributedConfig, MeshConfig
 from bwds.training.lock import LOCK_FILE
 from bwds.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 ROOT = Path(__file__).parents[1]
 
 

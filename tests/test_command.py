@@ -19,8 +19,6 @@ from bwds.cli import bench, command, run
 from bwds.config import ModelConfig
 from bwds.timing import time_in_turns, verdict
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 ROOT = Path(__file__).parents[1]
 
 

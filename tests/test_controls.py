@@ -20,8 +20,6 @@ from bwds.training.optim import make_optimizer
 from bwds.training.pruning import hold_fixed
 from bwds.training.step import init_state, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 CELLS = {"lstm": (test_lstm, oracle.lstm, "h"), "qrnn": (test_qrnn, oracle.qrnn, "last")}
 CONTROLS = ["frozen", "bias", "random"]
 

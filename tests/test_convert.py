@@ -26,8 +26,6 @@ from bwds.training.signals import InterruptedRunError, StopSignals
 from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 V, H = 20, 16
 DENSE = ModelConfig(vocab_size=V, hidden_size=H, num_layers=2, block_size=4, method="dense", init_bound=0.4)
 TOKENS = np.random.default_rng(0).integers(0, V, (3, 17)).astype(np.int32)
@@ -371,7 +369,7 @@ def test_other_starts_are_refused(dense_run, tmp_path):
     config = converted_run(config, steps=0)
     with pytest.raises(ValueError, match="There is no run in"):
         train(config, tmp_path / "run", start_from=tmp_path / "nothing", progress=False)
-    with pytest.raises(ValueError, match="--start-from is the run's own folder"):
+    with pytest.raises(ValueError, match="start_from is the run's own folder"):
         train(config, folder, start_from=folder, progress=False)
     with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
         train(config, tmp_path / "run", progress=False)

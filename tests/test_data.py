@@ -97,7 +97,7 @@ def test_an_unknown_word_without_unk_makes_unk_of_what_occurs_once(tmp_path):
     assert corpus.vocabulary.decode(corpus.test) == ["b", "<eos>", "b", "<unk>", "<eos>"]
     (note,) = corpus.notes
     assert note.startswith("The vocabulary is the 2 most frequent of 3 words; the others, 16.7% of the training text")
-    assert "--data.vocab-limit" in note
+    assert "data.vocab_limit" in note
     limited = load_corpus(DataConfig(dataset="text", directory=config.directory, vocab_limit=100))
     assert limited.vocabulary.words == ("a", "b", "<eos>", "c", "<unk>")
     assert limited.notes == ()
@@ -155,10 +155,10 @@ def test_vocab_limit_bounds_the_vocabulary_and_keeps_the_length(tmp_path_factory
     ("dataset", "directory", "message"),
     [
         ("penn", None, "Unknown dataset 'penn'; known are pydoc, ptb, wikitext2, wikitext103, text and tfds:NAME"),
-        ("text", None, "'text' needs --data.directory"),
+        ("text", None, "'text' needs data.directory"),
         ("text", "/nonesuch", "The data directory '/nonesuch' does not exist"),
         ("text", "~nobody-has-this-name/text", "The data directory '~nobody-has-this-name/text' does not exist"),
-        ("pydoc", "/tmp", "'pydoc' reads no files of yours, .* use --data.dataset text"),
+        ("pydoc", "/tmp", "'pydoc' reads no files of yours, .* use data.dataset='text'"),
         ("tfds:imdb", "/tmp", "'tfds:imdb' reads no files of yours"),
     ],
 )

@@ -402,7 +402,7 @@ def test_tfds_missing_splits_are_cut_from_the_end_of_train():
     [
         ("bwds_tiny_two_texts", r"has 2 text features \(question, answer\).*Its features are .*label"),
         ("bwds_tiny_no_train", "has no train split, only test"),
-        ("nonesuch", "TensorFlow Datasets cannot open 'nonesuch'.*catalog.*--data.dataset text"),
+        ("nonesuch", "TensorFlow Datasets cannot open 'nonesuch'.*catalog.*data.dataset='text'"),
     ],
 )
 def test_tfds_errors(name, message):

@@ -9,6 +9,8 @@ import pytest
 from pallas_kernels import dense
 from pallas_kernels.dense import matmul
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture
 def nothing_is_small(monkeypatch) -> None:

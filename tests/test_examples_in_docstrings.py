@@ -18,7 +18,7 @@ import bwds.export
 import pallas_kernels
 from bwds.training import train
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile", "unchecked")
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 WORDS = ("<eos>", "<unk>", "the", "company", "said", "in", "a")
 CONFIG = bwds.ModelConfig(vocab_size=len(WORDS), hidden_size=64, block_size=16, method="dense")
@@ -56,7 +56,7 @@ def identifiers(code):
 
 
 @pytest.fixture(scope="module")
-def params(quick_to_compile):
+def params():
     return bwds.language_model(CONFIG).init(jax.random.key(0))
 
 

@@ -16,7 +16,6 @@ from bwds.selection import topk_gates
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_to_compile"),
     pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices"),
 ]
 P = PartitionSpec

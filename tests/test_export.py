@@ -14,7 +14,7 @@ from bwds.selection import topk_gates
 from pallas_kernels import block_sparse_matmul
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_to_compile", "unchecked"),
+    pytest.mark.usefixtures("unchecked"),
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="exports for a CPU"),
 ]
 f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -11,8 +11,6 @@ from bwds.training import train
 from bwds.training.metrics import read_metrics
 from bwds.training.signals import InterruptedRunError
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 SGD = {"name": "sgd", "learning_rate": 1.0, "eval_every": 4, "checkpoint_every": 4}
 
 

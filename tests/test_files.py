@@ -19,8 +19,6 @@ from bwds.digest import digest
 from bwds.files import FORMAT, VERSION
 from bwds.tensors import flat, nested
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 CONFIG = ModelConfig(vocab_size=6, hidden_size=16, num_layers=1, block_size=8, gate_activation="softplus")
 WORDS = Vocabulary(("<unk>", "<eos>", "a", "b", "größer", "d"))
 

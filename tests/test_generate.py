@@ -18,8 +18,6 @@ from bwds.generate import generate, greedy_rollout, sample, stream
 from bwds.model import decode_params, language_model
 from bwds.sampling import choice, choose
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 # XLA takes a subnormal number for zero.
 FLOATS = st.floats(-4, 4, width=32, allow_subnormal=False)
 

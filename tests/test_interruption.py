@@ -16,8 +16,6 @@ from bwds.training.metrics import MetricsWriter
 from bwds.training.sharding import Placement
 from bwds.training.signals import InterruptedRunError, StopSignals
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

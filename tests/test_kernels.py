@@ -14,6 +14,8 @@ import pytest
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
 from pallas_kernels.block_sparse import xla
 
+pytestmark = pytest.mark.optimized
+
 IMPLEMENTATIONS = ("reference", "xla")
 ROWS = (1, 3, 16, 17, 70)
 R, C, BK, BN = 3, 4, 10, 7

@@ -11,8 +11,6 @@ import pytest
 import bwds
 from bwds import ModelConfig, decode_params, language_model, num_kept_blocks
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 V, H, B, T = 11, 8, 2, 4
 CASES = {
     "lstm": {},

@@ -13,8 +13,6 @@ from bwds import ModelConfig, block_sparse_matmul, gate_scores, init_gate, nn, t
 from bwds.lstm import lstm
 from bwds.qrnn import qrnn
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def normal(*shape):
     return jax.random.normal(jax.random.key(sum(shape)), shape)

@@ -23,8 +23,6 @@ from bwds.norms import LARGEST, block_norms
 from bwds.training.devices import MeshConfig
 from pallas_kernels.dense import matmul
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 R, C, BK, BN = 5, 3, 4, 6
 K, N = R * BK, C * BN
 KEY = jax.random.key(0)

@@ -10,8 +10,6 @@ from flax import nnx
 from bwds import ModelConfig, decode_params, gate_scores, init_gate, language_model, nn
 from bwds.linear import GateOptions, init_linear, with_norms
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 R, C, BK, BN = 5, 3, 4, 6
 K, N = R * BK, C * BN
 KEY = jax.random.key(0)

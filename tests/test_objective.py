@@ -13,8 +13,6 @@ from bwds.model import language_model
 from bwds.training.optim import make_optimizer
 from bwds.training.step import evaluated_params, init_state, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

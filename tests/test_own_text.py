@@ -20,8 +20,6 @@ from bwds.data.sources import SPLITS
 from bwds.tokens import learn_subwords, make_tokenizer
 from bwds.trained_model import _pieces
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 LINES = [f"line {i} of the text: {'word ' * (i % 5)}end\n" for i in range(200)]
 
 

@@ -10,8 +10,6 @@ import pytest
 from bwds import ModelConfig, language_model
 from bwds.permutation import group_units, permute_units
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 H = 16
 TOKENS = np.random.default_rng(0).integers(0, 20, (2, 5)).astype(np.int32)
 

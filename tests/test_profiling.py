@@ -8,8 +8,6 @@ import tiny_run
 from bwds.training import log, train
 from bwds.training.profiling import StepTrace
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

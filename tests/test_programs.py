@@ -19,7 +19,7 @@ from bwds.tensors import flat
 
 pytestmark = [
     # The annotations cannot check symbolic shapes.
-    pytest.mark.usefixtures("quick_to_compile", "unchecked"),
+    pytest.mark.usefixtures("unchecked"),
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="exports for a CPU"),
 ]
 

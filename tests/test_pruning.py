@@ -23,8 +23,6 @@ from bwds.training.pruning import hold_fixed, magnitude_pruning
 from bwds.training.step import init_state, train_step
 from bwds.training.trained import load_params
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 H, V, STEPS = 16, 11, 14
 UNITS = {"weight": 1, "block": 4}
 OPTIMIZERS = {

@@ -9,8 +9,6 @@ import pytest
 import bwds.pytorch
 from bwds import language_model
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 V, H = 11, 6
 TOKENS = np.random.default_rng(3).integers(0, V, (2, 7)).astype(np.int32)
 

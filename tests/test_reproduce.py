@@ -21,8 +21,6 @@ from bwds.training.metrics import METRICS_FILE
 from bwds.training.signals import InterruptedRunError
 from bwds.training.step import NonFiniteError
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -32,8 +32,6 @@ from bwds.training.sharding import Placement, make_placement, over_devices
 from bwds.training.signals import InterruptedRunError
 from bwds.training.step import TrainState, init_state, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 BATCH, TIME, WORDS, STEPS = 8, 6, 32, 50
 LSTM = ModelConfig(vocab_size=WORDS, hidden_size=32, num_layers=1, block_size=16, dropout=0.2)
 # This one has what the first lacks: a low-rank gate, whose sum is safe; one matrix for embedding and softmax; one mask

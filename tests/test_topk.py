@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from pallas_kernels import largest
 from pallas_kernels.topk import search, tpu, triton
 
+pytestmark = pytest.mark.optimized
+
 SEARCHES = {
     "here": largest,
     "all steps": functools.partial(search.plain, early=False),

@@ -32,8 +32,6 @@ from bwds.training.step import evaluated_params, init_state, train_step
 from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

@@ -21,8 +21,6 @@ from bwds.plots import title_of
 from bwds.training.evaluation import evaluate
 from bwds.training.usage import CHOICES, measure_usage
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 V, H, EOS = 23, 16, 3
 DATA = DataConfig(dataset="text", directory=".", eval_batch_size=3, sequence_length=5)
 IDS = np.random.default_rng(0).integers(0, V, 61).astype(np.int32)

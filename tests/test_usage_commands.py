@@ -18,8 +18,6 @@ from bwds.data import Vocabulary
 from bwds.training import train
 from bwds.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 FIGURES = {"used_blocks.png", "used_by_token.png", "kept_blocks.png"}
 
 

@@ -49,6 +49,7 @@ LARGE = (
     ),
     Part("rival", "jax.lax.ragged_dot on the kept blocks", 30, "measure.ragged --hidden 1536 4096"),
     Part("table", "the paper's comparison: ptb-lstm dense, dynamic and pruned", None, "quality.paper_table"),
+    Part("small-table", "the comparison at 2 x 256, eight models at a time", None, "quality.small_table"),
 )
 SMALL = (
     Part("right", "every product against float64", 60, "measure.correctness --small"),
@@ -90,6 +91,13 @@ SMALL = (
         "the paper's comparison, rehearsed: some steps of ptb-lstm-small",
         None,
         "quality.paper_table --preset ptb-lstm-small --epoch-steps 20",
+    ),
+    Part(
+        "small-table",
+        "the comparison at 2 x 256, rehearsed: two cells of some steps",
+        None,
+        "quality.small_table --jobs 2 --epochs 1 --epoch-steps 20 ptb-lstm-small/dense/seed2 "
+        "ptb-lstm-small/magnitude-0.5/seed2",
     ),
 )
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.command import require_positive, script
@@ -99,6 +100,44 @@ def write_curves(cells: list[Cell], output: Path, written: set[str]) -> None:
                 file.write(json.dumps({"benchmark": "curve", "cell": cell.name, "validation_curve": curve}) + "\n")
 
 
+def cells_written(output: Path) -> set[str]:
+    """Names of the cells that have a line of results already."""
+    lines = output / "lines.jsonl"
+    known = map(json.loads, lines.read_text().splitlines()) if lines.exists() else ()
+    return {line["cell"] for line in known if line["benchmark"] == "quality"}
+
+
+def train_until(
+    end: float, named: list[Cell], trained: list[Cell], output: Path, written: set[str], **options: Any
+) -> int:
+    """Trains cells with reproduce.py, until ``time.monotonic()`` is ``end``, and writes down what they come to.
+
+    Args:
+        end: when to stop. What is not finished then leaves its curve.
+        named: the cells of the grid.
+        trained: the same, as the options change them.
+        output: folder of all files.
+        written: names of the cells that have their line; it grows.
+        options: of reproduce.py; None: not given.
+
+    Returns:
+        The exit code: 0 also if the time was up.
+    """
+    passed = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    command = [sys.executable, str(ROOT / "benchmarks/reproduce.py"), *passed, f"--output={output}"]
+    process = subprocess.Popen([*command, *(cell.name for cell in named)], cwd=ROOT)
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(1)
+            write_lines(trained, output, written)
+    finally:
+        process.terminate()
+        code = process.wait()
+        write_lines(trained, output, written)
+        write_curves(trained, output, written)
+    return code
+
+
 def run(args: argparse.Namespace) -> None:
     """Trains as many seeds as there is time for."""
     end = time.monotonic() + 60 * args.minutes
@@ -120,9 +159,7 @@ def run(args: argparse.Namespace) -> None:
             sys.exit(f"error: no epoch of {epoch:.0f} s fits into {args.minutes:g} minutes")
         plan.write_text(json.dumps([epochs, epoch, beside]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    lines = args.output / "lines.jsonl"
-    known = map(json.loads, lines.read_text().splitlines()) if lines.exists() else ()
-    written = {line["cell"] for line in known if line["benchmark"] == "quality"}
+    written = cells_written(args.output)
     for seed in SEEDS:
         cells = matching([f"{args.preset}/{variant}/seed{seed}" for variant in VARIANTS])
         short = [shortened(cell, epochs, args.epoch_steps) for cell in cells]
@@ -130,22 +167,10 @@ def run(args: argparse.Namespace) -> None:
         if seed != SEEDS[0] and time.monotonic() + needed > end:
             print(f"seed {seed}: no time for {needed:.0f} s more", flush=True)
             break
-        command = [sys.executable, str(ROOT / "benchmarks/reproduce.py"), f"--epochs={epochs}", f"--jobs={len(cells)}"]
-        command += [f"--output={args.output}"]
-        command += [] if args.data_directory is None else [f"--data-directory={args.data_directory}"]
-        command += [] if args.epoch_steps is None else [f"--epoch-steps={args.epoch_steps}"]
-        process = subprocess.Popen([*command, *(cell.name for cell in cells)], cwd=ROOT)
-        try:
-            while process.poll() is None and time.monotonic() < end:
-                time.sleep(1)
-                write_lines(short, args.output, written)
-        finally:
-            process.terminate()
-            process.wait()
-            write_lines(short, args.output, written)
-            write_curves(short, args.output, written)
-        if process.returncode:
-            sys.exit(f"error: training of seed {seed} ended with status {process.returncode}")
+        options = {"epochs": epochs, "epoch-steps": args.epoch_steps, "data-directory": args.data_directory}
+        code = train_until(end, cells, short, args.output, written, jobs=len(cells), **options)
+        if code:
+            sys.exit(f"error: training of seed {seed} ended with status {code}")
 
 
 def main() -> None:
