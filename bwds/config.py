@@ -244,6 +244,10 @@ class Config:
         return Config(**made)
 
 
+_RENAMED = {"slowness_penalty": "temporal_activation_penalty"}
+"""Options by the names that the configurations of older runs have."""
+
+
 def parse_json(text: str) -> Any:
     """What the text of a configuration holds; ``ValueError`` for what is no JSON."""
     try:
@@ -260,6 +264,7 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
             has its default, as it had before there was one.
     """
     require(isinstance(raw, dict), f"Section {name!r} of the configuration is not an object.")
+    raw = {_RENAMED.get(option, option): value for option, value in raw.items()}
     unknown = sorted(raw.keys() - {f.name for f in dataclasses.fields(cast(Any, section))})
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")

@@ -94,7 +94,7 @@ def _awd(dataset: str) -> Config:
             weight_decay=1.2e-6,
             plateau_factor=1.0,
             activation_penalty=2.0,
-            slowness_penalty=1.0,
+            temporal_activation_penalty=1.0,
             ema_decay=0.9998,
         ),
         train=TrainConfig(steps=500 * 663, eval_every=663, checkpoint_every=663),

@@ -102,7 +102,7 @@ class OptimConfig:
     """Factor of these cuts, in (0, 1]. The three are those of optax.exponential_decay with staircase."""
     activation_penalty: float = 0.0
     """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
-    slowness_penalty: float = 0.0
+    temporal_activation_penalty: float = 0.0
     """Weight of temporal activation regularisation: its mean squared change from step to step, before dropout (TAR)."""
     ema_decay: float = 0.0
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
@@ -116,7 +116,9 @@ class OptimConfig:
         )
         require(self.clip_norm > 0.0, f"clip_norm is {self.clip_norm}; it must be positive.")
         require_at_least(0, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
-        require_at_least(0, activation_penalty=self.activation_penalty, slowness_penalty=self.slowness_penalty)
+        require_at_least(
+            0, activation_penalty=self.activation_penalty, temporal_activation_penalty=self.temporal_activation_penalty
+        )
         require_rates(ema_decay=self.ema_decay)
         if self.transition_steps is not None:
             require_at_least(1, transition_steps=self.transition_steps)

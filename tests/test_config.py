@@ -49,15 +49,19 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (ModelConfig, {"init_bound": 0.0}, r"init_bound is 0\.0; it must be positive and finite"),
         (ModelConfig, {"init_bound": math.inf}, r"init_bound is inf"),
         (OptimConfig, {"activation_penalty": -1.0}, r"activation_penalty is -1\.0; it must be at least 0"),
-        (OptimConfig, {"slowness_penalty": math.nan}, r"slowness_penalty is nan"),
-        (OptimConfig, {"slowness_penalty": math.inf}, r"slowness_penalty is inf; it must be finite"),
+        (OptimConfig, {"temporal_activation_penalty": math.nan}, r"temporal_activation_penalty is nan"),
+        (
+            OptimConfig,
+            {"temporal_activation_penalty": math.inf},
+            r"temporal_activation_penalty is inf; it must be finite",
+        ),
         (OptimConfig, {"ema_decay": 1.0}, r"ema_decay is 1\.0; it must be at least 0 and less than 1"),
         (TrainConfig, {"steps": -1}, r"steps is -1"),
         (TrainConfig, {"seed": -1}, r"seed is -1"),
         (TrainConfig, {"sparsity_schedule": "linear"}, r"sparsity_schedule is 'linear'"),
         (TrainConfig, {"sparsity_initial": 1.0}, r"sparsity_initial is 1\.0"),
         (TrainConfig, {"sparsity_every": 0}, r"sparsity_every is 0"),
-        (TrainConfig, {"sparsity_range": (0.5, 0.5)}, r"sparsity_range is 0\.5 to 0\.5; .* take --model\.sparsity"),
+        (TrainConfig, {"sparsity_range": (0.5, 0.5)}, r"sparsity_range is 0\.5 to 0\.5; .* take model\.sparsity"),
         (TrainConfig, {"sparsity_range": (0.5, 1.0)}, r"sparsity_range is 0\.5 to 1\.0; .* end below 1"),
         (TrainConfig, {"sparsity_range": (-0.1, 0.5)}, r"sparsity_range is -0\.1 to 0\.5; it must begin at 0 or more"),
         (TrainConfig, {"sparsity_range": (math.nan, 0.5)}, r"sparsity_range is nan to 0\.5"),
@@ -99,7 +103,7 @@ def test_a_model_without_blocks_needs_none_that_divides_it(method):
         ({}, {"sparsity_end": 1.1}, r"sparsity_end 1\.1"),
         ({}, {"sparsity_end": math.nan}, r"sparsity_end nan"),
         ({}, {"steps": 2}, r"steps is 2; the sparsity would have to rise between step 1 and step 1"),
-        ({"sparsity": 0.5}, {"sparsity_initial": 0.6}, r"sparsity_initial is 0\.6, above the model's sparsity 0\.5"),
+        ({"sparsity": 0.5}, {"sparsity_initial": 0.6}, r"sparsity_initial is 0\.6, above model.sparsity 0\.5"),
         ({"method": "static-block"}, {}, r"'cubic'; static-block keeps the same blocks"),
         ({"method": "magnitude"}, {"sparsity_schedule": "constant"}, r"'constant'; magnitude pruning needs the cubic"),
     ],
@@ -121,6 +125,13 @@ def test_a_schedule_that_cannot_be_kept_is_refused(model, train, message):
 def test_a_range_of_sparsities_that_no_step_can_have_is_refused(model, train, message):
     with pytest.raises(ValueError, match=message):
         Config(model=ModelConfig(**model), train=TrainConfig(sparsity_range=(0.3, 0.9), **train))
+
+
+def test_an_older_name_of_an_option_is_read():
+    config = PRESETS["ptb-awd-lstm"]
+    text = config.to_json()
+    assert config.optim.temporal_activation_penalty > 0
+    assert Config.from_json(text.replace("temporal_activation_penalty", "slowness_penalty")) == config
 
 
 def test_a_range_of_sparsities_is_the_same_from_json():
@@ -179,7 +190,7 @@ def test_the_papers_presets_have_none_of_the_later_regularisation():
         model, optim = PRESETS[name].model, PRESETS[name].optim
         assert (model.dropout_input, model.dropout_hidden, model.locked_dropout) == (None, None, False)
         assert (model.embedding_dropout, model.weight_dropout) == (0.0, 0.0)
-        assert (optim.activation_penalty, optim.slowness_penalty, optim.ema_decay) == (0.0, 0.0, 0.0)
+        assert (optim.activation_penalty, optim.temporal_activation_penalty, optim.ema_decay) == (0.0, 0.0, 0.0)
 
 
 def test_the_setting_of_awd_lstm():
@@ -190,7 +201,7 @@ def test_the_setting_of_awd_lstm():
     assert (model.embedding_dropout, model.weight_dropout) == (0.1, 0.5)
     assert model.gate_activation == "softplus"
     assert (optim.name, optim.learning_rate, optim.clip_norm, optim.weight_decay) == ("sgd", 30.0, 0.25, 1.2e-6)
-    assert (optim.activation_penalty, optim.slowness_penalty) == (2.0, 1.0)
+    assert (optim.activation_penalty, optim.temporal_activation_penalty) == (2.0, 1.0)
     assert optim.ema_decay > 0
     # 500 epochs of 929,589 tokens.
     assert config.train.steps == 500 * ((929_589 - 1) // 20 // 70)

@@ -29,7 +29,7 @@ def regularised(corpus):
         learning_rate=1.0,
         clip_norm=1e9,
         activation_penalty=0.7,
-        slowness_penalty=0.4,
+        temporal_activation_penalty=0.4,
         ema_decay=0.6,
     )
     model = dataclasses.replace(config.model, vocab_size=len(tiny_run.WORDS) + 1)

@@ -65,7 +65,7 @@ IDS = np.random.default_rng(0).integers(0, WORDS, 3000).astype(np.int32)
 
 
 def optimizer(config: ModelConfig, steps: int) -> Optimizer:
-    extras = {"activation_penalty": 2.0, "slowness_penalty": 1.0, "ema_decay": 0.9} if config is QRNN else {}
+    extras = {"activation_penalty": 2.0, "temporal_activation_penalty": 1.0, "ema_decay": 0.9} if config is QRNN else {}
     options = OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=5, weight_decay=0.1, **extras)
     schedule = TrainConfig(steps=steps, sparsity_begin=0.25, sparsity_end=0.75, sparsity_every=2)
     return hold_fixed(make_optimizer(options, steps), Config(model=config, train=schedule))

@@ -46,7 +46,7 @@ def training(config, tokens):
     """
     model, optim = config.model, config.optim
     other = (model.weight_dropout, model.embedding_dropout, model.locked_dropout, model.tied_softmax)
-    other += (optim.activation_penalty, optim.slowness_penalty, optim.ema_decay, optim.weight_decay)
+    other += (optim.activation_penalty, optim.temporal_activation_penalty, optim.ema_decay, optim.weight_decay)
     torch = _torch() if model.cell == "lstm" and jax.default_backend() == "cpu" and not any(other) else None
     if torch is None:
         return {}

@@ -115,8 +115,8 @@ def train_step(
             total = loss
             if options.activation_penalty:
                 total += options.activation_penalty * info.output_square
-            if options.slowness_penalty:
-                total += options.slowness_penalty * info.output_change
+            if options.temporal_activation_penalty:
+                total += options.temporal_activation_penalty * info.output_change
             return total, (loss, after, info.density)
 
         # Told apart here, so that the gradients are those of these rows, and added up once, below.
