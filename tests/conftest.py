@@ -63,6 +63,15 @@ def quick_compilation(request) -> Iterator[None]:
 
 
 @pytest.fixture
+def all_optimizations() -> Iterator[None]:
+    """For programs that are compiled for a chip: as they would run there."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
     """Switches the annotation checks off, so that a test of a wrong argument sees the library's own error."""
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -86,7 +95,7 @@ def compile_for_a_gpu(no_compiler) -> Callable[..., list[dict[str, Any]]]:
 
     def run(script: str, *arguments: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", f"tests.{script}", *arguments]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
         if done.returncode == 3:
             no_compiler(done.stdout.strip())

@@ -355,9 +355,9 @@ def test_others_that_cannot_be_found(monkeypatch):
     ("options", "message"),
     [
         ({"coordinator": "host:1"}, "go together"),
-        ({"coordinator": "host:1", "processes": 2, "process": 2}, r"distributed.process is 2; it must be from 0 to 1"),
+        ({"coordinator": "host:1", "processes": 2, "process": 2}, r"process is 2; it must be from 0 to 1"),
         ({"coordinator": "host:1", "processes": 2, "process": 0, "auto": True}, "do not name them"),
-        ({"heartbeat": 0}, "distributed_heartbeat is 0"),
+        ({"heartbeat": 0}, "heartbeat is 0"),
     ],
 )
 def test_mistakes_in_options(options, message):

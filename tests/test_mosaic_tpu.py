@@ -260,7 +260,7 @@ def test_every_core_has_as_many_steps(cores, rows, num_outputs, monkeypatch):
 
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "TPU7x": "tpu7x:2x2x1"}
 each_chip = pytest.mark.parametrize("chip", CHIPS)
-needs_libtpu = pytest.mark.usefixtures("libtpu")
+needs_libtpu = pytest.mark.usefixtures("libtpu", "all_optimizations")
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def write(path: Path, content: str | bytes) -> Path:
     ended=st.booleans(),
 )
 @example(lines=["你" * 100], held_out=0.05, ended=False)
+@example(lines=["a你"], held_out=0.2, ended=False)
 def test_the_three_splits_are_the_text_in_order(tmp_path_factory, lines, held_out, ended):
     """Whole characters, nothing lost and nothing twice; or there is too little text for three."""
     path = tmp_path_factory.mktemp("cut") / "text.dat"
@@ -268,7 +269,7 @@ def test_another_text_or_cut_is_another_run(tmp_path, capsys):
     arguments = tiny_run.arguments(config, tmp_path / "run")
     assert call(capsys, "train", *arguments)[0] == 0
     code, _, err = call(capsys, "train", *arguments, "--data.held-out", "0.1")
-    assert (code, "data.held_out: 0.05 there, 0.1 now" in err) == (2, True)
+    assert (code, "--data.held-out: 0.05 there, 0.1 now" in err) == (2, True)
     code, _, err = call(capsys, "train", *arguments, "--data.tokens", "character")
     assert (code, "data.tokens: 'subword' there, 'character' now" in err) == (2, True)
     write(path, story(seed=1))

@@ -49,7 +49,7 @@ def parameters(config: ModelConfig) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("libtpu")
+@pytest.mark.usefixtures("libtpu", "all_optimizations")
 def test_a_data_parallel_step_sends_its_gradients_once(pod):
     line = pod.case(TINY, "v5e:2x2", rows=ROWS)
     size = 4 * parameters(TINY.model)
@@ -70,7 +70,7 @@ def test_a_data_parallel_step_sends_its_gradients_once(pod):
     assert line["code_bytes"] > 0
 
 
-@pytest.mark.usefixtures("libtpu")
+@pytest.mark.usefixtures("libtpu", "all_optimizations")
 def test_messages_of_columns_that_are_spread(pod):
     """All messages counted by hand; those of the loops over time count in every step."""
     line = pod.case(TINY, "v5e:2x2", rows=ROWS, model=2)
@@ -91,7 +91,7 @@ def test_messages_of_columns_that_are_spread(pod):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("libtpu")
+@pytest.mark.usefixtures("libtpu", "all_optimizations")
 def test_what_does_not_fit_into_a_chip_is_said(pod):
     with pytest.raises(pod.DoesNotFitError, match="Ran out of memory"):
         pod.case(PRESETS["wikitext103-qrnn"], "v5e:2x2", rows=160)
@@ -201,7 +201,7 @@ def test_the_limit_of_vmem_is_what_the_kernels_plan(line):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("libtpu")
+@pytest.mark.usefixtures("libtpu", "all_optimizations")
 @pytest.mark.parametrize("preset", ["ptb-lstm", "wikitext103-qrnn"])
 def test_compiling_again_gives_the_committed_counts(pod, preset):
     line = next(line for line in CASES if line["preset"] == preset)

@@ -342,5 +342,5 @@ def test_an_option_that_changes_nothing_is_said(capsys):
 def test_all_devices_are_taken():
     assert dict(make_placement(MeshConfig(), LSTM, batch_size=BATCH).mesh.shape) == {"data": 8, "model": 1}
     assert dict(make_placement(MeshConfig(None, 2), LSTM, batch_size=BATCH).mesh.shape) == {"data": 4, "model": 2}
-    with pytest.raises(ValueError, match=r"mesh_model is 0"):
+    with pytest.raises(ValueError, match=r"^model is 0"):
         MeshConfig(1, 0)

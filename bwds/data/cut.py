@@ -100,8 +100,8 @@ def _border(files: list[Path], sizes: list[int], at: int, *, reach: int) -> int:
             return end
         if blank := [i for i, byte in enumerate(ahead[:reach]) if byte in b" \t\r\f\v"]:
             return at + blank[0]
-        # The bytes after the first of a character, at most three, begin with the bits 10.
-        return at + next((i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), 0)
+        # The bytes after the first of a character, at most three, begin with the bits 10. They may be the file's last.
+        return at + next((i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), len(ahead) - 1)
     return at
 
 
