@@ -68,12 +68,14 @@ def test_the_figures_are_those_of_the_raw_lines():
     published = json.loads((ROOT / "benchmarks/results/quality/ptb-lstm-zaremba/dense/seed0.json").read_text())
     assert f"test perplexity of {published['test_perplexity']:.1f} here" in text
     small = ROOT / "benchmarks/results/quality/ptb-lstm-small"
-    named = ("dense", "dynamic-softplus-0.5", "dynamic-norm-0.5", "magnitude-0.5")
-    dense, softplus, norm, pruned = (
+    named = ("dense", "dynamic-softplus-0.5", "dynamic-norm-0.5", "magnitude-0.5", "dynamic-bias-0.5")
+    dense, softplus, norm, pruned, bias = (
         f"{json.loads((small / name / 'seed0.json').read_text())['test_perplexity']:.1f}" for name in named
     )
     assert f"{dense} dense, {softplus} with half of the blocks and a softplus gate, {norm} with half" in text
-    assert f"no gate, {pruned} with half of the weights pruned by magnitude" in text
+    assert (
+        f"no gate, {pruned} with half of the weights pruned by magnitude, {bias} with gates that keep the same" in text
+    )
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     lost = [
         speedup("cpu_decode_one_core.jsonl", "speedup_over_dense", dtype=d, **losing) for d in ("float32", "bfloat16")
