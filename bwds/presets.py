@@ -18,7 +18,7 @@ def _paper(cell: Cell, dataset: str, vocab_size: int, steps_per_epoch: int) -> C
 def _quick() -> Config:
     """A first run: minutes on two CPU cores, without a download."""
     return Config(
-        model=ModelConfig(hidden_size=256, block_size=32, gate_activation="softplus", dropout=0.1),
+        model=ModelConfig(hidden_size=256, block_size=32, gate_rank=32, gate_activation="softplus", dropout=0.1),
         data=DataConfig(dataset="pydoc", batch_size=64, sequence_length=35),
         optim=OptimConfig(name="adamw", learning_rate=3e-3),
         train=TrainConfig(steps=300, eval_every=100, checkpoint_every=100),
