@@ -38,6 +38,8 @@ from bwds.trained_model import TrainedModel
 from bwds.vocabulary import Vocabulary
 
 FORMAT, VERSION = "bwds", 1
+RUN_MODEL = "model.safetensors"
+"""The file in which a finished run keeps its best parameters."""
 
 
 def save_model(
@@ -151,7 +153,8 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
         ```
 
     Args:
-        path: of the file, or the --workdir of a run; a folder needs the extra ``train``, a file safetensors alone.
+        path: of the file, or the workdir of a run. A file needs safetensors. So does the folder of a finished run,
+            which has such a file; that of a run that goes on needs the extra ``train``.
 
     Raises:
         ValueError: there is no such model, it is damaged, or a package is missing.
@@ -165,10 +168,13 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
 
         return load_run(path)
     except ModuleNotFoundError as error:
+        # The summary comes last: without it the run is not finished, or goes on from there.
+        if (path / RUN_MODEL).is_file() and (path / "summary.json").is_file():
+            return load_model(path / RUN_MODEL)
         raise ValueError(
-            f"{str(path)!r} is the folder of a run, and {error.name}, which reads it, is not installed: "
-            'pip install -e ".[train]" in a clone of the repository. Or load one file, which needs none of that; '
-            f"where it is installed, bwds eval --workdir {path} --export FILE writes it."
+            f"{str(path)!r} is the folder of a run that is not finished, and {error.name}, which reads checkpoints, "
+            'is not installed: pip install -e ".[train]" in a clone of the repository. Or load one file, which needs '
+            f"none of that; where it is installed, bwds eval --workdir {path} --export FILE writes it."
         ) from error
 
 

@@ -292,6 +292,27 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         load(tmp_path / "nothing.safetensors")
 
 
+def run_folder(folder):
+    """What a run leaves there, its checkpoints apart."""
+    (folder / "config.json").write_text(bwds.Config(model=CONFIG).to_json())
+    (folder / "checkpoints" / "best").mkdir(parents=True)
+    WORDS.save(folder / "vocabulary.txt")
+
+
+def test_the_folder_of_a_finished_run_needs_nothing_of_training(path, tmp_path):
+    code = f"""
+import sys
+sys.modules["orbax"] = sys.modules["orbax.checkpoint"] = sys.modules["tyro"] = None
+import bwds
+print(bwds.load({str(tmp_path)!r}).parameters_sha256)
+"""
+    run_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(path.read_bytes())
+    (tmp_path / "summary.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == load(path).parameters_sha256
+
+
 def test_a_missing_package_is_named_with_what_to_install(path, tmp_path):
     code = f"""
 import sys
@@ -303,9 +324,7 @@ for path in ({str(path)!r}, {str(tmp_path)!r}):
     except ValueError as error:
         print(error)
 """
-    (tmp_path / "config.json").write_text(bwds.Config(model=CONFIG).to_json())
-    (tmp_path / "checkpoints" / "best").mkdir(parents=True)
-    WORDS.save(tmp_path / "vocabulary.txt")
+    run_folder(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     of_file, of_folder = done.stdout.splitlines()
     assert "need safetensors, which is not installed: pip install -e " in of_file

@@ -21,6 +21,7 @@ from bwds.cost import cost
 from bwds.counts import num_kept_blocks
 from bwds.data import Vocabulary, load_corpus
 from bwds.digest import digest
+from bwds.files import load_model
 from bwds.model import language_model
 from bwds.training import NonFiniteError, boundary, loop, train
 from bwds.training.checkpoint import Checkpoints, best_checkpoints, last_checkpoints
@@ -53,10 +54,22 @@ def finished(config, tmp_path_factory):
 def test_a_run_leaves_its_files(finished, config):
     workdir, summary = finished
     names = {path.name.split(".out.")[0] for path in workdir.iterdir()}
-    assert names == {"config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "summary.json", "events", "lock"}
+    files = {"config.json", "vocabulary.txt", "metrics.jsonl", "summary.json", "model.safetensors"}
+    assert names == {*files, "checkpoints", "events", "lock"}
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert len(Vocabulary.load(workdir / "vocabulary.txt")) == len(tiny_run.WORDS) + 1
     assert last_checkpoints(workdir, read_only=True).steps == [16, 15]
+
+
+def test_its_best_parameters_are_one_file_too(finished, config):
+    workdir, _ = finished
+    loaded = load_model(workdir / "model.safetensors", for_decoding=False)
+    assert loaded.config.vocab_size == len(tiny_run.WORDS) + 1
+    model = dataclasses.replace(config, model=loaded.config)
+    expected, step = load_params(model, workdir, "best")
+    assert digest(loaded.params) == digest(expected) == loaded.parameters_sha256
+    assert loaded.vocabulary == Vocabulary.load(workdir / "vocabulary.txt")
+    assert f"{step} steps of 16 (best checkpoint)" in loaded.card
 
 
 def test_the_summary_is_true(finished, config):

@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from bwds.card import model_card
 from bwds.checks import require
 from bwds.config import Config
 from bwds.data import load_corpus
 from bwds.data.batches import steps_per_epoch, train_batch
+from bwds.files import RUN_MODEL, save_model
 from bwds.filesystem import place, write_text
 from bwds.output import tell
 from bwds.training.boundary import at_boundary, on_boundary
@@ -42,6 +44,7 @@ from bwds.training.signals import InterruptedRunError, StopSignals
 from bwds.training.start import start
 from bwds.training.step import StepMetrics, evaluated_params, train_step
 from bwds.training.summary import read_summary, summarise
+from bwds.training.trained import facts
 from bwds.training.workdir import SUMMARY_FILE, claim_workdir, keep_config
 
 
@@ -61,7 +64,7 @@ def train(
     Args:
         config: what to train; the size of the vocabulary is taken from the data.
         workdir: folder of this run alone, ``~`` is the home folder. It gets config.json, vocabulary.txt, metrics.jsonl,
-            TensorBoard events, checkpoints and, at the end, summary.json.
+            TensorBoard events, checkpoints and, at the end, model.safetensors and summary.json.
         start_from: folder of a run whose best parameters training starts from; without gates they are converted, as
             ``bwds.convert`` does, where ``config`` asks for norms. They are evaluated before the first step.
         mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
@@ -186,7 +189,7 @@ def read(run: Run, step: int, metrics: StepMetrics, signum: Any) -> None:
 
 
 def finish(run: Run, command: str) -> dict[str, Any]:
-    """Writes and returns the summary. The state is given up."""
+    """Writes the model into one file, and writes and returns the summary. The state is given up."""
     # One tree at a time, and kept on the host: beside the state, copies of the parameters need not fit on a device.
     params = evaluated_params(run.state, run.placement)
     del run.state
@@ -200,6 +203,13 @@ def finish(run: Run, command: str) -> dict[str, Any]:
         there = jax.device_put(best, jax.local_devices()[0])
         found = summarise(run.config, run.workdir, last, (there, info), command=command)
         if not (signum := run.stop.noted):
+            save_model(
+                run.workdir / RUN_MODEL,
+                there,
+                run.config.model,
+                vocabulary=run.corpus.vocabulary,
+                card=model_card(run.config.model, there, facts(run.config, info, run.workdir, "best")),
+            )
             write_text(run.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
         return signum or found
 
