@@ -101,6 +101,8 @@ def test_what_quick_ends_with_is_what_its_runs_ended_with():
         where = line["cores"], "2 of them" in line["device"]
         found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]
     seeds = found[1, False]
+    speeds = [line["decode_speedup"] for line in lines_of("cpu_quick.jsonl") if line["cores"] == 1]
+    assert f"at {min(speeds):.2f}x to {max(speeds):.2f}x on one core" in text
     assert len(seeds) == 5
     assert max(seeds.values()) < 1.05 * min(seeds.values())
     assert f"five seeds end between {min(seeds.values()):.1f} and {max(seeds.values()):.1f} on one" in text
