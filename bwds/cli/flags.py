@@ -3,11 +3,16 @@
 import dataclasses
 import re
 from collections import Counter
+from typing import Any
 
-from bwds.config import Config
+from bwds.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bwds.training.devices import DistributedConfig, MeshConfig
 
-_SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)} | {
+_SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
     "mesh": MeshConfig,
     "distributed": DistributedConfig,
 }
