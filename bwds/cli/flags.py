@@ -19,15 +19,14 @@ _SECTIONS: dict[str, Any] = {
 _FIELDS = {name: [field.name for field in dataclasses.fields(section)] for name, section in _SECTIONS.items()}
 _COUNT = Counter(field for fields in _FIELDS.values() for field in fields)
 _SECTION_OF = {field: name for name, fields in _FIELDS.items() for field in fields if _COUNT[field] == 1}
-_FOLDERS = ("workdir", "start_from")
-"""Arguments of ``bwds.training.train`` that are flags of their own."""
 
 
 def as_flags(sentence: str) -> str:
     """The sentence with flags in the place of fields.
 
     Fields are recognised as ``section.field``; as ``field=`` if only one section has such a field; and in a sentence
-    that begins with ``section:``, as its first word or wherever a name has an underscore.
+    that begins with ``section:``, as its first word or wherever a name has an underscore. ``workdir``, as a sentence's
+    first word, and ``start_from`` are arguments of ``bwds.training.train`` and flags of their own.
 
     Example:
         ```python
