@@ -13,7 +13,7 @@ import jax
 from jax.extend.backend import get_backend
 
 from benchmarks import ROOT
-from bwds.timing import cores
+from pallas_kernels.threads import cores
 
 
 def pinned() -> str:

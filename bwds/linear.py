@@ -31,6 +31,7 @@ from pallas_kernels import (
     block_sparse_weight_gradient,
     to_block_major,
 )
+from pallas_kernels.block_sparse.xla import pays_to_skip
 from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated.api import fuses, gated_matmul
@@ -107,14 +108,20 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
     }
 
 
-def block_major(params: Params, block_shape: tuple[int, int]) -> Params:
-    """The parameters, one map's or a whole model's, with gated kernels block-major; those that are stay as they are."""
+def decoding_layout(params: Params, block_shape: tuple[int, int], sparsity: float) -> Params:
+    """The parameters, one map's or a whole model's, with gated kernels as decoding at ``sparsity`` reads them fastest.
+
+    Block-major, so that a kept block is one contiguous read; those that are stay as they are. A CPU computes all blocks
+    where they are small and many are kept, and reads a row-major kernel for that.
+    """
 
     def lay_out(name: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return block_major(value, block_shape)
-        gated = name == "kernel" and "gate" in params and value.ndim == 2
-        return to_block_major(value, block_shape) if gated else value
+            return decoding_layout(value, block_shape, sparsity)
+        if name != "kernel" or "gate" not in params or value.ndim != 2:
+            return value
+        skips = jax.default_backend() != "cpu" or pays_to_skip(1.0 - sparsity, block_shape, value.dtype)
+        return to_block_major(value, block_shape) if skips else value
 
     return {name: lay_out(name, value) for name, value in params.items()}
 

@@ -15,7 +15,7 @@ from bwds.budgets import layer_sparsities
 from bwds.collectives import MODEL, look_up, pmean
 from bwds.config import ModelConfig
 from bwds.dropout import dropout, embedding_dropout, weight_dropout
-from bwds.linear import Params, block_major, cast_matrices, with_norms, without_norms
+from bwds.linear import Params, cast_matrices, decoding_layout, with_norms, without_norms
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 from bwds.serialization import serializable
@@ -251,9 +251,10 @@ def parameter_shapes(config: ModelConfig) -> Params:
 def decode_params(params: Tree, config: ModelConfig) -> Params:
     """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
 
-    A kept block is then one contiguous read. ``apply`` takes either layout; these are for inference. The embedding
-    stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts the
-    whole of it on a CPU. Parameters that are laid out already stay so.
+    A kept block is then one contiguous read. On a CPU kernels of small blocks, of which many are kept, stay as they
+    are, since a product over all of them is faster. ``apply`` takes either layout; these are for inference. The
+    embedding stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts
+    the whole of it on a CPU. Parameters that are laid out already stay so.
 
     Example:
         ```python
@@ -272,7 +273,8 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
     if config.gate_source == "norm":
         params = with_norms(params, config.block_shape)
     cast = cast_matrices(params, jnp.dtype(config.dtype))
-    return block_major(cast if config.tied_softmax else {**cast, "embedding": params["embedding"]}, config.block_shape)
+    params = cast if config.tied_softmax else {**cast, "embedding": params["embedding"]}
+    return decoding_layout(params, config.block_shape, config.sparsity)
 
 
 def _fitting_carry(

@@ -5,7 +5,6 @@ median over the turns, given with its quartiles.
 """
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+
+from pallas_kernels.threads import cores
 
 
 class Timing(tuple):
@@ -70,11 +71,6 @@ def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
         jax.block_until_ready(call())
     with ThreadPoolExecutor(max(1, cores() - 1)) as pool:
         list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:

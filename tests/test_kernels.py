@@ -12,7 +12,7 @@ import oracle
 import pytest
 
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major
-from pallas_kernels.block_sparse import xla
+from pallas_kernels.block_sparse import xla, xla_decode
 
 pytestmark = pytest.mark.optimized
 
@@ -222,6 +222,29 @@ def test_any_pattern_of_kept_blocks(kept, layout):
     gates = np.where(kept, np.random.default_rng(4).uniform(0.5, 2.0, kept.shape), 0)
     p = p._replace(gates=jnp.asarray(gates, jnp.float32))
     assert_matches(run(planted(p, jnp.nan, kept.any(0)), "xla", layout), expected(p))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 16])
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_small_blocks_are_skipped_or_all_computed(rows, share):
+    r, c, side = 4, 8, 32
+    p = problem(rows, shape=(r, c, side, side))
+    rng = np.random.default_rng(rows)
+    kept = rng.permutation(np.arange(r * c) < share * r * c).reshape(r, c)
+    gates = np.where(kept, rng.normal(size=(rows, r, c)), 0)
+    p = p._replace(gates=jnp.asarray(gates, jnp.float32))
+    assert bool(xla.pays_to_skip(kept.mean(), (side, side), p.w.dtype)) == (share < 0.5)
+    wanted = expected(p)
+    bad = p._replace(w=jnp.where(np.kron(kept, np.ones((side, side))) != 0, p.w, jnp.nan))
+    assert_matches(value_and_gradients(*bad, "xla"), wanted)
+    # The loops alone, for weights that are not laid out for them.
+    y = jax.jit(xla_decode.forward)(bad.x, bad.w, bad.gates)
+    np.testing.assert_allclose(oracle.f64(y), wanted[0], rtol=0, atol=TOLERANCE * np.abs(wanted[0]).max())
+
+
+def test_large_blocks_and_bfloat16_are_always_skipped():
+    for shape, dtype in (((128, 128), jnp.float32), ((32, 32), jnp.bfloat16)):
+        assert xla.pays_to_skip(jnp.float32(1), shape, jnp.dtype(dtype)) is True
 
 
 # Transformations ------------------------------------------------------------------------------------------------------

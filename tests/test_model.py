@@ -342,9 +342,13 @@ def test_a_traced_sparsity_replaces_the_configured_one():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_decode_params_give_the_same_logits(case):
+def test_decode_params_give_the_same_logits(case, monkeypatch):
     config = configuration(case)
     params = parameters(config)
+    # Blocks as small as these are all computed, from the kernel as it is.
+    small = decode_params(params, config)
+    jax.tree.map(np.testing.assert_array_equal, small, params)
+    monkeypatch.setattr("bwds.linear.pays_to_skip", lambda *_: True)
     laid_out = decode_params(params, config)
     for name, (r, c) in grids(config).items():
         layer, part = name.split("/")
@@ -360,8 +364,10 @@ def test_decode_params_give_the_same_logits(case):
 
 
 @pytest.mark.parametrize("case", ["lstm", "qrnn"])
-def test_decoding_never_reads_a_block_that_is_not_kept(case):
+@pytest.mark.parametrize("skips", [True, False])
+def test_decoding_never_uses_a_block_that_is_not_kept(case, skips, monkeypatch):
     """At batch 1, token by token, with NaN in every block that no step keeps."""
+    monkeypatch.setattr("bwds.linear.pays_to_skip", lambda *_: skips)
     config = configuration(case, sparsity=0.9)
     params = decode_params(parameters(config), config)
     tokens = TOKENS[:1]
@@ -378,9 +384,10 @@ def test_decoding_never_reads_a_block_that_is_not_kept(case):
     poisoned, planted = jax.tree.map(lambda a: a, params), 0
     for name, usage in used.items():
         layer, part = name.split("/")
-        never = (usage == 0).T[:, :, None, None]
+        never, kernel = usage == 0, poisoned[layer][part]["kernel"]
         planted += int(never.sum())
-        poisoned[layer][part]["kernel"] = jnp.where(never, jnp.nan, poisoned[layer][part]["kernel"])
+        where = never.T[:, :, None, None] if skips else np.repeat(np.repeat(never, 4, 0), 4, 1)
+        poisoned[layer][part]["kernel"] = jnp.where(where, jnp.nan, kernel)
     assert planted > 0
     np.testing.assert_array_equal(decode(poisoned)[0], wanted)
     np.testing.assert_allclose(wanted, oracle_logits(config, parameters(config), tokens)[0][0], atol=1e-3)

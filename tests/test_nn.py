@@ -1,6 +1,7 @@
 """NNX modules compute what the functions compute, with parameters of their own."""
 
 import copy
+import functools
 import pickle
 
 import jax
@@ -116,11 +117,14 @@ def test_a_module_can_be_shown_and_goes_through_all_that_modules_do(name, decodi
 
 
 @each_module
-def test_a_copy_for_decoding_gives_the_same(name):
+def test_a_copy_for_decoding_gives_the_same(name, monkeypatch):
+    # Otherwise blocks as small as these would stay where they are.
+    monkeypatch.setattr("bwds.linear.pays_to_skip", lambda *_: True)
     make, shape = MODULES[name]
     layer, x = make(nnx.Rngs(0)), normal(*shape)
     laid_out = layer.for_decoding()
-    assert_equal(laid_out(x), layer(x))
+    # The layout decides in which order a product is summed.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), laid_out(x), layer(x))
     again = laid_out.for_decoding()
     assert_equal(nnx.to_pure_dict(nnx.state(again)), nnx.to_pure_dict(nnx.state(laid_out)))
     dimensions = {leaf.ndim for leaf in jax.tree.leaves(nnx.state(laid_out))}

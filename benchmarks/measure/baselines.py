@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bwds.timing import cores
+from pallas_kernels.threads import cores
 
 
 def baseline(config, first, steps):

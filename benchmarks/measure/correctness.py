@@ -28,8 +28,8 @@ from benchmarks.lines import Results
 from bwds import ModelConfig, language_model, topk_gates
 from bwds.gating import init_gate
 from bwds.linear import GateOptions, apply_linear
-from bwds.timing import cores
 from pallas_kernels import to_block_major
+from pallas_kernels.threads import cores
 from pallas_kernels.topk.search import MAX_SCORES, largest
 from tests import oracle, products
 

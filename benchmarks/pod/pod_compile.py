@@ -46,12 +46,12 @@ from benchmarks.pod import hlo, hlo_counts
 from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, cost, language_model
 from bwds.collectives import DATA, MODEL, cross_entropy
-from bwds.timing import cores
 from bwds.training.optim import make_optimizer
 from bwds.training.pruning import hold_fixed
 from bwds.training.sharding import Placement, over_devices
 from bwds.training.step import init_state, train_step
 from pallas_kernels.mesh_axes import like
+from pallas_kernels.threads import cores
 
 PRESET_NAMES = ("ptb-lstm", "wikitext103-qrnn")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")

@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import jax
 
     from bwds.checks import require, require_at_least
-    from bwds.timing import cores, require_turns, verdict
+    from bwds.timing import require_turns, verdict
+    from pallas_kernels.threads import cores
 
     require(bool(dynamic) and bool(options.sparsity), "--hidden and --sparsity need at least one value each.")
     require_at_least(1, steps=options.steps)

@@ -9,7 +9,7 @@ from bwds.arguments import as_array, plain
 from bwds.array_types import Array, Float, Real, Whole
 from bwds.checks import check_sparsity, count, known_number, pair, require, require_choice, require_gate_options
 from bwds.config import Activation, GateSource, Implementation, Normalization, Scope
-from bwds.linear import GateOptions, Params, block_major, init_linear, linear, prepare
+from bwds.linear import GateOptions, Params, decoding_layout, init_linear, linear, prepare
 
 
 def contain(params: Params) -> nnx.Pytree:
@@ -171,13 +171,14 @@ class BlockSparseLinear(nnx.Module):
     def for_decoding(self) -> "BlockSparseLinear":
         """A copy whose kernel is block-major, [C, R, K/R, N/C], so that a kept block is one contiguous read.
 
-        Laid out once, here, for products of few rows on a CPU. It gives the same results and gradients, the kernel's in
-        its own layout, and splits, merges and loads as any module does, with a state of its own shape.
+        Laid out once, here, for products of few rows. On a CPU a kernel of small blocks, of which many are kept, stays
+        as it is. The copy gives the same results and gradients up to rounding, the kernel's in its own layout, and
+        splits, merges and loads as any module does, with a state of its own shape.
         Later changes to this module are not changes to the copy. The copy of a copy is equal to it. With the gate
         source "norm" it holds the norms of its blocks, which do not follow a change of its kernel: train the original.
         """
         copy = nnx.clone(self)
         params = prepare({"kernel": self.kernel[...], "gate": plain("gate", self.gate)}, self.options)
-        copy.kernel = nnx.Param(block_major(params, self.block_shape)["kernel"])
+        copy.kernel = nnx.Param(decoding_layout(params, self.block_shape, self.sparsity)["kernel"])
         copy.gate = contain(params["gate"])
         return copy

@@ -12,7 +12,7 @@ from bwds.arguments import as_array, batch_size, fitting, fitting_state, plain
 from bwds.array_types import Array, Float, Real, Whole
 from bwds.checks import known_number
 from bwds.config import Activation, Cell, Dtype, GateSource, Implementation, Method, ModelConfig, Normalization, Scope
-from bwds.linear import Params, block_major, cast_matrices, with_norms
+from bwds.linear import Params, cast_matrices, decoding_layout, with_norms
 from bwds.lstm import init_lstm, init_lstm_carry, lstm
 from bwds.nn.linear import contain
 from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
@@ -111,9 +111,9 @@ class _Recurrent(nnx.Module):
     def for_decoding(self) -> Any:
         """A copy laid out for decoding: gated kernels block-major, matrices in the compute dtype.
 
-        What ``bwds.decode_params`` does for a model. With dtype float32 results and gradients are the same, the
-        kernels' in their own layout; with bfloat16 results are, and gradients are rounded to it: train the original. So
-        with the gate source "norm", whose norms are taken here and do not follow a change of a kernel.
+        What ``bwds.decode_params`` does for a model. Up to rounding, results are the same, and with dtype float32 so
+        are gradients, the kernels' in their own layout; with bfloat16 gradients are rounded to it: train the original.
+        So with the gate source "norm", whose norms are taken here and do not follow a change of a kernel.
         It splits, merges and loads as any module does, with a state of its own shapes. Later changes to this module are
         not changes to the copy. The copy of a copy is equal to it.
         """
@@ -122,7 +122,7 @@ class _Recurrent(nnx.Module):
         if self.config.gate_source == "norm":
             params = with_norms(params, self.config.block_shape)
         params = cast_matrices(params, jnp.dtype(self.config.dtype))
-        copy.params = contain(block_major(params, self.config.block_shape))
+        copy.params = contain(decoding_layout(params, self.config.block_shape, self.config.sparsity))
         return copy
 
 

@@ -1,9 +1,10 @@
 """Portable path through plain XLA operations, written for CPUs.
 
 There are two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
-only the kept blocks. With more rows, some row keeps nearly every block, so all blocks are computed, and each row's gate
-is applied after the dot. The loops are chosen so that each product is large and its result, at most [tile, N] or
-[tile, K], is used while it is in cache:
+only the kept blocks, one after the other. Where blocks are small and many are kept, that is slower than to compute all
+of them (``pays_to_skip``). With more rows, some row keeps nearly every block. Then all blocks are computed, and each
+row's gate is applied after the dot. The loops are chosen so that each product is large and its result, at most
+[tile, N] or [tile, K], is used while it is in cache:
 
     forward           for each row block r:     y += gates[:, r] * (x[r] @ w[r])
     dx and dgates     for each column block c:  q = dy[c] @ w[:, c]^T;  dx += gates[:, :, c] * q;  dgates[c] = <x, q>
@@ -12,26 +13,58 @@ is applied after the dot. The loops are chosen so that each product is large and
 Forward and backward are three products in all, as many as a dense layer has.
 """
 
+import functools
+import math
+
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.block_sparse import xla_decode
-from pallas_kernels.block_sparse.xla_decode import columns
-from pallas_kernels.layout import from_block_major, to_block_major
+from pallas_kernels.block_sparse.xla_decode import STREAMED_ROWS, columns
+from pallas_kernels.layout import block_shape, from_block_major, to_block_major
 from pallas_kernels.mesh_axes import zeros
 from pallas_kernels.sizes import at_most, is_known
+from pallas_kernels.threads import cores
 
 DECODE_ROWS = 16
 # A large batch is cut into tiles of about this many rows, so that temporaries stay in cache.
 TILE_ROWS = 256
+SMALL_BLOCK = 64 * 64 * 4
+"""Bytes of a block beyond which a loop over the kept blocks reads them as fast as a dense product does."""
+BLOCK_COST = 6 * 1024
+"""Bytes that a core reads from its cache while such a loop goes on to its next block."""
+
+
+def pays_to_skip(share, shape: tuple[int, int], dtype):
+    """Whether for few rows a loop over the kept blocks is faster than a dense product, which uses all cores.
+
+    The constants are about right for one core of an AMD EPYC; the loops of an Intel Xeon are faster. With two cores the
+    dense product of a weight that fits a cache was up to 1.6 times as fast. More cores were not tried.
+
+    Args:
+        share: of the blocks, those that some row keeps; a number or a traced scalar.
+        shape: of a block.
+        dtype: of the weight. XLA's own product of bfloat16 is slow.
+    """
+    block_bytes = math.prod(shape) * 4
+    if dtype != jnp.float32 or block_bytes > SMALL_BLOCK:
+        return True
+    return share * (block_bytes + BLOCK_COST) * (1.6 if cores() > 1 else 1.0) < block_bytes
 
 
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
-    if at_most(x.shape[0], DECODE_ROWS):
+    rows = x.shape[0]
+    if not at_most(rows, DECODE_ROWS):
+        w = from_block_major(w) if w.ndim == 4 else w
+        return _over_tiles(_batched_forward, w, x, gates)
+    # A block-major weight was laid out for the loops.
+    share = (gates != 0).any(0).mean(dtype=jnp.float32)
+    pays = True if w.ndim == 4 else pays_to_skip(share, block_shape(w, gates), w.dtype)
+    if pays is True:
         return xla_decode.forward(x, w, gates)
-    w = from_block_major(w) if w.ndim == 4 else w
-    return _over_tiles(_batched_forward, w, x, gates)
+    all_blocks = _partial_sums if at_most(rows, STREAMED_ROWS) else _batched_forward
+    return lax.cond(pays, lambda: xla_decode.forward(x, w, gates), lambda: all_blocks(w, x, gates))
 
 
 def input_gradients(x, w, gates, dy):
@@ -87,6 +120,21 @@ def _over_tiles(function, w, *arrays):
     return tuple(map(join, out)) if isinstance(out, tuple) else join(out)
 
 
+def _scaled(part, gate):
+    """The share of a row block in y [b, C, N/C]; NaN or infinity in a block that a row does not keep stays out."""
+    return jnp.where(gate[:, :, None] != 0, part * gate[:, :, None], 0.0)
+
+
+def _partial_sums(w, x, gates):
+    rows, num_r, num_c = gates.shape
+    x_blocks = x.reshape(rows, num_r, w.shape[0] // num_r).swapaxes(0, 1)
+    parts = lax.dot_general(x_blocks, w.reshape(num_r, w.shape[0] // num_r, w.shape[1]), (((2,), (1,)), ((0,), (0,))))
+    parts = parts.reshape(num_r, rows, num_c, w.shape[1] // num_c)
+    # One fused loop; a sum over an axis would have what it adds up written to memory first.
+    y = functools.reduce(jnp.add, (_scaled(parts[r], gates[:, r]) for r in range(num_r)))
+    return y.reshape(rows, w.shape[1]).astype(x.dtype)
+
+
 def _batched_forward(w, x, gates):
     rows, num_r, num_c = gates.shape
     k, n = w.shape
@@ -95,7 +143,7 @@ def _batched_forward(w, x, gates):
     def row_block(y, step):
         x, w, gate = step
         part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(y.shape)
-        return y + part * gate[:, :, None], None
+        return y + _scaled(part, gate), None
 
     steps = (
         x.reshape(rows, num_r, k // num_r).swapaxes(0, 1),

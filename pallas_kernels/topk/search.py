@@ -33,6 +33,7 @@ MAX_SCORES = 32_768
 """Scores of one row in a kernel: 64 per thread on a GPU."""
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
 Extremes = Callable[..., tuple[Any, Any]]
+Loop = Callable[..., tuple[Any, ...]]
 KERNELS = {"tpu": "tpu", "cuda": "triton"}
 """The kernel's module for each platform."""
 
@@ -117,7 +118,26 @@ def plain(scores, k, *, early):
         return keys.min(1, keepdims=True), keys.max(1, keepdims=True)
 
     index = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
-    return search(keys, index, zero, count, k, keys.shape[1], early=early, extremes=extremes if early else None)
+    options = {"extremes": extremes, "loop": _packed_loop} if early else {}
+    return search(keys, index, zero, count, k, keys.shape[1], early=early, **options)
+
+
+def _packed_loop(is_open, step, state):
+    """``lax.while_loop`` over a tuple of columns [b, 1] of four bytes, held as one array.
+
+    A CPU computes each array of a loop's state in a function of its own, and calling one costs more than what it does.
+    """
+    dtypes = [column.dtype for column in state]
+
+    def pack(state):
+        return jnp.concatenate([lax.bitcast_convert_type(column, jnp.int32) for column in state], axis=1)
+
+    def unpack(packed):
+        columns = jnp.split(packed, len(dtypes), axis=1)
+        return tuple(lax.bitcast_convert_type(c, dtype) for c, dtype in zip(columns, dtypes, strict=True))
+
+    packed = lax.while_loop(lambda p: is_open(unpack(p)), lambda p: pack(step(unpack(p))), pack(state))
+    return unpack(packed)
 
 
 def search_in_kernel(scores, k, n: int, extremes: Extremes | None = None):
@@ -135,7 +155,9 @@ def search_in_kernel(scores, k, n: int, extremes: Extremes | None = None):
     return found.astype(jnp.int32)
 
 
-def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extremes | None = None):
+def search(
+    keys, index, zero, count, k, n: int, *, early: bool, extremes: Extremes | None = None, loop: Loop = lax.while_loop
+):
     """Marks the ``k`` largest keys of every row, and among equals those with the smallest index.
 
     Args:
@@ -149,6 +171,7 @@ def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extrem
             see that.
         extremes: returns the smallest and the largest of keys, like ``zero``; the search then interpolates between
             them, which needs ``early``. None: it bisects.
+        loop: as ``lax.while_loop``; the interpolation runs in it.
     """
     steps = (None, None) if early else (32, (n + 1).bit_length())
 
@@ -159,7 +182,7 @@ def search(keys, index, zero, count, k, n: int, *, early: bool, extremes: Extrem
         threshold = _bisect(zero + LOWEST, zero + HIGHEST, excess, steps[0])
     else:
         lowest, highest = extremes(jnp.where(index < n, keys, HIGHEST))[0], extremes(keys)[1]
-        threshold = _interpolate(lowest, jnp.minimum(highest, HIGHEST - 1) + 1, excess, zero + n - k, zero - k)
+        threshold = _interpolate(lowest, jnp.minimum(highest, HIGHEST - 1) + 1, excess, zero + n - k, zero - k, loop)
     above, equal = keys > threshold, keys == threshold
 
     def before(end):
@@ -191,7 +214,7 @@ def _bisect(low, high, excess, steps: int | None):
     return lax.fori_loop(0, steps, lambda _, bounds: halve(bounds), (low, high))[0]
 
 
-def _interpolate(low, high, excess, over_low, over_high):
+def _interpolate(low, high, excess, over_low, over_high, loop):
     """``_bisect`` with guesses by the Illinois variant of regula falsi on the scores.
 
     A bound that stays for a second time gets half the weight, so that it does not stay for long.
@@ -200,6 +223,7 @@ def _interpolate(low, high, excess, over_low, over_high):
         low, high: as ``_bisect`` takes them.
         excess: decreasing; not negative at ``low``.
         over_low, over_high: the excess at ``low`` and, below zero, at ``high``.
+        loop: see ``search``.
     """
 
     def guess(state):
@@ -234,4 +258,4 @@ def _interpolate(low, high, excess, over_low, over_high):
     # If all scores are asked for, the lowest bound is the threshold.
     high = jnp.where(over_low == 0, low + 1, high)
     zero = low - low
-    return lax.while_loop(is_open, guess, (low, high, over_low, over_high, zero, zero))[0]
+    return loop(is_open, guess, (low, high, over_low, over_high, zero, zero))[0]
