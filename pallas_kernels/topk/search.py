@@ -118,8 +118,8 @@ def plain(scores, k, *, early):
         return keys.min(1, keepdims=True), keys.max(1, keepdims=True)
 
     index = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
-    options = {"extremes": extremes, "loop": _packed_loop} if early else {}
-    return search(keys, index, zero, count, k, keys.shape[1], early=early, **options)
+    extremes_of = extremes if early else None
+    return search(keys, index, zero, count, k, keys.shape[1], early=early, extremes=extremes_of, loop=_packed_loop)
 
 
 def _packed_loop(is_open, step, state):
