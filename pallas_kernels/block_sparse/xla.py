@@ -31,7 +31,7 @@ DECODE_ROWS = 16
 TILE_ROWS = 256
 SMALL_BLOCK = 64 * 64 * 4
 """Bytes of a block beyond which a loop over the kept blocks reads them as fast as a dense product does."""
-BLOCK_COST = 6 * 1024
+BLOCK_COST = 12 * 1024
 """Bytes that a core reads from its cache while such a loop goes on to its next block."""
 
 
