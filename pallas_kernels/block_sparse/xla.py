@@ -138,12 +138,13 @@ def _partial_sums(w, x, gates):
 def _batched_forward(w, x, gates):
     rows, num_r, num_c = gates.shape
     k, n = w.shape
+    few = at_most(rows, DECODE_ROWS)
     y = zeros((rows, num_c, n // num_c), x)
 
     def row_block(y, step):
         x, w, gate = step
         part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(y.shape)
-        return y + _scaled(part, gate), None
+        return y + (_scaled(part, gate) if few else part * gate[:, :, None]), None
 
     steps = (
         x.reshape(rows, num_r, k // num_r).swapaxes(0, 1),
