@@ -147,7 +147,7 @@ def fitting_state(name: str, state: Any, wanted: Any) -> Any:
 def fitting_tokens(name: str, tokens: Any, vocab_size: int) -> Array:
     """Tokens as int32; ``ValueError`` for ids outside of the vocabulary that lie in the memory of Python.
 
-    Any others are taken as the nearest word: to look at them would wait for the device.
+    Any others are taken as the nearest token: to look at them would wait for the device.
     """
     ids = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     whole = jnp.issubdtype(ids.dtype, jnp.integer)

@@ -47,7 +47,7 @@ class ModelConfig:
     """
 
     vocab_size: int = 10_000
-    """Words in the vocabulary, V. Training takes it from the data."""
+    """Tokens in the vocabulary, V. Training takes it from the data."""
     hidden_size: int = 1536
     """Width H of every layer and of the embedding."""
     num_layers: int = 2
@@ -59,7 +59,7 @@ class ModelConfig:
     sparsity: float = 0.5
     """Fraction of blocks omitted, or of weights that are zero, in [0, 1). Dense: not used."""
     sparsities: tuple[tuple[str, float], ...] | None = None
-    """Of each gated matrix by name, as layer_0/input, scaled so that --model.sparsity is their mean; None: equal."""
+    """One for each gated matrix, by names as layer_0/input, scaled to the mean --model.sparsity; None: all equal."""
     magnitude_unit: MagnitudeUnit = "weight"
     """What magnitude pruning removes: single weights, or whole blocks by their norm."""
     block_size: int = 128
@@ -67,7 +67,7 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, its divisor can pass zero; softplus, softmax, relu: no divisor that can.
+    """linear: the paper's gate, whose divisor can pass zero; softplus, softmax, relu: their divisor cannot.
 
     A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of low scores.
     """
@@ -91,11 +91,11 @@ class ModelConfig:
     locked_dropout: bool = False
     """One dropout mask for all time steps of a window (variational dropout)."""
     init_bound: float | None = None
-    """Initial weights and biases are uniform in +-this, gates apart; None: 0.1 for the embedding, 1/sqrt(H) inside."""
+    """Initial weights and biases, not gates, are uniform in +-this; None: 0.1 for the embedding, 1/sqrt(H) inside."""
     tied_softmax: bool = False
     """Share the embedding matrix with the softmax."""
     dtype: Dtype = "float32"
-    """Compute type of the products. Parameters, gates and softmax are float32 always."""
+    """Compute type of the products. Parameters, gates and softmax are always float32."""
     implementation: Implementation | None = None
     """Kernel of the block-sparse product; None: the platform's own, or else xla, which runs everywhere."""
 
@@ -154,10 +154,10 @@ class ModelConfig:
         return self.block_size, self.block_size
 
     def at_sparsity(self, sparsity: float | None) -> "ModelConfig":
-        """The same model, of the same parameters, that leaves out another share of its blocks; None: the same share.
+        """The configuration at another sparsity, for the same parameters; None: this one.
 
         Raises:
-            ValueError: it is out of range, or the method is not dynamic: then the share is one of the parameters'.
+            ValueError: it is out of range, or the method is not dynamic: then the parameters decide the sparsity.
         """
         if sparsity is None:
             return self
@@ -171,7 +171,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All that one training run needs.
+    """Everything that one training run needs.
 
     Example:
         ```python

@@ -54,13 +54,13 @@ def convert(
         logits, carry, info = lm.apply(params, tokens, lm.init_carry(len(tokens)))
         ```
 
-    At sparsity 0 it computes what the dense model does, up to rounding. States of the dense model are not its own:
-    their units have another order.
+    At sparsity 0 it computes what the dense model does, up to rounding. Do not give it states of the dense model: their
+    units have another order.
 
     Args:
         params: of a model of method "dense", or of one that computes as it does, "magnitude" or "static-block".
         config: the model's.
-        sparsity: fraction of all blocks omitted, in [0, 1). As many are kept as ``bwds.cost`` tells for equal shares.
+        sparsity: fraction of all blocks omitted, in [0, 1). As many blocks are kept as with equal shares.
         tokens: calibration text, int32 [B, T] with T at least 2, in B streams; some thousands of tokens.
         block_size: rows and columns of a block; None: the configuration's.
         group: put units that are active together into one block.

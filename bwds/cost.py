@@ -133,7 +133,7 @@ def equal_cost_dense(config: Configuration) -> Configuration:
         ```python
         model = bwds.PRESETS["ptb-lstm"].model
         dense = bwds.equal_cost_dense(model)
-        print(f"as dear as a dense model of hidden size {dense.hidden_size}, not {model.hidden_size}")
+        print(f"costs as much as a dense model of hidden size {dense.hidden_size}, not {model.hidden_size}")
         ```
 
     Args:

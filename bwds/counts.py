@@ -22,8 +22,8 @@ MOST_BLOCKS = 2**20
 def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
     """Blocks kept out of ``num_blocks``: ceil((1 - sparsity) * num_blocks), at least 1.
 
-    Rounding is forgiven: 0.7 of 10 blocks omitted keeps 3, although (1 - 0.7) * 10 > 3 in floating point. Up to 2**20
-    blocks that is the rounding of the sparsity to float32, so that a traced sparsity keeps as many.
+    Rounding errors do not count: 0.7 of 10 blocks omitted keeps 3, although (1 - 0.7) * 10 > 3 in floating point. Up to
+    2**20 blocks a sparsity counts as its nearest float32 number, so that a traced sparsity keeps as many.
 
     Example:
         ```python

@@ -27,7 +27,7 @@ FEW = 16
 def export_programs(
     loaded: TrainedModel, directory: str | os.PathLike[str], *, platforms: Sequence[str] = ("cpu",)
 ) -> None:
-    """Writes a folder from which any program with jax reads texts and writes on, in any number of streams.
+    """Writes a folder of programs with which jax alone runs the model, in any number of streams.
 
     Example:
         ```python
@@ -47,10 +47,10 @@ def export_programs(
     carry: rows of several streams are put together for one call, and taken apart after it.
 
     The folder holds ``prefill.jax_export`` and so on, StableHLO as ``jax.export`` writes it, which later versions of
-    jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the words in the order of their
-    ids, if there are any; ``card.md``; and ``programs.json``, written last, which says all names, shapes, types and the
-    order in which the programs take their arrays. Since B is a symbol, the programs hold XLA's product and no kernel of
-    Pallas, on every platform.
+    jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the tokens in the order of their
+    ids, if there are any; ``card.md``; and ``programs.json``, written last, which lists all names, shapes, types and
+    the order in which the programs take their arrays. On every platform the programs hold XLA's product and no Pallas
+    kernel, because B is a symbol.
 
     Args:
         loaded: the model, its parameters laid out for decoding.

@@ -5,14 +5,14 @@ metadata, text all of it, are:
 
     format, version       "bwds" and "1"
     config                the ModelConfig as JSON
-    vocabulary            the words as a JSON list, in the order of their ids; absent if there is none
-    tokens                what they are of a text: word, character or subword
+    vocabulary            the tokens as a JSON list, in the order of their ids; absent if there is none
+    tokens                what kind they are: word, character or subword
     vocabulary_sha256     their digest, as a run keeps it beside its checkpoints
     parameters_sha256     digest of all parameters, as in summary.json
     card                  what the model is, for people
     metadata_sha256       digest of the entries above
 
-The digests tell a file that was damaged or changed from one that was not; they do not tell who wrote it.
+The digests show whether a file was damaged or changed; they do not show who wrote it.
 """
 
 import dataclasses
@@ -64,12 +64,12 @@ def save_model(
             makes them, to be trained on, or laid out by ``bwds.decode_params``, which for bfloat16 takes half the room.
             They may be spread over the devices of one process.
         config: the model's. ``implementation`` is not written: which kernel computes depends on the machine.
-        vocabulary: the words in the order of their ids; without them the file serves ids alone.
+        vocabulary: the tokens in the order of their ids; without them the model reads and writes ids alone.
         card: what the model is, for people; None: method, sizes and cost.
 
     Raises:
-        ValueError: parameters or words are not those of such a model, a parameter is not finite, or safetensors is not
-            installed.
+        ValueError: parameters or vocabulary do not fit the configuration, a parameter is not finite, or safetensors is
+            not installed.
         OSError: the file cannot be written.
     """
     require_config(config)
@@ -153,8 +153,8 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
         ```
 
     Args:
-        path: of the file, or the workdir of a run. A file needs safetensors. So does the folder of a finished run,
-            which has such a file; that of a run that goes on needs the extra ``train``.
+        path: of the file, or the workdir of a run. A file needs safetensors, and so does the folder of a finished run,
+            which has such a file. The folder of an unfinished run needs the extra ``train``.
 
     Raises:
         ValueError: there is no such model, it is damaged, or a package is missing.

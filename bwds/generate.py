@@ -97,7 +97,7 @@ def generate(
     ban: Any = (),
     sparsity: Real | None = None,
 ) -> Int32[Array, "*b length"]:
-    """Tokens that follow a prompt, or each of several prompts, drawn one after the other.
+    """Draws the tokens that follow a prompt, or each of several prompts, one after the other.
 
     Example:
         ```python
@@ -107,9 +107,9 @@ def generate(
         generate(lm, params, [[5, 7], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
         ```
 
-    Compiled once for a model, a length, the number of prompts with the lengths of the shortest and the longest, and a
-    way to choose tokens: the most probable one, any, one of the most probable; with or without banned ones. Nothing is
-    read back before the last token. A row is what it would be alone, up to rounding: row b of several draws with
+    It compiles once for each model, length, number of prompts, length of the shortest and the longest prompt, and way
+    to choose tokens: the most probable one, any, one of the most probable; with or without banned ones. Nothing is read
+    back before the last token. A row is what it would be alone, up to rounding: row b of several draws with
     ``jax.random.fold_in(key, b)``.
 
     Args:
@@ -119,11 +119,11 @@ def generate(
             prompts, [B, P] or a list.
         key: the same key gives the same tokens.
         length: number of tokens, at least 1.
-        temperature: divides the logits; 0, and what is below 1.2e-38, always takes the most probable token.
+        temperature: divides the logits; 0, or less than 1.2e-38, always takes the most probable token.
         top_p: in (0, 1]: draws from the most probable tokens that together have this probability. Below 1 it sorts the
             vocabulary for every token.
         ban: ids of tokens that are never drawn, such as that of ``<unk>``.
-        sparsity: another budget than the configuration's, in [0, 1); only the method dynamic has a use for it.
+        sparsity: fraction of blocks omitted instead of the configuration's, in [0, 1); for the method dynamic only.
 
     Returns:
         The new tokens, int32 [length], or [B, length] for several prompts.
@@ -230,17 +230,17 @@ def _rows(prompt_ids: Any) -> tuple[list[Any], bool]:
 def greedy_rollout(
     lm: LanguageModel, params: Params, first: Int[Array, " B"], carry: Any, *, steps: int
 ) -> tuple[Int32[Array, "B steps"], Any]:
-    """The most probable word after each, in B streams side by side; nothing is read back between two words.
+    """The most probable token after each, in B streams side by side; nothing is read back between two tokens.
 
     Args:
         lm: the model.
         params: its parameters, best as ``decode_params`` lays them out.
-        first: the word that each stream starts with, [B].
-        carry: state before these words, as ``lm.init_carry(B)`` makes it.
-        steps: number of words, at least 1.
+        first: the token that each stream starts with, [B].
+        carry: state before these tokens, as ``lm.init_carry(B)`` makes it.
+        steps: number of tokens, at least 1.
 
     Returns:
-        The words that follow, int32 [B, steps], and the carry with which the last of them goes on.
+        The tokens that follow, int32 [B, steps], and the carry to go on with.
     """
 
     def step(state: Any, _: Any) -> tuple[Any, Array]:

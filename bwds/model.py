@@ -27,7 +27,7 @@ from pallas_kernels.sizes import one_at_least
 
 @serializable
 class Info(NamedTuple):
-    """What a call of the model used.
+    """What a call of the model used, and what regularisation needs.
 
     Example:
         ```python
@@ -41,7 +41,7 @@ class Info(NamedTuple):
     Attributes:
         density: float32 scalar, mean share of blocks used over the gated matrices; of pruned and static-block models
             the share of the recurrent layers' weights that are not zero; 1 for a dense model.
-        usage: for every gated matrix, by name, the share of its inputs that used each block, float32 [R, C].
+        usage: for each gated matrix, by name, the share of inputs that used each block, float32 [R, C].
         output_square: float32 scalar, mean square of the last layer's output after dropout: what activation
             regularisation weighs (AR of AWD-LSTM, arXiv 1708.02182).
         output_change: float32 scalar, mean square of the change of that output from one step of the window to the
@@ -74,7 +74,7 @@ class LanguageModel(NamedTuple):
             ``ModelConfig.sparsities``; a mapping has one for each matrix, by the names of ``config.matrices``.
             ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
             ``ValueError`` names what does not fit the configuration. Token ids outside of the vocabulary are refused
-            in NumPy's arrays, and taken as the nearest word in JAX's.
+            in NumPy's arrays, and taken as the nearest token in JAX's.
         init_carry: ``init_carry(batch) -> carry``, zeros.
     """
 

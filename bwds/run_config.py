@@ -40,7 +40,7 @@ class DataConfig:
     tokens: Tokens = "word"
     """What the model reads: words between white space, characters, or subwords (byte-level BPE, knows every text)."""
     held_out: float = 0.05
-    """Of a text that is not in train, valid and test files: the share at its end for test, as much before for valid."""
+    """Of a text without files for train, valid and test: share at its end for test, as much before for valid."""
     batch_size: int = 64
     """Text streams read side by side."""
     sequence_length: int = 35
@@ -48,7 +48,7 @@ class DataConfig:
     eval_batch_size: int = 16
     """Text streams read side by side in evaluation."""
     vocab_limit: int | None = None
-    """Keep so many words or characters, the others become <unk>; subwords: how many. None: chosen by the text."""
+    """Size of the vocabulary: rarer words or characters become <unk>. None: chosen by the text; 4,096 subwords."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -147,7 +147,7 @@ class TrainConfig:
     """
 
     steps: int = 800
-    """Optimiser steps; with --start-from none, 0, are steps too."""
+    """Optimiser steps; 0, which only evaluates, with --start-from."""
     start_sha256: str | None = None
     """Digest of the parameters that training starts from, those of --start-from; None: they are drawn."""
     seed: int = 0
@@ -155,7 +155,7 @@ class TrainConfig:
     eval_every: int = 200
     """Steps between evaluations on the validation split."""
     checkpoint_every: int = 200
-    """Steps between checkpoints; there is one after each evaluation that finds a new best besides."""
+    """Steps between checkpoints; an evaluation that finds a new best also writes one."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     sparsity_schedule: SparsitySchedule | None = None

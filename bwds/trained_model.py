@@ -32,7 +32,7 @@ class TrainedModel:
     Attributes:
         config: of the model.
         params: laid out for decoding by ``bwds.decode_params``, unless it was loaded otherwise.
-        vocabulary: its words and their ids; None: the file has none.
+        vocabulary: its tokens and their ids; None: the file has none.
         card: what it is, for people.
         parameters_sha256: digest of the parameters as they are in the file or checkpoint.
     """
@@ -59,7 +59,7 @@ class TrainedModel:
         ban: Sequence[str] = (),
         sparsity: float | None = None,
     ) -> Any:
-        """A text that begins with the prompt; words have blanks between them, and a line ends where the model ends it.
+        """A text that begins with the prompt; a line ends where the model ends it.
 
         Example:
             ```python
@@ -68,19 +68,19 @@ class TrainedModel:
             ```
 
         Args:
-            prompt: the beginning of a line, words with blanks between them, or several such prompts, of any lengths.
+            prompt: the beginning of a line, or several such prompts, of any lengths; words have blanks between them.
             length: how many tokens to add.
             temperature: lower is more predictable; 0 always takes the most probable token.
             top_p: draws from the most probable tokens that together have this probability.
             seed: the same seed gives the same text.
-            ban: words that are never written.
-            sparsity: share of the blocks left out, if it is to be another one than the model's; dynamic models only.
+            ban: tokens that are never written.
+            sparsity: share of the blocks left out instead of the model's own; dynamic models only.
 
         Returns:
             The text, or a list of texts for several prompts.
 
         Raises:
-            ValueError: an argument is out of range, a banned word is unknown, or there is no vocabulary.
+            ValueError: an argument is out of range, a banned token is unknown, or there is no vocabulary.
 
         Warns:
             UserWarning: a word of the prompt is unknown, so ``<unk>`` is read instead.
@@ -108,7 +108,7 @@ class TrainedModel:
     ) -> Iterator[str]:
         """The words of ``generate`` after the prompt, each as soon as it is known; ``<eos>`` where a line ends.
 
-        Of a model of characters or subwords, the pieces of its text, blanks and line ends as they are.
+        A model of characters or subwords gives pieces of its text, with blanks and line ends as they are.
 
         Example:
             ```python

@@ -19,7 +19,7 @@ __all__ = ["EOS", "UNK", "Vocabulary"]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, words unless it was given others; a token's place is its id.
+    """The tokens of a model in the order of their ids: words, characters or subwords.
 
     Example:
         ```python
@@ -30,7 +30,7 @@ class Vocabulary:
 
     Attributes:
         words: the tokens, as ``bwds.tokens`` spells them.
-        tokens: what a token is, of a text.
+        tokens: what a token is: "word", "character" or "subword".
     """
 
     words: tuple[str, ...]

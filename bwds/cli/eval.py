@@ -7,10 +7,10 @@
 
 An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
 checkpoint, eval_<split>_<digest>.json for another text than the run's, eval_<split>_sparsity_<S>.json with --sparsity.
-Of several sparsities it prints a table instead, and writes eval_<split>_sparsities.json. Only the file of the split is
-read, in the words of the run. No token is dropped: each counts once, and state runs on through
-the split. With --generate, text is printed and nothing is evaluated. With --export, the model is written into one file,
-which bwds.load_model reads without what training needs, and nothing is evaluated.
+Of several sparsities it prints a table instead, and writes eval_<split>_sparsities.json. It reads only the file of the
+split, in the tokens of the run. No token is dropped: each counts once, and state runs on through the split. With
+--generate it prints text and evaluates nothing. With --export it writes the model into one file, which bwds.load_model
+reads without what training needs, and evaluates nothing.
 """
 
 import dataclasses
@@ -68,13 +68,13 @@ class Options:
     words: int = 50
     """With --generate: how many tokens, which are words unless the run was given others."""
     temperature: float = 0.8
-    """With --generate: lower is more predictable; 0 always takes the most probable word."""
+    """With --generate: lower is more predictable; 0 always takes the most probable token."""
     top_p: float = 0.95
-    """With --generate: draws from the most probable words that together have this probability."""
+    """With --generate: draws from the most probable tokens that together have this probability."""
     seed: int = 0
     """With --generate: the same seed gives the same text."""
     ban: tuple[str, ...] = ()
-    """With --generate: words that are never written, such as "<unk>"."""
+    """With --generate: tokens that are never written, such as "<unk>"."""
 
 
 def main(arguments: Sequence[str], *, script: Path | None = None) -> None:

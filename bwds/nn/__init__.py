@@ -8,12 +8,12 @@ Example:
     y = layer(jnp.ones((3, 256)))                                               # [3, 512]
     ```
 
-Their gates are softplus by default, ``ModelConfig``'s are linear. Linear is the paper's: scores have both signs, so the
-sum that gates are divided by can pass zero, near which a layer amplifies whatever comes in; a recipe tuned to it, with
-clipped gradients, bears that. Softplus is positive; finite at any sparsity: a gate for networks in which nothing else
-is known to hold it. Softmax is for the same networks, with a gate that sets larger scores further apart; ReLU leaves
-kept blocks of low scores out. None of them makes the layer at sparsity 0 a dense one, nor does finite mean that it
-learns: one language model with softplus gates and all blocks did not.
+The gates are softplus by default, while those of ``ModelConfig`` are linear, as in the paper. Linear scores have both
+signs, so the sum that gates are divided by can pass zero, and near zero the layer amplifies whatever comes in. A recipe
+with clipped gradients, tuned to that, bears it. Softplus gates are positive and finite at any sparsity, so they suit
+networks in which nothing else bounds the gates. So do softmax gates, which set larger scores further apart, and ReLU
+gates, which leave out kept blocks of low scores. None of them makes the layer at sparsity 0 a dense one, and finite
+does not mean that it learns: one language model with softplus gates and all blocks did not.
 """
 
 from bwds.lstm import LSTMCarry

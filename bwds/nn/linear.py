@@ -44,7 +44,7 @@ class BlockSparseLinear(nnx.Module):
             and there are no parameters but the kernel and the bias. Or a control, as ``bwds.gate_scores`` has them.
         use_bias: add a bias [N], initialised to zero.
         return_gates: a call returns (y, gates), the gates [..., R, C] in float32 with zero for an omitted block.
-        implementation: of the product; None: the platform's own, or else xla, which runs everywhere.
+        implementation: kernel of the product; None: the platform's own, or else xla, which runs everywhere.
         rngs: its ``params`` stream draws the parameters: kernel and gate uniform in ±1/sqrt(K), the factors of a
             low-rank gate so that scores start at the size of a full one's.
 
@@ -117,7 +117,7 @@ class BlockSparseLinear(nnx.Module):
         return_gates: bool = False,
         implementation: Implementation | None = None,
     ) -> "BlockSparseLinear":
-        """The layer with the kernel and the bias of a dense one, and the gate source "norm": nothing to be trained.
+        """The layer with the kernel and the bias of a dense one, and the gate source "norm": it needs no training.
 
         Example:
             ```python
@@ -129,7 +129,7 @@ class BlockSparseLinear(nnx.Module):
         arguments are those of the class.
 
         Args:
-            dense: of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
+            dense: a layer of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
 
         Raises:
             ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.

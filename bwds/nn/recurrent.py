@@ -19,7 +19,7 @@ from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 
 
 class Outputs(NamedTuple):
-    """What a recurrent layer returns: y, carry = layer(x). By name, since ``nnx.tabulate`` shows no carry in a tuple.
+    """What a recurrent layer returns: y, carry = layer(x). Named, because ``nnx.tabulate`` shows no carry in a tuple.
 
     Example:
         ```python
@@ -90,7 +90,7 @@ class _Recurrent(nnx.Module):
     def __call__(self, x: Float[Array, "B T H"], carry: Any = None) -> Outputs:
         """Outputs [B, T, H] in the compute dtype and the state after the window; ``carry`` None: zeros.
 
-        For ``nnx.tabulate`` give a carry by its name, ``carry=``: Flax cannot show one among positional arguments.
+        For ``nnx.tabulate`` pass a carry as ``carry=``: Flax cannot show one among positional arguments.
 
         Raises:
             ValueError: ``x`` is not [B, T, H] with at least one time step, ``carry`` is of another batch, width or
@@ -134,7 +134,7 @@ def _layer_shapes(init: Callable[..., Params], config: ModelConfig) -> Params:
 class LSTM(_Recurrent):
     """Layer of ``bwds.lstm`` with its parameters. Call it on x [B, T, H] and, if any, an ``LSTMCarry``.
 
-    Options are those of ``bwds.ModelConfig``, but for the softplus gates.
+    Options are those of ``bwds.ModelConfig``, but gates are softplus by default.
 
     Example:
         ```python
@@ -154,7 +154,7 @@ class LSTM(_Recurrent):
 class QRNN(_Recurrent):
     """Layer of ``bwds.qrnn`` with its parameters. Call it on x [B, T, H] and, if any, a ``QRNNCarry``.
 
-    Options are those of ``bwds.ModelConfig``, but for the softplus gates.
+    Options are those of ``bwds.ModelConfig``, but gates are softplus by default.
 
     Example:
         ```python

@@ -1,7 +1,7 @@
 """Figures of the blocks that a model keeps, and of how runs went. They need matplotlib, the extra ``plots``.
 
 Every function returns a ``matplotlib.figure.Figure``, which belongs to no window: ``figure.savefig("usage.png")``.
-Those of blocks take arrays by the name of the matrix: of a model's, or of any layers of your own network.
+Figures of blocks take arrays by the name of the matrix, from a model or from any layers of your own network.
 
 Example:
     ```python

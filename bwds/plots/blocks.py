@@ -49,9 +49,9 @@ def kept_map(
     *,
     cell: Cell | None = None,
 ) -> Any:
-    """The blocks that each token of a sentence keeps: one panel a matrix, in it one small matrix a token.
+    """The blocks that each token of a sentence keeps: a panel for each matrix, in it a small matrix for each token.
 
-    Those that the token before did not keep are coloured, so that it shows how much the choice moves.
+    Blocks that the token before did not keep are coloured, which shows how much the choice changes.
 
     Example:
         ```python
@@ -105,7 +105,7 @@ def kept_map(
 def usage_maps(
     used: Mapping[str, Float[Any, "R C"]], block_shape: tuple[Whole, Whole], *, cell: Cell | None = None
 ) -> Any:
-    """How often each block is used: one panel a matrix, all in the same colours from 0 to 1.
+    """How often each block is used: one panel for each matrix, all in the same colours from 0 to 1.
 
     Example:
         ```python
@@ -152,8 +152,8 @@ def usage_by_group(
 ) -> Any:
     """How often each block is used by the inputs of each group, such as a frequent token or a class of images.
 
-    One panel a matrix, one line a group, blocks from the most to the least used: a gate that ignores the group has the
-    same line for all. A group that does not occur stays blank.
+    A panel for each matrix and a line for each group, blocks from the most to the least used. A gate that ignores the
+    group has the same line for all. A group that does not occur stays blank.
 
     Example:
         ```python

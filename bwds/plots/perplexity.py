@@ -9,10 +9,9 @@ from bwds.plots.figures import new_figure, settings
 
 
 def curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
-    """Validation perplexity by step, a line a run; the legend has its lowest value.
+    """Validation perplexity by step, one line for each run; the legend has its lowest value.
 
-    What is more than three times the lowest of all is beyond the upper end, so that the first steps of a run do not set
-    the scale.
+    The axis ends at about three times the lowest value, so that the first steps of a run do not set the scale.
 
     Example:
         ```python
