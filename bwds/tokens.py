@@ -167,6 +167,9 @@ def learn_subwords(lines: Iterable[str], size: int) -> tuple[str, ...]:
         size: tokens of the vocabulary, at least 257, ``<eos>`` and the bytes.
     """
     tokenizers = _library()
+    lines = list(lines)
+    # Each piece joins two tokens of the text. The library takes memory for as many as it is asked for.
+    size = min(size, 257 + sum(len(line.encode()) for line in lines))
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyrefly: ignore

@@ -499,7 +499,7 @@ def test_a_dynamic_model_is_evaluated_at_another_sparsity(finished, capsys):
         (["--export", ""], "--export is empty; give the name of a file"),
         (["--sparsity", "1"], "sparsity is 1.0"),
         (["--split", "dev"], "dev"),
-        (["--batch-size", "0"], "eval_batch_size is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
         (["--sparsity", "0.5", "1"], "sparsity is 1.0"),
         (
             ["--sparsity", "0.5", "0.7", "--generate", "w1"],

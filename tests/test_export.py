@@ -52,6 +52,14 @@ def test_one_program_for_any_number_of_rows(implementation, constraint, numbers)
             np.testing.assert_allclose(actual, gradient, atol=1e-5 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("number", [3, 20])
+def test_one_program_for_blocks_of_any_size(number):
+    m, n = jax.export.symbolic_shape("m,n")
+    program = again(block_sparse_matmul, f32((number, 2 * m)), f32((2 * m, 2 * n)), f32((number, 2, 2)))
+    operands = rows(number)
+    np.testing.assert_allclose(program(*operands), oracle.matmul(*operands), atol=1e-4)
+
+
 def test_gates_and_mapped_rows_of_any_number():
     b, t = jax.export.symbolic_shape("b,t")
     one = lambda x, w, scores: block_sparse_matmul(x, w, topk_gates(scores, sparsity=0.5))  # noqa: E731

@@ -116,6 +116,16 @@ def test_a_file_that_ends_without_a_newline_does_not_join_the_next(tmp_path):
     assert words[100:103] == ["end", "<eos>", "begin"] or words[100:103] == ["<unk>", "<eos>", "<unk>"]
 
 
+@pytest.mark.parametrize("run", ["runs/quick", "."])
+def test_a_run_in_the_folder_is_no_part_of_its_text(tmp_path, run):
+    write(tmp_path / "text.txt", "".join(LINES))
+    write(tmp_path / "other/vocabulary.txt", "a list of words\n" * 9)  # No run's, so it is text.
+    before = pieces(tmp_path)
+    for name in ("config.json", "vocabulary.txt", "checkpoints/last/2/sha256.txt", "checkpoints/2.later/x.txt"):
+        write(tmp_path / run / name, "words of the run\n" * 99)
+    assert pieces(tmp_path) == before
+
+
 def test_named_splits_are_taken_as_they_are(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.txt", f"{split} a b\n")

@@ -140,6 +140,8 @@ def test_a_vocabulary_is_eos_the_bytes_and_pieces_of_the_text():
     assert {a + b for a, b in merges(vocabulary.words)} == set(pieces)
     # Nothing else occurs twice.
     assert len(learn_subwords(["ab ab"], 1000)) < 265
+    # The library would take 70 GB of memory, and end the process where there are none.
+    assert learn_subwords(["ab ab"], 10**9) == learn_subwords(["ab ab"], 1000)
 
 
 def test_a_longer_vocabulary_begins_with_the_shorter_one_and_needs_fewer_tokens():

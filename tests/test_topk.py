@@ -140,3 +140,19 @@ def test_no_rows_and_inside_of_shard_map():
     spec = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(lambda s: largest(s, 5), mesh=mesh, in_specs=spec, out_specs=spec)
     np.testing.assert_array_equal(jax.jit(mapped)(scores), expected(scores, 5))
+
+
+def test_a_k_of_its_own_on_every_device():
+    scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+    mapped = jax.shard_map(
+        lambda s, k: largest(s, k[0])[None], mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), spec), out_specs=spec
+    )
+    np.testing.assert_array_equal(jax.jit(mapped)(scores, jnp.array([3, 7])), [expected(scores, k) for k in (3, 7)])
+
+
+def test_where_numbers_of_python_have_64_bits():
+    scores = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(largest(scores, jnp.int32(5)), expected(scores, 5))

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from bwds.checks import require, require_seed
+from bwds.checks import require, require_at_least, require_seed
 from bwds.cli import parsed
 from bwds.config import Implementation
 from bwds.filesystem import place
@@ -83,6 +83,8 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog=program, description=__doc__))
     workdir = place(options.workdir, "--workdir")
     require_seed(options.seed)
+    if options.batch_size is not None:
+        require_at_least(1, **{"--batch-size": options.batch_size})
     both = options.generate is not None and options.export is not None
     require(not both, "Both --generate and --export are given; each is instead of an evaluation: give one.")
     several = len(options.sparsity) > 1

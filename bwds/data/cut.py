@@ -28,7 +28,7 @@ def splits(path: Path, needed: Sequence[str] = SPLITS, *, held_out: float) -> di
     the next white space, or else the next character. The same text is always cut in the same places.
 
     Args:
-        path: a file or a folder. Hidden files and folders are no part of it.
+        path: a file or a folder. Hidden files and folders are no part of it, nor is what a run in it keeps.
         needed: which splits.
         held_out: a share, more than 0 and less than 0.5.
 
@@ -64,7 +64,9 @@ def text_files(folder: Path) -> list[Path]:
     files = [
         name
         for name in inside
-        if name.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in name.parts)
+        if name.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in name.parts)
+        and not _is_of_a_run(folder, name)
     ]
     if not files:
         raise ValueError(
@@ -72,6 +74,12 @@ def text_files(folder: Path) -> list[Path]:
             f"any file whose name ends in {', '.join(ENDINGS)}. A single file may have any name: data.directory=FILE."
         )
     return [folder / name for name in sorted(files, key=lambda name: name.parts)]
+
+
+def _is_of_a_run(folder: Path, name: Path) -> bool:
+    """Whether training wrote this file of a folder: a run there, beside its config.json, must not change its text."""
+    written = [part for part in (name, *name.parents) if part.name in ("vocabulary.txt", "checkpoints")]
+    return any((folder / part.parent / "config.json").is_file() for part in written)
 
 
 def _told(path: Path, files: list[Path], borders: list[int]) -> str:

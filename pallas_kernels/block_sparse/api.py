@@ -139,8 +139,9 @@ def block_sparse_matmul(
 
     Differentiable in ``x``, ``w`` and ``gates``, in reverse mode and at every order. The support of the gates is a
     constant of differentiation, so the gradient of an omitted gate is zero. There is no forward mode: for a Hessian,
-    apply ``jax.jacrev`` twice. Up to 16 rows, a block that no row keeps is never read. The number of rows is the
-    product of the leading dimensions and, under ``vmap`` with one weight for all, of the number of examples.
+    apply ``jax.jacrev`` twice. Up to 16 rows, a block that no row keeps is not read, unless blocks are small and a CPU
+    is faster with all of them; what it holds never matters. The number of rows is the product of the leading dimensions
+    and, under ``vmap`` with one weight for all, of the number of examples.
 
     The platform is the one that a program is lowered for; ``jax.export`` takes one or several. For "cuda" it asks for
     ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, because nobody promises

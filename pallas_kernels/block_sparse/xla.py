@@ -47,7 +47,7 @@ def pays_to_skip(share, shape: tuple[int, int], dtype):
         dtype: of the weight. XLA's own product of bfloat16 is slow.
     """
     block_bytes = math.prod(shape) * 4
-    if dtype != jnp.float32 or block_bytes > SMALL_BLOCK:
+    if dtype != jnp.float32 or not at_most(block_bytes, SMALL_BLOCK):
         return True
     return share * (block_bytes + BLOCK_COST) * (1.6 if cores() > 1 else 1.0) < block_bytes
 
@@ -127,6 +127,7 @@ def _scaled(part, gate):
 
 def _partial_sums(w, x, gates):
     rows, num_r, num_c = gates.shape
+    gates = gates.astype(jnp.float32)
     x_blocks = x.reshape(rows, num_r, w.shape[0] // num_r).swapaxes(0, 1)
     parts = lax.dot_general(x_blocks, w.reshape(num_r, w.shape[0] // num_r, w.shape[1]), (((2,), (1,)), ((0,), (0,))))
     parts = parts.reshape(num_r, rows, num_c, w.shape[1] // num_c)

@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
-from pallas_kernels.mesh_axes import like
+from pallas_kernels.mesh_axes import alike, like
 from pallas_kernels.platforms import kernel_on
 from pallas_kernels.sizes import is_known
 
@@ -58,7 +58,7 @@ def largest(
     """
     flat = lax.stop_gradient(scores).reshape(-1, scores.shape[-1])
     kernels = implementation not in ("xla", "reference")
-    return _by_platform(kernels)(flat, jnp.asarray(k, jnp.int32)).reshape(scores.shape)
+    return _by_platform(kernels)(*alike(flat, jnp.asarray(k, jnp.int32))).reshape(scores.shape)
 
 
 @functools.cache
@@ -234,7 +234,8 @@ def _interpolate(low, high, excess, over_low, over_high, loop):
         middle = jnp.where(step == 7, (low & high) + ((low ^ high) >> 1), jnp.clip(between, low + 1, high - 1))
         over = excess(middle)
         reached, open_ = over >= 0, low + 1 < high
-        new_side = jnp.where(reached, 1, -1)
+        # Not a choice between two numbers of Python, which has 64 bits under jax_enable_x64.
+        new_side = 2 * reached.astype(jnp.int32) - 1
         again = side == new_side
         over = over.astype(jnp.float32)
         over_low, over_high = (
