@@ -41,7 +41,7 @@ def export_programs(
 
         prefill(parameters, tokens int32 [B, T], carry) -> logits float32 [B, T, V], carry
         step(parameters, tokens int32 [B], carry) -> logits float32 [B, V], carry
-        step_few: the same for at most 16 streams; only it leaves the blocks unread that no stream keeps
+        step_few: the same for at most 16 streams; only it can leave blocks unread that no stream keeps
 
     ``parameters`` and ``carry`` are dicts of arrays by name, the carry of new streams zeros. A stream is a row of the
     carry: rows of several streams are put together for one call, and taken apart after it.
