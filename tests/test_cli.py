@@ -302,7 +302,7 @@ def test_help_lists_presets_and_options(arguments, capsys):
 def test_help_of_eval_says_what_generate_does(capsys):
     code, out, _ = call(capsys, "eval", "--help")
     assert code == 0
-    for part in ("--split", "--checkpoint", "--data.directory", "--batch-size", "nothing is evaluated"):
+    for part in ("--split", "--checkpoint", "--data.directory", "--batch-size", "evaluates nothing"):
         assert part in out
 
 
