@@ -101,11 +101,16 @@ def test_the_figures_are_those_of_the_raw_lines():
 def test_what_quick_ends_with_is_what_its_runs_ended_with():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
     found: dict[tuple[int, bool], dict[int, float]] = {}
-    for line in lines_of("cpu_quick.jsonl"):
+    *xeon, shown = lines_of("cpu_quick.jsonl")
+    assert f"validation perplexity   {shown['validation_perplexity']:.2f}, at step 300" in text
+    rates = shown["decode_tokens_per_second"], shown["dense_decode_tokens_per_second"], shown["decode_speedup"]
+    assert "{:,.0f} tokens/s, dense of the same size {:,.0f}: {:.2f}x".format(*rates) in text
+    assert f"from two cores of an {shown['processor']}" in text
+    for line in xeon:
         where = line["cores"], "2 of them" in line["device"]
         found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]
     seeds = found[1, False]
-    speeds = [line["decode_speedup"] for line in lines_of("cpu_quick.jsonl") if line["cores"] == 1]
+    speeds = [line["decode_speedup"] for line in xeon if line["cores"] == 1]
     assert f"at {min(speeds):.2f}x to {max(speeds):.2f}x on one core" in text
     assert len(seeds) == 5
     assert max(seeds.values()) < 1.05 * min(seeds.values())
