@@ -49,7 +49,7 @@ def test_the_documentation_has_the_figures_of_the_killed_runs():
     assert seen["runs_that_differ"] == 0
     moments = seen["kills_by_moment"]
     assert set(moments) == {"start", "step", "write"}
-    (found,) = re.findall(r"Of its (\d+) kills, (\d+) at any time, (\d+) after a step and (\d+) inside a write", PAGE)
+    (found,) = re.findall(r"Of (\d+) kills, (\d+) at any time, (\d+) after a step and (\d+) inside a write", PAGE)
     assert [int(n) for n in found] == [seen["kills"], moments["start"], moments["step"], moments["write"]]
     assert f"{seen['kills_that_left_an_unfinished_checkpoint']} left an unfinished checkpoint" in PAGE
     assert seen["revision"][:8] in PAGE
