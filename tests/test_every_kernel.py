@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from products import assert_matches, expected, problem, without_nan
 
-from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_plan, reference, triton, xla
+from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_tiles, reference, triton, xla
 
 # jax 0.11 and later warns wherever such a kernel is lowered; pytest resets the filter that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -81,7 +81,7 @@ def exact_products():
 @pytest.fixture(autouse=True)
 def small_ring(monkeypatch) -> None:
     """The TPU's kernels take two float32 blocks an iteration and keep four under way: less code, a ring soon round."""
-    monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
+    monkeypatch.setattr(mosaic_tpu_tiles, "RING_BYTES", 8 * 128 * 128 * 4)
 
 
 @pytest.mark.parametrize(

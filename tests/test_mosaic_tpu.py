@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from products import assert_matches, problem, run, without_nan
 
-from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_plan, mosaic_tpu_weights
+from pallas_kernels.block_sparse import mosaic_tpu, mosaic_tpu_tiles, mosaic_tpu_weights
 
 BLOCK = (128, 128)
 SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
@@ -33,19 +33,19 @@ SIMULATED = pltpu.InterpretParams(uninitialized_memory="nan")
 @pytest.fixture
 def small_ring(monkeypatch) -> None:
     """Two float32 blocks an iteration, and four iterations under way: less code, and a ring that soon goes round."""
-    monkeypatch.setattr(mosaic_tpu_plan, "RING_BYTES", 8 * 128 * 128 * 4)
+    monkeypatch.setattr(mosaic_tpu_tiles, "RING_BYTES", 8 * 128 * 128 * 4)
 
 
 @pytest.fixture
 def one_core(monkeypatch) -> None:
     """Every block column in one step, as on a chip with one core."""
-    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: 1)
+    monkeypatch.setattr(mosaic_tpu_tiles, "num_cores", lambda: 1)
 
 
 @pytest.fixture
 def two_cores(monkeypatch) -> None:
     """Block columns in as many steps for each of two cores."""
-    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: 2)
+    monkeypatch.setattr(mosaic_tpu_tiles, "num_cores", lambda: 2)
 
 
 # In the interpreters --------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_a_ring_that_goes_round_with_any_number_left_over(kept):
     gates = np.zeros(28)
     gates[np.random.default_rng(kept).permutation(27)[:kept]] = np.arange(1, kept + 1)
     p = p._replace(gates=jnp.asarray(gates, jnp.float32).reshape(1, 4, 7))
-    plan = mosaic_tpu_plan.plan_tiles(1, 7, p.w, BLOCK, whole=512, outputs=128, lanes=4)
+    plan = mosaic_tpu_tiles.plan_tiles(1, 7, p.w, BLOCK, whole=512, outputs=128, lanes=4)
     assert (plan.unroll, plan.slots) == (2, 4)
     y = jax.jit(functools.partial(mosaic_tpu.forward, interpret=SIMULATED))(p.x, p.w, p.gates)
     np.testing.assert_allclose(y, oracle.matmul(p.x, p.w, p.gates), atol=1e-3)
@@ -89,7 +89,7 @@ def test_a_ring_that_goes_round_with_any_number_left_over(kept):
 @pytest.mark.slow
 def test_the_full_ring_goes_round():
     p = problem(2, grid=(10, 11), density=0.9)
-    plan = mosaic_tpu_plan.plan_tiles(2, 11, p.w, BLOCK, whole=1280, outputs=128, lanes=10)
+    plan = mosaic_tpu_tiles.plan_tiles(2, 11, p.w, BLOCK, whole=1280, outputs=128, lanes=10)
     assert (plan.unroll, plan.slots) == (16, 4)
     assert (np.asarray(p.gates) != 0).any(0).sum() > 64
     assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
@@ -97,12 +97,12 @@ def test_the_full_ring_goes_round():
 
 @pytest.mark.parametrize("layout", ["row-major", pytest.param("block-major", marks=pytest.mark.slow)])
 def test_tiles_of_rows_and_of_blocks_with_ragged_edges(layout, monkeypatch):
-    monkeypatch.setattr(mosaic_tpu_plan, "TILE_ROWS", (16,))
-    monkeypatch.setattr(mosaic_tpu_plan, "TILE_BYTES", 200_000)
+    monkeypatch.setattr(mosaic_tpu_tiles, "TILE_ROWS", (16,))
+    monkeypatch.setattr(mosaic_tpu_tiles, "TILE_BYTES", 200_000)
     monkeypatch.setattr(mosaic_tpu_weights, "TILE_FEATURES", 256)
     monkeypatch.setattr(mosaic_tpu_weights, "TILE_ROWS", 128)
     p = problem(136, grid=(3, 5))
-    plan = mosaic_tpu_plan.plan_tiles(136, 5, p.w, BLOCK, whole=384, outputs=128, lanes=3)
+    plan = mosaic_tpu_tiles.plan_tiles(136, 5, p.w, BLOCK, whole=384, outputs=128, lanes=3)
     assert plan.rows % plan.tile
     assert 1 < plan.group < 5
     assert 5 % plan.group
@@ -112,7 +112,7 @@ def test_tiles_of_rows_and_of_blocks_with_ragged_edges(layout, monkeypatch):
 @pytest.mark.slow
 def test_more_rows_than_one_dot_takes():
     p = problem(272, grid=(2, 3), density=0.6)
-    assert mosaic_tpu_plan.plan_tiles(272, 3, p.w, BLOCK, whole=256, outputs=128, lanes=2).tile > mosaic_tpu.CHUNK_ROWS
+    assert mosaic_tpu_tiles.plan_tiles(272, 3, p.w, BLOCK, whole=256, outputs=128, lanes=2).tile > mosaic_tpu.CHUNK_ROWS
     assert_matches(p, run(p, mosaic_tpu, interpret=SIMULATED))
 
 
@@ -234,8 +234,8 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
         )
         mosaic_tpu.check(x, w, gates)
         for plan in (
-            mosaic_tpu_plan.plan_tiles(rows, num_c, w, (bk, bn), whole=num_r * bk, outputs=bn, lanes=num_r),
-            mosaic_tpu_plan.plan_tiles(
+            mosaic_tpu_tiles.plan_tiles(rows, num_c, w, (bk, bn), whole=num_r * bk, outputs=bn, lanes=num_r),
+            mosaic_tpu_tiles.plan_tiles(
                 rows, num_r, w, (bk, bn), whole=num_c * bn, outputs=bk, inputs=bk, lanes=2 * num_c
             ),
             mosaic_tpu_weights.cut(rows, w, gates),
@@ -247,9 +247,9 @@ def test_what_is_not_refused_has_a_plan(rows, dtype):
 @pytest.mark.parametrize("rows", [1, 16, 512])
 @pytest.mark.parametrize("num_outputs", [1, 2, 13, 48])
 def test_every_core_has_as_many_steps(cores, rows, num_outputs, monkeypatch):
-    monkeypatch.setattr(mosaic_tpu_plan, "num_cores", lambda: cores)
+    monkeypatch.setattr(mosaic_tpu_tiles, "num_cores", lambda: cores)
     w = jax.ShapeDtypeStruct((12 * 128, num_outputs * 128), "float32")
-    plan = mosaic_tpu_plan.plan_tiles(rows, num_outputs, w, BLOCK, whole=12 * 128, outputs=128, lanes=12)
+    plan = mosaic_tpu_tiles.plan_tiles(rows, num_outputs, w, BLOCK, whole=12 * 128, outputs=128, lanes=12)
     groups = -(-num_outputs // plan.group)
     assert groups % min(cores, num_outputs) == 0
     if rows <= 16:

@@ -17,7 +17,7 @@ from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, language_model
 from bwds.collectives import DATA, MODEL
 from bwds.training.sharding import Placement
-from pallas_kernels.block_sparse.mosaic_tpu_plan import plan_tiles
+from pallas_kernels.block_sparse.mosaic_tpu_tiles import plan_tiles
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu_pod_compile.jsonl"

@@ -24,16 +24,18 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.block_sparse.mosaic_tpu_plan import RingPlan, kept_list, plan_tiles
 from pallas_kernels.block_sparse.mosaic_tpu_tiles import (
     LANES,
+    RingPlan,
     block_at,
     columns,
     dot,
     from_lanes,
     gate_column,
+    kept_list,
     lane_window,
     pad_rows,
+    plan_tiles,
     to_lanes,
 )
 from pallas_kernels.block_sparse.mosaic_tpu_weights import weight_gradient
