@@ -38,11 +38,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("bwds")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forget_programs() -> Iterator[None]:
-    """Drops what a file's tests have compiled: XLA maps each program into memory, and Linux allows 65,530 maps."""
-    yield
-    jax.clear_caches()
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+"""XLA maps each program into memory, and Linux allows a process 65,530 maps: a file may add as many again."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,16 +48,20 @@ def quick_compilation(request) -> Iterator[None]:
     """Leaves out most of XLA's optimisations, because nearly all programs here run for milliseconds.
 
     It holds for the processes that tests start too. Files marked ``optimized``, those of the kernels in plain XLA
-    operations, compile as users do.
+    operations, compile as users do, and share no program with the others.
     """
     if request.node.get_closest_marker("optimized"):
+        jax.clear_caches()
         yield
+        jax.clear_caches()
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

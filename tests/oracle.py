@@ -282,7 +282,7 @@ def _stack(kept: dict[str, list]) -> dict[str, np.ndarray]:
 
 
 def differences(function: Callable[[Any], float], tree: Any, *, step: float = 1e-6) -> Any:
-    """Central differences of a scalar function with respect to every entry of a nested dictionary of arrays."""
+    """Central differences of a scalar function with respect to every entry of a nested dictionary of small arrays."""
     work = f64(tree) if isinstance(tree, dict) else {"": np.array(tree, np.float64)}
     call = function if isinstance(tree, dict) else lambda nested: function(nested[""])
 
@@ -306,6 +306,53 @@ def differences(function: Callable[[Any], float], tree: Any, *, step: float = 1e
 
     gradients = walk(work)
     return gradients if isinstance(tree, dict) else gradients[""]
+
+
+class Slopes(NamedTuple):
+    """What a scalar function gains along some directions of one array: ``along`` [n, *shape], ``gains`` [n]."""
+
+    along: np.ndarray
+    gains: np.ndarray
+
+
+def slopes(function: Callable[[Any], float], tree: Any, *, step: float = 1e-6) -> Any:
+    """Central differences of a scalar function along six directions of every array of a nested dictionary.
+
+    Each direction changes every entry by as much, up or down at random. So an entry of a gradient that is wrong by some
+    amount is seen as exactly that amount in each of them, unless others make up for it in all six.
+    """
+    work, rng = f64(tree), np.random.default_rng(0)
+
+    def walk(node: dict) -> dict:
+        result = {}
+        for name, value in node.items():
+            if isinstance(value, dict):
+                result[name] = walk(value)
+                continue
+            along, gains = rng.choice([-1.0, 1.0], (6, *value.shape)), []
+            for direction in along:
+                node[name] = value + step * direction
+                up = function(work)
+                node[name] = value - step * direction
+                gains.append((up - function(work)) / (2 * step))
+            node[name] = value
+            result[name] = Slopes(along, np.array(gains))
+        return result
+
+    return walk(work)
+
+
+def assert_slopes(gradients: Any, wanted: Any, *, tolerance: float, name: str = "") -> None:
+    """Gradients have these slopes, within ``tolerance`` of the largest magnitude in each array."""
+    if isinstance(wanted, dict):
+        assert gradients.keys() == wanted.keys(), name
+        for key in wanted:
+            assert_slopes(gradients[key], wanted[key], tolerance=tolerance, name=f"{name}/{key}")
+        return
+    gradient = f64(gradients)
+    gains = (wanted.along * gradient).reshape(len(wanted.along), -1).sum(1)
+    largest = np.abs(gradient).max(initial=0.0)
+    np.testing.assert_allclose(gains, wanted.gains, rtol=0, atol=tolerance * largest + 1e-8, err_msg=name)
 
 
 def assert_close(actual: Any, wanted: Any, *, tolerance: float, name: str = "") -> None:

@@ -166,7 +166,7 @@ def test_sigkill_at_any_moment_changes_nothing(finished, start, tmp_path):
     workdir = tmp_path / "run"
     choose = random.Random(0)
     steps = []
-    for _ in range(4):
+    for _ in range(2):
         process = start()
         # A step takes some milliseconds, and a checkpoint is written after each.
         target = (steps[-1] if steps else 0) + choose.randrange(1, 8)

@@ -129,7 +129,7 @@ def test_no_part_survives_it(tmp_path):
     assert not Path(f"/proc/{children[0]}").exists()
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_part_and_leaves_a_page(sign, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, ROOT / "benchmarks/hardware.py", "--only", "right", "--output", output]
