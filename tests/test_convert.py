@@ -116,8 +116,7 @@ def test_budgets_that_do_not_fit_the_matrices_are_refused(wrong):
         dataclasses.replace(SHARED, sparsities=wrong)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
+@pytest.mark.parametrize(("cell", "dtype"), [("lstm", "float32"), ("lstm", "bfloat16"), ("qrnn", "float32")])
 def test_laid_out_for_decoding_it_is_the_same_model(cell, dtype):
     config = dataclasses.replace(SHARED, cell=cell, dtype=dtype, num_layers=4 if cell == "qrnn" else 2, sparsities=None)
     config = dataclasses.replace(config, sparsities=tuple(zip(config.matrices, (0.75, 0.25, 0.0, 0.5), strict=True)))
@@ -152,8 +151,9 @@ def test_with_all_blocks_it_is_the_dense_model(cell, tied):
     assert float(info.density) == 1.0
 
 
-@pytest.mark.parametrize("scope", ["matrix", "column"])
-@pytest.mark.parametrize(("cell", "sparsity"), [("lstm", 0.5), ("lstm", 0.3), ("qrnn", 0.75)])
+@pytest.mark.parametrize(
+    ("cell", "sparsity", "scope"), [("lstm", 0.5, "matrix"), ("lstm", 0.3, "column"), ("qrnn", 0.75, "matrix")]
+)
 def test_the_cost_is_that_of_equal_shares_and_the_calibration_loss_no_higher(cell, sparsity, scope):
     dense = dataclasses.replace(DENSE, cell=cell, gate_scope=scope)
     params = language_model(dense).init(jax.random.key(1))

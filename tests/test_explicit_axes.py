@@ -56,8 +56,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("context", [True, False], ids=["set_mesh", "no mesh set"])
-@pytest.mark.parametrize("spread", [True, False], ids=["spread", "replicated"])
+@pytest.mark.parametrize(
+    ("spread", "context"),
+    [(True, True), (True, False), (False, True)],
+    ids=["spread, set_mesh", "spread, no mesh set", "replicated, set_mesh"],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_as_on_one_device(case, spread, context):
     function, operands, specs = CASES[case]

@@ -161,8 +161,7 @@ def test_a_model_at_sparsity_0_is_the_dense_model(name):
     np.testing.assert_allclose(*logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@each_config
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in CONFIGS), ("lstm", "bfloat16")])
 def test_laid_out_for_decoding_it_is_the_same_model(name, dtype):
     config = dataclasses.replace(CONFIGS[name], dtype=dtype)
     lm = language_model(config)
@@ -284,8 +283,7 @@ def test_modules():
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
-@pytest.mark.parametrize("cell", ["lstm", "qrnn"])
-@pytest.mark.parametrize("scope", ["matrix", "column"])
+@pytest.mark.parametrize(("cell", "scope"), [("lstm", "matrix"), ("qrnn", "column")])
 def test_training_on_a_mesh_is_the_same(cell, scope):
     """Columns over two devices: each chooses by the norms of all columns."""
     config = dataclasses.replace(SHARDED, cell=cell, gate_scope=scope, gate_source="norm", weight_dropout=0.1)

@@ -217,7 +217,7 @@ def call(capsys, *arguments: str):
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("tokens", ["word", "character", "subword"])
+@pytest.mark.parametrize("tokens", ["word", pytest.param("character", marks=pytest.mark.slow), "subword"])
 def test_one_command_trains_and_another_writes(tmp_path, capsys, tokens):
     path = write(tmp_path / "story.txt", story())
     config = tiny_run.config(path, tokens=tokens, steps=6, eval_every=6, checkpoint_every=6, held_out=0.1)
@@ -246,7 +246,7 @@ def test_one_command_trains_and_another_writes(tmp_path, capsys, tokens):
         assert (code, "'Ω'" in err) in ((0, True), (2, True))
 
 
-@pytest.mark.parametrize("tokens", ["character", "subword"])
+@pytest.mark.parametrize("tokens", ["character", pytest.param("subword", marks=pytest.mark.slow)])
 def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, tokens):
     path = write(tmp_path / "story.txt", story())
     limit = {"vocab_limit": 320} if tokens == "subword" else {}

@@ -218,7 +218,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("method", "unit"), [("magnitude", "weight"), ("magnitude", "block"), ("static-block", "block")]
+    ("method", "unit"),
+    [("magnitude", "weight"), pytest.param("magnitude", "block", marks=pytest.mark.slow), ("static-block", "block")],
 )
 def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
     corpus = tiny_run.write_corpus(tmp_path / "text")

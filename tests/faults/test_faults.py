@@ -97,6 +97,7 @@ def test_a_write_that_fails_half_way_costs_nothing(config, cache, whole, tmp_pat
     assert outcome(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_goes_on(config, cache, whole, tmp_path):
     kill_after(4, config, cache, tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
