@@ -5,6 +5,7 @@ schedule. At the size for CPU cores, each is given the same sweep of optimiser a
 """
 
 import dataclasses
+import functools
 import json
 import math
 import shlex
@@ -71,6 +72,7 @@ DROPOUT = 0.25
 """Rate for all methods in the second regime; the first regime, the published recipe, has no dropout."""
 
 
+@functools.cache
 def variants(preset: str) -> dict[str, dict[str, Any]]:
     """Options of each variant of a preset, by name, without those that the sweep chooses.
 
