@@ -64,6 +64,15 @@ def quick_compilation(request) -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request) -> Iterator[None]:
+    """Training draws no maps for TensorBoard, which take as long as a tiny model's steps, but in files ``pictures``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("pictures"):
+            patch.setattr("bwds.training.log.Log._draw_usage", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def all_optimizations() -> Iterator[None]:
     """For programs that are compiled for a chip: as they would run there."""

@@ -62,7 +62,7 @@ def environment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-    return tiny_run.config(corpus, steps=40, checkpoint_every=1, eval_every=7)
+    return tiny_run.config(corpus, steps=40, checkpoint_every=1, eval_every=20)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from bwds.data import Vocabulary
 from bwds.training import train
 from bwds.training.metrics import read_metrics
 
+pytestmark = pytest.mark.pictures
+
 FIGURES = {"used_blocks.png", "used_by_token.png", "kept_blocks.png"}
 
 
