@@ -84,6 +84,8 @@ def test_the_figures_are_those_of_the_raw_lines():
         in text
     )
     assert f"as much as the one with the softplus gate has {perplexity('dense-equal-0.5')}" in text
+    qrnn = json.loads((small.parent / "ptb-qrnn-small/dynamic-softplus-0.5/seed0.json").read_text())
+    assert f"A QRNN with half of the blocks has {qrnn['test_perplexity']:.1f}" in text
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     # Over the fastest dense model, as in the decision table: in bfloat16 that is PyTorch's.
     fastest = (("float32", "speedup_over_dense"), ("bfloat16", "speedup_over_pytorch"))

@@ -250,14 +250,19 @@ def test_a_model_without_gates_is_refused():
         measured(config)
 
 
-def test_the_page_has_the_figures_of_the_raw_line():
+def test_the_page_has_the_figures_of_the_raw_lines():
     root = Path(__file__).parents[1]
     page = (root / "docs/usage.md").read_text()
-    (line,) = map(json.loads, (root / "benchmarks/results/counterfactual.jsonl").read_text().splitlines())
-    own = line["perplexities"]["own"]
-    for choice, value in line["perplexities"].items():
-        assert f"| {choice} | {value:.2f} | {'' if choice == 'own' else f'{value / own - 1:+.1%}'} |" in page
-    for name, m in line["matrices"].items():
-        shares = f"{m['nearly_always']:.1%} | {m['nearly_never']:.1%}"
-        shared = " | ".join(f"{m[key]:.3f}" for key in ("overlap_before", "overlap_other", "overlap_chance"))
-        assert f"| {title_of(name)} | {m['kept']} of {m['blocks']} | {shares} | {shared} |" in page
+    lines = [json.loads(line) for line in (root / "benchmarks/results/counterfactual.jsonl").read_text().splitlines()]
+    assert [line["config"]["model"]["cell"] for line in lines] == ["lstm", "qrnn"]
+    for choice in CHOICES:
+        cells = [choice]
+        for found in (line["perplexities"] for line in lines):
+            against = "" if choice == "own" else f"{found[choice] / found['own'] - 1:+.1%}"
+            cells += [f"{found[choice]:.2f}", against]
+        assert f"| {' | '.join(cells)} |" in page
+    for prefix, line in zip(("", "QRNN, "), lines, strict=True):
+        for name, m in line["matrices"].items():
+            shares = f"{m['nearly_always']:.1%} | {m['nearly_never']:.1%}"
+            shared = " | ".join(f"{m[key]:.3f}" for key in ("overlap_before", "overlap_other", "overlap_chance"))
+            assert f"| {prefix}{title_of(name)} | {m['kept']} of {m['blocks']} | {shares} | {shared} |" in page
