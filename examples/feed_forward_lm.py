@@ -7,6 +7,7 @@ A Neural Probabilistic Language Model, 2003). The hidden layer is dense, and the
 blocks omitted; everything else is the same. The text is the documentation of Python, so nothing is downloaded.
 """
 
+import functools
 import math
 
 import jax
@@ -58,7 +59,8 @@ def train(name: str, sparsity: float | None, vocab_size: int, examples: np.ndarr
     draw = np.random.default_rng(0)
     for _ in trange(steps, desc=name):
         params, state = step(params, state, examples[draw.integers(len(examples), size=BATCH)])
-    return jax.jit(lambda batch: loss(params, batch))
+    # The parameters are an argument: those that a jitted function closes over become constants of its program.
+    return functools.partial(jax.jit(loss), params)
 
 
 def main(steps: int = 2000) -> dict[str, float]:
