@@ -167,8 +167,6 @@ def test_the_profile_of_a_token_has_every_part(command, cell):
     parts = [row[f"{name}_us"] for name in ("scores", "choice", "product", "softmax", "rest")]
     assert all(part > 0 for part in parts)
     assert row["traced_us"] == pytest.approx(sum(parts), rel=1e-3)
-    # Tracing slows small operations down. If a token took less time in the trace, operations would be missing.
-    assert row["traced_us"] > 0.5 * row["token_us"]
 
 
 def test_training_steps(command, monkeypatch):
