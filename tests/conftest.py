@@ -66,7 +66,10 @@ def quick_compilation(request) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures(request) -> Iterator[None]:
-    """Training draws no maps for TensorBoard, which take as long as a tiny model's steps, but in files ``pictures``."""
+    """Keeps training from drawing maps for TensorBoard, except in files marked ``pictures``.
+
+    They take as long as all else in the run of a tiny model.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("pictures"):
             patch.setattr("bwds.training.log.Log._draw_usage", lambda *_: None)

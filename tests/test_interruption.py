@@ -90,7 +90,8 @@ def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, m
     assert lines(tmp_path) == lines(finished[0])
 
 
-@pytest.mark.parametrize(("moment", "together"), [("before", False), ("meanwhile", True)])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
 def test_a_signal_during_the_summary_loses_nothing(finished, config, tmp_path, monkeypatch, moment, together):
     """Also with several processes, where a signal counts when all have been told of it."""
     compare, gathered, measured = decode_speed.compare_decode_speed, Placement.gathered, []

@@ -74,7 +74,7 @@ def test_two_cores_share_the_columns(rows, dtype):
 
 @functools.cache
 def simulated_forward():
-    """Compiled once for all numbers of kept blocks, while the fixtures hold."""
+    """One function for all numbers of kept blocks, so that it is compiled once."""
     return jax.jit(functools.partial(mosaic_tpu.forward, interpret=SIMULATED))
 
 
