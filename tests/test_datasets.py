@@ -65,6 +65,7 @@ def test_text_is_split_on_any_white_space_and_a_byte_order_mark_is_dropped(tmp_p
 
 NO_TEXT = {
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b\n",
+    "Git LFS, after a mark": b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
     "git-annex": b"/annex/objects/SHA256E-s12--4d7a214614ab2935c943f9e0ff69d22eadbb8f32b.txt\n",
     "page": b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
     "page of a store": b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
@@ -81,6 +82,7 @@ NO_TEXT = {
 }
 WAYS_OUT = {
     "Git LFS": "pointer of Git LFS.*Run git lfs pull",
+    "Git LFS, after a mark": "pointer of Git LFS.*Run git lfs pull",
     "git-annex": "pointer of git-annex.*Run git annex get",
     "gzip": "compressed: .*Decompress",
     "bzip2": "compressed: ",

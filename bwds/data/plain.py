@@ -16,7 +16,7 @@ _NO_TEXT = (
     (rb"%PDF-|\x89PNG|\xff\xd8\xff|GIF8|\x7fELF|MZ\x90", "no text", "Give its text as a plain text file."),
     (rb"\xff\xfe|\xfe\xff|\x00\x00\xfe\xff", "UTF-16 or UTF-32", "Convert the file to UTF-8."),
     (
-        rb"(?i)(\xef\xbb\xbf)?\s*((<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b|(404: |entry )?not found\s*\Z)",
+        rb"(?i)\s*((<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b|(404: |entry )?not found\s*\Z)",
         "the page of a server and no text",
         "Most likely its download failed; download it again.",
     ),
@@ -26,7 +26,7 @@ _NO_TEXT = (
 def check_is_text(path: Path) -> None:
     """Raises ``ValueError`` where a file begins as one of those that stand in for a text by mistake."""
     with path.open("rb") as file:
-        start = file.read(512)
+        start = file.read(512).removeprefix(_MARK.encode())
     for pattern, what, way_out in _NO_TEXT:
         if re.match(pattern, start):
             raise ValueError(f"{path} is {what}: it begins with {start[:24]!r}. {way_out}")
