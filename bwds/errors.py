@@ -27,10 +27,9 @@ def is_refusal(error: BaseException, main: Callable[..., object] | None = None) 
 
 EXTRAS = {
     "train": (
-        "tyro", "optax", "orbax", "tqdm", "tensorboardX", "tokenizers", "tensorflow_datasets", "array_record",
-        "importlib_resources",
+        "tyro", "optax", "orbax", "tqdm", "tensorboardX", "tensorflow_datasets", "array_record", "importlib_resources",
     ),
-    "files": ("safetensors",),
+    "files": ("safetensors", "tokenizers"),
     "export": ("flatbuffers",),
     "plots": ("matplotlib",),
 }  # fmt: skip

@@ -15,10 +15,12 @@ from bwds.digest import digest
 from bwds.filesystem import write_bytes, write_text
 from bwds.model import LanguageModel
 from bwds.tensors import flat, nested, tensor_bytes
+from bwds.tokens import EOS, UNK, unspelled
 from bwds.trained_model import TrainedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DESCRIPTION, PARAMETERS, VOCABULARY, CARD = "programs.json", "parameters.safetensors", "vocabulary.json", "card.md"
+TOKENIZER = "tokenizer.json"
 FORMAT, VERSION = "bwds.programs", 1
 # Up to here the product skips blocks; see ``block_sparse_matmul``.
 FEW = 16
@@ -48,8 +50,9 @@ def export_programs(
 
     The folder holds ``prefill.jax_export`` and so on, StableHLO as ``jax.export`` writes it, which later versions of
     jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the tokens in the order of their
-    ids, if there are any; ``card.md``; and ``programs.json``, written last, which lists all names, shapes, types and
-    the order in which the programs take their arrays. On every platform the programs hold XLA's product and no Pallas
+    ids, if there are any, and for subwords ``tokenizer.json``, which the package ``tokenizers`` reads; ``card.md``; and
+    ``programs.json``, written last, which lists all names, shapes, types, what a token is and the order in which the
+    programs take their arrays. On every platform the programs hold XLA's product and no Pallas
     kernel, because B is a symbol.
 
     Args:
@@ -83,8 +86,15 @@ def export_programs(
         write_bytes(folder / _file(name), content)
     write_bytes(folder / PARAMETERS, tensors)
     write_text(folder / CARD, loaded.card)
-    if loaded.vocabulary is not None:
-        write_text(folder / VOCABULARY, json.dumps(loaded.vocabulary.words, ensure_ascii=False) + "\n")
+    vocabulary = loaded.vocabulary
+    tokenizer = None if vocabulary is None else vocabulary.tokenizer_file()
+    if vocabulary is not None:
+        words = list(vocabulary.words)
+        if vocabulary.tokens == "character":
+            words = [word if word in (EOS, UNK) else unspelled(word) for word in words]
+        write_text(folder / VOCABULARY, json.dumps(words, ensure_ascii=False) + "\n")
+    if tokenizer is not None:
+        write_text(folder / TOKENIZER, tokenizer)
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -92,7 +102,9 @@ def export_programs(
         "platforms": chosen,
         "parameters": PARAMETERS,
         "parameters_sha256": sha256,
-        "vocabulary": None if loaded.vocabulary is None else VOCABULARY,
+        "tokens": None if vocabulary is None else vocabulary.tokens,
+        "vocabulary": None if vocabulary is None else VOCABULARY,
+        "tokenizer": None if tokenizer is None else TOKENIZER,
         "programs": {name: _described(name, program) for name, program in programs.items()},
     }
     write_text(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
@@ -132,10 +144,11 @@ def _exported(name: str, lm: LanguageModel, params: Mapping[str, Any], platforms
 def _serialized(program: Any) -> bytes:
     try:
         return bytes(program.serialize())
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        # What jax raises itself names no module.
         raise ValueError(
-            f'jax.export writes with the help of {error.name}, which is not installed: pip install -e ".[export]" in a '
-            "clone of the repository, or pip install flatbuffers."
+            f'jax.export needs a package that is not installed ({error}): pip install -e ".[export]" in a clone of the '
+            "repository, or pip install flatbuffers."
         ) from error
 
 

@@ -108,7 +108,8 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
         print(loaded.generate("the company said"))
         ```
 
-    Needs safetensors beside what ``import bwds`` needs. Nothing in the file is run.
+    Needs safetensors beside what ``import bwds`` needs, and for text of subwords tokenizers; the extra ``files`` brings
+    both. Nothing in the file is run.
 
     Args:
         path: of the file.
@@ -122,6 +123,7 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
         OSError: the file cannot be read.
     """
     path = Path(os.path.expanduser(path))
+    require(not path.is_dir(), f"{str(path)!r} is a folder; bwds.load reads the folder of a run.")
     require(path.is_file(), f"There is no file {str(path)!r}; bwds.save_model or bwds eval --export writes one.")
     metadata = read_metadata(path)
     config, words = _described(path, metadata)

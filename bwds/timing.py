@@ -73,8 +73,12 @@ def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
         list(pool.map(lambda call: jax.block_until_ready(call()), [c for c in calls.values() if c not in dense]))
 
 
+PAYS = 1.05
+"""How many times as fast as dense pays; two equal programs may differ by less."""
+
+
 def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
-    """From which width on skipping blocks pays, in a sentence.
+    """From which width on skipping blocks pays, by more than ``PAYS`` tells, in a sentence.
 
     Args:
         speedups: by sparsity and width, how many times as fast as the dense model.
@@ -82,6 +86,6 @@ def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
     """
     parts = []
     for sparsity, widths in sorted(speedups.items()):
-        faster = [h for h in sorted(widths) if all(widths[w] > 1.0 for w in widths if w >= h)]
+        faster = [h for h in sorted(widths) if all(widths[w] > PAYS for w in widths if w >= h)]
         parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
     return f"Skipping pays here: {', '.join(parts)}, against {against}."

@@ -125,14 +125,18 @@ class Subwords:
         model: Any = tokenizers.models.BPE(vocab=place, merges=merges(words))
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyrefly: ignore
-        self._decoder = tokenizers.decoders.ByteLevel()
+        self._tokenizer.decoder = tokenizers.decoders.ByteLevel()  # pyrefly: ignore
 
     def split(self, text: str) -> list[str]:
         first, *others = (self._tokenizer.encode(line).tokens for line in text.split("\n"))
         return [*first, *itertools.chain.from_iterable([EOS, *tokens] for tokens in others)]
 
     def join(self, tokens: Iterable[str]) -> str:
-        return "\n".join(self._decoder.decode(line) if line else "" for line in lines_of(tokens))
+        return "\n".join(self._tokenizer.decoder.decode(line) if line else "" for line in lines_of(tokens))
+
+    def file(self) -> str:
+        """The tokenizer in JSON, which ``tokenizers`` reads as ``tokenizer.json``; it takes one line at a time."""
+        return str(self._tokenizer.to_str())
 
     def ids(self, lines: Iterable[str]) -> Iterator[Sequence[int]]:
         """The ids of each line, which has no newline."""
@@ -190,5 +194,5 @@ def _library() -> Any:
         import tokenizers.pre_tokenizers
         import tokenizers.trainers
     except ModuleNotFoundError as error:
-        raise ValueError(f"--data.tokens is 'subword'. {missing_extra(error)}") from error
+        raise ValueError(f"The tokens are subwords. {missing_extra(error)}") from error
     return tokenizers

@@ -12,7 +12,7 @@ import numpy as np
 from bwds.array_types import Int32
 from bwds.filesystem import read_lines, write_text
 from bwds.run_config import Tokens
-from bwds.tokens import EOS, UNK, Tokenizer, make_tokenizer
+from bwds.tokens import EOS, UNK, Subwords, Tokenizer, make_tokenizer
 
 __all__ = ["EOS", "UNK", "Vocabulary"]
 
@@ -80,7 +80,9 @@ class Vocabulary:
         for word in words:
             known = self._ids.get(word, unk)
             if known is None:
-                raise ValueError(f"The word {word!r} is not in the vocabulary, which has no {UNK} to stand for it.")
+                raise ValueError(
+                    f"The {self.tokens} {word!r} is not in the vocabulary, which has no {UNK} to stand for it."
+                )
             ids.append(known)
         return np.array(ids, np.int32)
 
@@ -107,6 +109,16 @@ class Vocabulary:
     def text(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of the ids, words with blanks between them; a line ends at ``<eos>``."""
         return self._tokenizer.join(self.decode(ids))
+
+    def shown(self, ids: Iterable[SupportsIndex]) -> list[str]:
+        """Each token by itself, as in a picture: its text, a blank in it as ``␣``; ``<eos>`` and ``<unk>`` by name."""
+        return [
+            word if word in (EOS, UNK) else self._tokenizer.join([word]).replace(" ", "␣") for word in self.decode(ids)
+        ]
+
+    def tokenizer_file(self) -> str | None:
+        """The tokenizer of subwords in JSON, as the package ``tokenizers`` reads it; None for other tokens."""
+        return self._tokenizer.file() if isinstance(self._tokenizer, Subwords) else None
 
     def save(self, path: str | Path) -> None:
         """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""

@@ -1,9 +1,10 @@
-"""Serves several streams of text with an exported model. It needs jax, flatbuffers, numpy and safetensors, and no bwds.
+"""Serves several streams of text with an exported model, without bwds.
 
     python examples/serve_exported.py DIR "the company said" "in new york"
 
-DIR is a folder that ``bwds.export.export_programs`` has written. Every stream has a state of its own, a row of each
-array. One step of a decoding program takes the rows of all streams that have not ended, whatever their number.
+It needs jax, flatbuffers, numpy and safetensors, and for a model of subwords tokenizers. DIR is a folder that
+``bwds.export.export_programs`` has written. Every stream has a state of its own, a row of each array. One step of a
+decoding program takes the rows of all streams that have not ended, whatever their number.
 """
 
 import json
@@ -17,11 +18,40 @@ import numpy as np
 from safetensors.numpy import load_file
 
 
+class Text:
+    """Text to ids and back."""
+
+    def __init__(self, folder, about):
+        self.words = json.loads((folder / about["vocabulary"]).read_text(encoding="utf-8"))
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        self.kind, self.subwords = about["tokens"], None
+        if self.kind == "subword":
+            from tokenizers import Tokenizer
+
+            self.subwords = Tokenizer.from_file(str(folder / about["tokenizer"]))
+
+    def encode(self, line):
+        if self.subwords:
+            return self.subwords.encode(line).ids
+        tokens = line.split() if self.kind == "word" else list(line)
+        unknown = [token for token in tokens if token not in self.ids]
+        if unknown and "<unk>" not in self.ids:
+            raise SystemExit(f"error: the vocabulary has no {unknown}, and no <unk> to stand for them.")
+        if unknown:
+            print(f"The vocabulary has no {unknown}; <unk> is read instead.", file=sys.stderr)
+        return [self.ids.get(token, self.ids.get("<unk>")) for token in tokens]
+
+    def decode(self, ids):
+        if self.subwords:
+            return self.subwords.decode(ids)
+        return (" " if self.kind == "word" else "").join(self.words[i] for i in ids)
+
+
 class Server:
     def __init__(self, directory):
         folder = Path(directory)
         self.about = json.loads((folder / "programs.json").read_text())
-        self.words = json.loads((folder / self.about["vocabulary"]).read_text(encoding="utf-8"))
+        self.text = Text(folder, self.about)
         self.parameters = jax.device_put(load_file(folder / self.about["parameters"]))
         self.call = {
             name: jax.jit(jax.export.deserialize((folder / program["file"]).read_bytes()).call)
@@ -50,20 +80,20 @@ class Server:
 def main(directory, prompts, length=30):
     """The most probable text after each prompt, until its line ends."""
     server = Server(directory)
-    ids = {word: i for i, word in enumerate(server.words)}
-    texts = [prompt.split() for prompt in prompts]
-    states = [server.start([ids["<eos>"], *(ids.get(word, ids.get("<unk>", 0)) for word in text)]) for text in texts]
-    streams = dict(enumerate(states))
+    end = server.text.ids["<eos>"]
+    lines = [server.text.encode(prompt) for prompt in prompts]
+    # The end of the line before comes first.
+    streams = dict(enumerate(server.start([end, *line]) for line in lines))
     for _ in range(length):
         chosen = {number: int(logits.argmax()) for number, (logits, _) in streams.items()}
-        streams = {number: stream for number, stream in streams.items() if chosen[number] != ids["<eos>"]}
+        streams = {number: stream for number, stream in streams.items() if chosen[number] != end}
         if not streams:
             break
         for number in streams:
-            texts[number].append(server.words[chosen[number]])
+            lines[number].append(chosen[number])
         after = server.advance([chosen[number] for number in streams], [carry for _, carry in streams.values()])
         streams = dict(zip(streams, zip(*after, strict=True), strict=True))
-    return [" ".join(text) for text in texts]
+    return [server.text.decode(line) for line in lines]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tiny_run
 import bwds
 from bwds.cli import bench, command, run
 from bwds.config import ModelConfig
-from bwds.timing import time_in_turns, verdict
+from bwds.timing import Timing, time_in_turns, verdict
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ sys.exit(main({arguments}))
         (["orbax"], ["train", "--data.dataset", "text", "--data.directory", "TEXT", "--workdir", "RUN",
           "--data.batch-size", "2", "--data.sequence-length", "4"], "train"),
         (["tokenizers"], ["train", "--data.dataset", "text", "--data.directory", "TEXT", "--data.tokens", "subword"],
-         "train"),
+         "files"),
     ],
 )  # fmt: skip
 def test_without_an_extra_it_names_the_extra(tmp_path, missing, arguments, extra):
@@ -188,15 +188,23 @@ def test_bench_times_the_models_that_it_names(monkeypatch):
 
     monkeypatch.setattr("bwds.generate.greedy_rollout", watched)
     config = ModelConfig(vocab_size=20, hidden_size=32, block_size=16, gate_rank=2, gate_activation="softplus")
-    seconds = bench.measure(config, (0.5, 0.75), steps=2, turns=3)
-    assert seconds.keys() == {"dense", 0.5, 0.75}
-    assert all(0.0 < value < 10.0 for value in seconds.values())
+    times = bench.measure(config, (0.5, 0.75), steps=2, turns=3)
+    assert times.keys() == {"dense", 0.5, 0.75}
+    assert all(0.0 < time.median < 10.0 for time in times.values())
 
     expected = [
         dataclasses.replace(config, method="dense"),
         *(dataclasses.replace(config, sparsity=s) for s in (0.5, 0.75)),
     ]
     assert set(seen) == set(map(bwds.language_model, expected))
+
+
+@pytest.mark.parametrize(("quartiles", "busy"), [((0.9, 1.0, 1.1), False), ((0.9, 1.0, 1.2), True)])
+def test_bench_says_when_its_measurements_differ(monkeypatch, capsys, quartiles, busy):
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: {"dense": Timing((1.0, 1.0, 1.0)), 0.5: Timing(quartiles)})
+    code, out, _ = call(capsys, "bench", "--hidden", "128", "--sparsity", "0.5")
+    assert code == 0
+    assert ("The machine is busy: half of the measurements of a model lie 30% of their median apart" in out) is busy
 
 
 def test_turns_alternate_and_the_slower_function_is_slower():
@@ -210,7 +218,7 @@ def test_turns_alternate_and_the_slower_function_is_slower():
 
 
 def test_the_verdict_asks_for_all_larger_widths():
-    found = {0.9: {512: 1.2, 1024: 0.9, 2048: 2.0}, 0.5: {512: 0.9, 1024: 0.8}, 0.75: {512: 1.1, 1024: 1.5}}
+    found = {0.9: {512: 1.2, 1024: 1.03, 2048: 2.0}, 0.5: {512: 0.9, 1024: 0.8}, 0.75: {512: 1.1, 1024: 1.5}}
     assert verdict(found, "dense") == (
         "Skipping pays here: at sparsity 0.5 at no width, at sparsity 0.75 from 512 on, at sparsity 0.9 from 2048 on, "
         "against dense."

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bwds import ModelConfig, language_model, load_model, save_model
+from bwds import ModelConfig, Vocabulary, language_model, load_model, save_model
 from bwds.export import export_programs
 from bwds.tensors import flat
+from bwds.tokens import EOS, learn_subwords, spelled
 
 pytestmark = [
     # The annotations cannot check symbolic shapes.
@@ -97,6 +99,39 @@ def test_a_client_without_bwds_computes_what_the_model_does(options, batches, tm
     for text, prompt in zip(texts, ("w3 w1", "w0 w9 w9 <unk>"), strict=True):
         first, *_ = model.generate(prompt, length=6, temperature=0).split("\n")
         assert text.replace("zebra", "<unk>") == first
+
+
+@pytest.mark.parametrize("tokens", ["character", "subword"])
+def test_the_client_reads_and_writes_all_kinds_of_tokens(tokens, tmp_path, capsys):
+    text = "the company said\tin \\new york\n"
+    words = learn_subwords([text] * 2, 270) if tokens == "subword" else (EOS, *sorted({spelled(c) for c in text[:-1]}))
+    vocabulary = Vocabulary(words, tokens)
+    config = ModelConfig(vocab_size=len(words), hidden_size=32, num_layers=1, block_size=8, gate_activation="softplus")
+    params = jax.tree.map(lambda leaf: 4 * leaf, language_model(config).init(jax.random.key(1)))
+    save_model(tmp_path / "m", params, config, vocabulary=vocabulary)
+    model = load_model(tmp_path / "m")
+    export_programs(model, tmp_path / "served")
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    prompts = ["the company", "in \\new york"]
+    wanted = [model.generate(prompt, length=6, temperature=0).split("\n")[0] for prompt in prompts]
+    assert wanted[0].startswith(prompts[0])
+    assert len(wanted[0]) > len(prompts[0])
+    assert main(tmp_path / "served", prompts, 6) == wanted
+    if tokens == "character":
+        with pytest.raises(SystemExit, match=r"the vocabulary has no .*'ä'.*, and no <unk>"):
+            main(tmp_path / "served", ["the ä"], 6)
+
+
+def test_a_missing_serializer_is_named(tmp_path, monkeypatch):
+    """jax raises an ``ImportError`` of its own."""
+
+    def serialize(*_, **__):
+        raise ImportError("Please install 'flatbuffers' in order to use Exported serialization")
+
+    monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
+    with pytest.raises(ValueError, match=r"'flatbuffers'.*pip install flatbuffers"):
+        export_programs(loaded(tmp_path), tmp_path / "served")
+    assert not (tmp_path / "served").exists()
 
 
 def test_few_streams_do_not_use_the_blocks_that_none_keeps(tmp_path):

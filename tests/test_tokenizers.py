@@ -40,6 +40,23 @@ def subwords() -> Subwords:
     return Subwords(learn_subwords(LINES, 320))
 
 
+@pytest.mark.parametrize("tokens", ["word", "character", "subword"])
+def test_a_token_is_shown_as_its_text(tokens):
+    words = {
+        "word": ("<eos>", "<unk>", "the"),
+        "character": ("<eos>", "<unk>", "\\u20", "ж"),
+        "subword": learn_subwords(["это это это"], 270),
+    }[tokens]
+    shown = {
+        "word": ["<eos>", "<unk>", "the"],
+        "character": ["<eos>", "<unk>", "␣", "ж"],
+        "subword": ["<eos>", "это", "␣это"],
+    }[tokens]
+    vocabulary = Vocabulary(words, tokens)
+    ids = vocabulary.prompt("это это") if tokens == "subword" else range(len(words))
+    assert vocabulary.shown(ids) == shown
+
+
 # --- round trips
 
 

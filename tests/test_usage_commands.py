@@ -93,6 +93,19 @@ def test_a_sentence_tells_what_is_read_instead_and_what_is_not_drawn(capsys):
     ]
 
 
+def test_a_model_in_one_file_draws_the_blocks_of_a_sentence(finished, tmp_path, capsys):
+    file = shutil.copy(finished / "model.safetensors", tmp_path / "model")
+    assert command(usage, file, "--text", "w1 w3") == 0
+    path = tmp_path / "usage" / "kept_blocks.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"Written to {path}.\n"
+    # The same picture as from the folder of its run.
+    assert command(usage, finished, "--text", "w1 w3", "--max-tokens", 30, "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "kept_blocks.png").read_bytes() == path.read_bytes()
+    assert command(usage, file) == 2
+    assert "comes without its text: give --text" in capsys.readouterr().err
+
+
 def test_without_a_sentence_the_first_line_is_drawn():
     assert usage._first_line(np.array([7, 1, 5, 6, 7, 8, 1, 9]), 1).tolist() == [1, 5, 6, 7, 8]
     assert usage._first_line(np.array([7, 8]), 1).tolist() == [1, 7, 8]

@@ -17,6 +17,9 @@ from bwds.cli import parsed
 from bwds.config import Dtype, ModelConfig
 from bwds.output import say
 
+UNSTEADY = 0.25
+"""Share of the median between the quartiles, above which a ratio says little."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -57,8 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = jax.devices()[0]
     say(f"{device.device_kind} ({device.platform}), {cores()} cores, jax {jax.__version__}: tokens a second, batch 1.")
     found: dict[float, dict[int, float]] = {sparsity: {} for sparsity in options.sparsity}
+    spread = 0.0
     for hidden, config in dynamic.items():
-        seconds = measure(config, options.sparsity, steps=options.steps, turns=options.turns)
+        times = measure(config, options.sparsity, steps=options.steps, turns=options.turns)
+        spread = max(spread, *((time[2] - time[0]) / time.median for time in times.values()))
+        seconds = {name: time.median / options.steps for name, time in times.items()}
         dense = seconds.pop("dense")
         shown = [f"2 x {hidden:<5} dense {1 / dense:8,.1f}"]
         for sparsity, time in seconds.items():
@@ -66,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shown.append(f"{sparsity:g} skipped {1 / time:8,.1f} ({dense / time:.2f}x)")
         say("   ".join(shown))
     say(verdict(found, "the dense model of the same size"))
+    if spread > UNSTEADY:
+        say(
+            f"The machine is busy: half of the measurements of a model lie {spread:.0%} of their median apart. Repeat "
+            f"it with less beside it, or with more --turns than {options.turns}."
+        )
 
 
 def model(options: Options, hidden: int) -> ModelConfig:
@@ -83,8 +94,8 @@ def model(options: Options, hidden: int) -> ModelConfig:
     return config
 
 
-def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, turns: int) -> dict[Any, float]:
-    """Seconds a token of greedy decoding at batch 1, of the model "dense" and at each sparsity, timed in turns.
+def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, turns: int) -> dict[Any, Any]:
+    """The ``Timing`` of a rollout at batch 1, of the model "dense" and at each sparsity, timed in turns.
 
     Args:
         config: the dynamic model; its own sparsity does not count.
@@ -111,4 +122,4 @@ def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, tur
     dense, params = dataclasses.replace(config, method="dense"), parameters(config)
     calls: dict[Any, Callable[[], Any]] = {"dense": rollout(dense, parameters(dense))}
     calls |= {sparsity: rollout(dataclasses.replace(config, sparsity=sparsity), params) for sparsity in sparsities}
-    return {name: time.median / steps for name, time in time_in_turns(calls, turns=turns, least=0.0).items()}
+    return time_in_turns(calls, turns=turns, least=0.0)

@@ -5,6 +5,8 @@
 RUN is the folder of a run. A table tells how the blocks of every matrix are used over the text; with --counterfactuals
 also the perplexity with other choices of as many blocks: docs/usage.md explains both. Figures, and a line of
 usage.jsonl with all figures of the table, go to --output.
+
+RUN may also be a model in one file. It comes without its text, so the blocks of --text are all that is drawn.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -30,7 +33,7 @@ FREQUENT, SHOWN = 24, 16
 @dataclass(frozen=True)
 class Options:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run, as given to bwds train."""
+    """Folder of the run, as given to bwds train, or the file of a model."""
     split: Literal["validation", "valid", "test", "train"] = "validation"
     """Which part of the text."""
     text: str | None = None
@@ -40,7 +43,7 @@ class Options:
     max_tokens: int | None = None
     """Reads the first N tokens of the split; None: 20,000, or all of it with --counterfactuals."""
     output: str | None = None
-    """Folder for figures and usage.jsonl; None: the folder usage in that of the run."""
+    """Folder for figures and usage.jsonl; None: the folder usage in that of the run, or beside the file."""
     format: Literal["png", "svg"] = "png"
     """Of the figures."""
     checkpoint: Literal["best", "last"] = "best"
@@ -64,7 +67,11 @@ def usage(options: Options) -> None:
     )
     require(options.text is None or bool(options.text.split()), "--text has no words; give some, or leave it out.")
     require_seed(options.seed)
-    output = workdir / "usage" if options.output is None else place(options.output, "--output")
+    beside = workdir.parent if workdir.is_file() else workdir
+    output = beside / "usage" if options.output is None else place(options.output, "--output")
+    if workdir.is_file():
+        _usage_of_file(workdir, output, options)
+        return
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.data import Vocabulary, load_split
@@ -74,11 +81,7 @@ def usage(options: Options) -> None:
     from bwds.training.workdir import read_config
 
     config = read_config(workdir)
-    require(
-        config.model.method == "dynamic",
-        f"The run in {str(workdir)!r} has the method {config.model.method!r}, which has no gates; only a dynamic model "
-        "chooses blocks.",
-    )
+    _require_gates(workdir, config.model)
     vocabulary = Vocabulary.load(workdir / "vocabulary.txt", config.data.tokens)
     sentence = None if options.text is None else _encoded(options.text, vocabulary)
     if options.directory is not None:
@@ -116,15 +119,48 @@ def usage(options: Options) -> None:
     used = {name: matrix.used for name, matrix in found.matrices.items()}
     by_token = {name: matrix.by_group for name, matrix in found.matrices.items()}
     shape, cell = config.model.block_shape, config.model.cell
-    kept = _kept(sentence, params, config.model)
     figures = {
         "used_blocks": plots.usage_maps(used, shape, cell=cell),
-        "used_by_token": plots.usage_by_group(by_token, vocabulary.decode(frequent), shape),
-        "kept_blocks": plots.kept_map(kept, vocabulary.decode(sentence), shape, cell=cell),
+        "used_by_token": plots.usage_by_group(by_token, vocabulary.shown(frequent), shape),
+        "kept_blocks": _kept_map(sentence, params, config.model, vocabulary),
     }
     for name, figure in figures.items():
         write_bytes(output / f"{name}.{options.format}", plots.file_of(figure, options.format))
     say(f"Written to {output}: {', '.join(f'{name}.{options.format}' for name in figures)}, {path.name}.")
+
+
+def _usage_of_file(file: Path, output: Path, options: Options) -> None:
+    """Draws which blocks a model in one file keeps for a sentence."""
+    require(
+        options.text is not None and not options.counterfactuals,
+        f"{str(file)!r} is a model in one file, which comes without its text: give --text, a sentence whose kept "
+        "blocks are drawn. All else needs the folder of a run.",
+    )
+    require(
+        plots.is_available(), 'The figure needs matplotlib: pip install -e ".[plots]" in a clone of the repository.'
+    )
+
+    # Imported late, so that mistakes are answered at once.
+    from bwds.files import load_model
+
+    loaded = load_model(file)
+    _require_gates(file, loaded.config)
+    if loaded.vocabulary is None:
+        raise ValueError(f"The model in {str(file)!r} has no vocabulary, so it reads no sentence.")
+    sentence = _encoded(str(options.text), loaded.vocabulary)
+    figure = _kept_map(sentence, loaded.params, loaded.config, loaded.vocabulary)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"kept_blocks.{options.format}"
+    write_bytes(path, plots.file_of(figure, options.format))
+    say(f"Written to {path}.")
+
+
+def _require_gates(path: Path, model: Any) -> None:
+    require(
+        model.method == "dynamic",
+        f"The model in {str(path)!r} has the method {model.method!r}, which has no gates; only a dynamic model chooses "
+        "blocks.",
+    )
 
 
 def _frequent(ids: Any, size: int) -> list[int]:
@@ -175,8 +211,8 @@ def _first_line(ids: Any, eos_id: int) -> Any:
     return text[start : min(end, start + SHOWN)]
 
 
-def _kept(sentence: Any, params: Any, model: Any) -> dict[str, Any]:
-    """The blocks that each token of a sentence keeps, [T, R, C] by matrix."""
+def _kept_map(sentence: Any, params: Any, model: Any, vocabulary: Any) -> Any:
+    """The picture of the blocks that each token of a sentence keeps."""
     import jax
 
     from bwds.counterfactual import apply_choosing
@@ -184,7 +220,8 @@ def _kept(sentence: Any, params: Any, model: Any) -> dict[str, Any]:
 
     apply = jax.jit(apply_choosing, static_argnames=("config", "choice"))
     _, _, kept = apply(params, sentence[None], language_model(model).init_carry(1), config=model, choice="own")
-    return {name: jax.device_get(marks[0]) for name, marks in kept.items()}
+    marks: dict[str, Any] = {name: jax.device_get(of[0]) for name, of in kept.items()}
+    return plots.kept_map(marks, vocabulary.shown(sentence), model.block_shape, cell=model.cell)
 
 
 def _table(found: Any, split: str, step: int) -> str:
