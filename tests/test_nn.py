@@ -230,3 +230,16 @@ def test_bad_input_is_refused(make, message):
 def test_what_only_training_can_do_is_refused(method):
     with pytest.raises(ValueError, match=f"method is '{method}'; a layer alone is 'dynamic' or 'dense'"):
         nn.LSTM(16, method=method, block_size=4, rngs=nnx.Rngs(0))
+
+
+def test_usage_by_label_counts_the_inputs_that_keep_a_block(unchecked):
+    draw = np.random.default_rng(0)
+    gates = draw.normal(size=(30, 2, 3)).astype(np.float32) * draw.integers(0, 2, (30, 2, 3))
+    labels = draw.choice([0, 1, 3, -1], 30)
+    used = np.asarray(nn.usage_by_label(gates, labels, 4))
+    for label in (0, 1, 3):
+        np.testing.assert_allclose(used[label], (gates[labels == label] != 0).mean(0), rtol=1e-6)
+    assert np.isnan(used[2]).all()
+    for wrong in (labels[:-1], labels.astype(np.float32), labels[:, None]):
+        with pytest.raises(ValueError, match=r"they must be \[N, R, C\] and \[N\], of whole numbers"):
+            nn.usage_by_label(gates, wrong, 4)

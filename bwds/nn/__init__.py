@@ -19,6 +19,7 @@ does not mean that it learns: one language model with softplus gates and all blo
 from bwds.lstm import LSTMCarry
 from bwds.nn.linear import BlockSparseLinear
 from bwds.nn.recurrent import LSTM, QRNN, Outputs
+from bwds.nn.usage import usage_by_label
 from bwds.qrnn import QRNNCarry
 
-__all__ = ["LSTM", "QRNN", "BlockSparseLinear", "LSTMCarry", "Outputs", "QRNNCarry"]
+__all__ = ["LSTM", "QRNN", "BlockSparseLinear", "LSTMCarry", "Outputs", "QRNNCarry", "usage_by_label"]

@@ -159,8 +159,7 @@ def usage_by_group(
         ```python
         layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
         y, gates = layer(jax.random.normal(jax.random.key(0), (100, 64)))
-        groups = jnp.arange(100) % 2                                          # a number for each of the inputs
-        used = jnp.stack([(gates[groups == group] != 0).mean(axis=0) for group in range(2)])
+        used = bwds.nn.usage_by_label(gates, jnp.arange(100) % 2, 2)                        # [2, 4, 4]
         figure = bwds.plots.usage_by_group({"hidden": used}, ["even", "odd"], (16, 16))
         ```
 

@@ -1,0 +1,39 @@
+"""How often each group of inputs uses each block."""
+
+import jax
+import jax.numpy as jnp
+
+from bwds.arguments import as_array
+from bwds.array_types import Array, Float, Int, Whole
+from bwds.checks import count, require
+
+
+def usage_by_label(gates: Float[Array, "N R C"], labels: Int[Array, " N"], num_labels: Whole) -> Float[Array, "G R C"]:
+    """For each label, the share of its inputs that keep each block; NaN for a label that no input has.
+
+    Example:
+        ```python
+        layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
+        y, gates = layer(jax.random.normal(jax.random.key(0), (100, 64)))
+        used = bwds.nn.usage_by_label(gates, jnp.arange(100) % 2, 2)                        # [2, 4, 4]
+        figure = bwds.plots.usage_by_group({"hidden": used}, ["even", "odd"], (16, 16))
+        ```
+
+    Args:
+        gates: of N inputs; a block is kept where its gate is not zero.
+        labels: whole numbers from 0 to ``num_labels`` - 1, such as the classes of images. An input with another label
+            counts nowhere.
+        num_labels: G.
+
+    Raises:
+        ValueError: the shapes do not fit together, or labels are no whole numbers.
+    """
+    gates, labels, num_labels = as_array("gates", gates), as_array("labels", labels), count("num_labels", num_labels)
+    require(
+        gates.ndim == 3 and labels.shape == gates.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer),
+        f"gates have shape {gates.shape}, labels shape {labels.shape} and dtype {labels.dtype}; they must be [N, R, C] "
+        "and [N], of whole numbers.",
+    )
+    member = jax.nn.one_hot(labels, num_labels)
+    total = jnp.einsum("ng,nrc->grc", member, (gates != 0).astype(jnp.float32))
+    return total / member.sum(axis=0)[:, None, None]
