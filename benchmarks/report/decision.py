@@ -51,33 +51,16 @@ def _cell(key: tuple[Any, ...], row: Row) -> str:
 
 
 def _draw(path: Path, found: dict[tuple[Any, ...], tuple[Run, Row]]) -> None:
-    """Speed-up of one stream in float32 against sparsity: a colour a width, a panel a device."""
+    """Speed-up of one stream in float32 against sparsity, a panel a device."""
     # Imported here because the tables need no matplotlib.
-    from benchmarks.report.plots import panels
+    from benchmarks.report.performance_plots import Curves, draw, gate_of
 
-    drawn = [key for key in found if key[1] == "float32" and key[3] == 1]
-    devices, widths = sorted({key[0] for key in drawn}), sorted({key[2] for key in drawn})
-    highest = max(1 / (1 - key[4]) for key in drawn)
-    with panels(path, len(devices)) as axes:
-        for axis, device in zip(axes, devices, strict=True):
-            line = [i * max(SPARSITIES) / 50 for i in range(51)]
-            axis.plot(line, [1 / (1 - s) for s in line], color="0.6", linestyle=":", label="1 / density")
-            axis.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-            for width in widths:
-                points = sorted(
-                    (key[4], speedup(found[key][1])[0]) for key in drawn if key[::2] == (device, width, key[4])
-                )
-                if points:
-                    color = f"C{widths.index(width)}"
-                    axis.plot(*zip(*points, strict=True), "-o", color=color, label=f"2 x {width:,}")
-            axis.set_yscale("log", base=2)
-            axis.set_ylim(0.5, highest * 1.1)
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.set_xticks([0, *SPARSITIES])
-            axis.set_title(device, fontsize="small")
-            axis.set_xlabel("sparsity: share of blocks left out")
-            axis.set_ylabel("tokens/s over the fastest dense LSTM")
-            axis.legend(fontsize="x-small", frameon=False)
+    drawn: dict[str, Curves] = {}
+    for (device, dtype, width, streams, sparsity), (_, row) in sorted(found.items(), key=lambda item: item[0]):
+        if dtype == "float32" and streams == 1:
+            panel = drawn.setdefault(device, {})
+            panel.setdefault((width, gate_of(row), "model"), {})[sparsity] = speedup(row)[0]
+    draw(path, drawn, "tokens/s over the fastest dense LSTM")
 
 
 def write(results_dir: Path, docs_dir: Path) -> None:

@@ -191,7 +191,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
     from benchmarks.report.results_plots import draw
 
     costs = {name: _relative(made[0]) for name, made in done.items()}
-    tests = {name: mean(values(made, "test_perplexity")) for name, made in done.items()}
+    tests = {name: values(made, "test_perplexity") for name, made in done.items()}
     curves = {name: curve(preset, done[name]) for name in HEADLINE if name in done}
     draw(picture, costs=costs, tests=tests, curves=curves)
     return [*text, f"![Perplexity against multiply-adds, and by epoch, {preset}]({picture.name})", ""]

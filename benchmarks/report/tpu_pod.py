@@ -227,24 +227,30 @@ def _plot(path: Path, cases: list[Case]) -> str:
         path.unlink(missing_ok=True)
         return ""
     # Imported here because the tables need no matplotlib.
-    from benchmarks.report.plots import panels
+    from benchmarks.report.plots import GREY, legend, panels
 
+    times = {
+        "compute": {"color": "C0", "marker": "o"},
+        "memory": {"color": "C1", "marker": "s"},
+        "interconnect": {"color": "C2", "marker": "^"},
+    }
+    ticks = sorted({case.row["rows"] for case in cases})
     with panels(path, len(series)) as axes:
         for axis, (title, line) in zip(axes, series.items(), strict=True):
             line.sort(key=lambda case: case.row["rows"])
             rows = [case.row["rows"] for case in line]
-            for name, color in (("compute", "C0"), ("memory", "C1"), ("interconnect", "C2")):
-                axis.plot(rows, [case.row[f"{name}_ms"] for case in line], "-o", color=color, label=name, markersize=4)
-            axis.plot(rows, [case.step_ms for case in line], "--", color="0.4", label="step")
+            for name, look in times.items():
+                axis.plot(rows, [case.row[f"{name}_ms"] for case in line], **look, markersize=4)
+            axis.plot(rows, [case.step_ms for case in line], "--", color=GREY)
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log", base=2)
-            axis.set_xticks(rows, [str(r) for r in rows])
+            axis.set_yscale("log")
+            axis.set_xticks(ticks, [str(r) for r in ticks])
             axis.minorticks_off()
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(title, fontsize="small")
             axis.set_xlabel("rows a chip")
             axis.set_ylabel("ms, at least")
-            axis.legend(fontsize="x-small", frameon=False)
+        legend(axes[0].figure, {**times, "step": {"linestyle": "--"}})
     return f"![Times of a step against rows a chip]({path.name})"
 
 
