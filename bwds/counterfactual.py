@@ -35,7 +35,11 @@ def apply_choosing(
 
     Example:
         ```python
+        from bwds.counterfactual import apply_choosing
+
+        config = bwds.ModelConfig(vocab_size=7, hidden_size=32, block_size=8, gate_activation="softplus")
         lm = bwds.language_model(config)
+        params = lm.init(jax.random.key(0))
         logits, carry, kept = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, "own")
         reversed_in_time = {name: marks[:, ::-1] for name, marks in kept.items()}
         other, *_ = apply_choosing(params, tokens, lm.init_carry(len(tokens)), config, reversed_in_time)

@@ -101,10 +101,12 @@ def generate(
 
     Example:
         ```python
+        from bwds.generate import generate
+
+        lm, key = bwds.language_model(config), jax.random.key(0)
         params = bwds.decode_params(params, config)
-        key = jax.random.key(0)
-        generate(lm, params, [5, 7], key=key, length=20)                      # [20]
-        generate(lm, params, [[5, 7], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
+        generate(lm, params, [5, 6], key=key, length=20)                      # [20]
+        generate(lm, params, [[5, 6], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
         ```
 
     It compiles once for each model, length, number of prompts, length of the shortest and the longest prompt, and way
@@ -153,7 +155,10 @@ def stream(
 
     Example:
         ```python
-        for token in stream(lm, params, [5, 7], key=jax.random.key(0), length=20):
+        from bwds.generate import stream
+
+        lm = bwds.language_model(config)
+        for token in stream(lm, params, [5, 6], key=jax.random.key(0), length=20):
             print(vocabulary.words[token], end=" ", flush=True)
         ```
 

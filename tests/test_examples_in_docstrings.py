@@ -14,7 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import bwds
+import bwds.counterfactual
+import bwds.data
 import bwds.export
+import bwds.generate
 import pallas_kernels
 from bwds.training import train
 
@@ -30,6 +33,9 @@ PUBLIC: dict[ModuleType, list[str]] = {
     bwds.permutation: ["permute_units", "group_units"],
     bwds.pytorch: ["load_pytorch", "from_pytorch"],
     bwds.export: ["export_programs"],
+    bwds.generate: ["generate", "stream"],
+    bwds.counterfactual: ["apply_choosing"],
+    bwds.data: ["load_corpus"],
     pallas_kernels: pallas_kernels.__all__,
 }
 NAMES = {f"{module.__name__}.{name}": getattr(module, name) for module, names in PUBLIC.items() for name in names}

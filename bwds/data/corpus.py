@@ -36,6 +36,14 @@ class Corpus(NamedTuple):
 def load_corpus(config: DataConfig) -> Corpus:
     """Reads, or prepares and reads, the corpus that the configuration names.
 
+    Example:
+        ```python
+        from bwds.data import load_corpus
+
+        corpus = load_corpus(bwds.DataConfig(dataset="text", directory="texts"))
+        print(f"{len(corpus.train):,} tokens for training, of {len(corpus.vocabulary):,} different ones")
+        ```
+
     Tokens are words, split on white space (so the usual counts come out: 929,589 training tokens for Penn Treebank,
     2,088,628 for WikiText-2), characters, or subwords; ``<eos>`` ends every line, blank ones included. A line whose
     last word is ``<eos>`` gets no second one; elsewhere in a line ``<eos>`` is the same word and is kept. For
