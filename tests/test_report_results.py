@@ -177,6 +177,13 @@ def test_the_sweep_names_the_best_once_all_of_a_method_is_there(tmp_path):
     assert "Not run yet." in page(tmp_path / "none", {}).split("## Optimiser and rate")[1]
 
 
+def test_the_first_epochs_of_a_run_to_the_end_are_in_the_sweep(tmp_path):
+    """Its curve falls from 132 to 125, by 1 an epoch. What pruning leaves after two epochs depends on the steps."""
+    text = page(tmp_path, {"dense": [120.0, 90.0], "magnitude-0.5": [120.0], "dense-two-epochs-sgd-40": [150.0]})
+    assert row(text, "LSTM, 2 x 256 | dense") == ["131.0", "155.0", "open"]
+    assert "| LSTM, 2 x 256 | magnitude-0.5 |" not in text
+
+
 def test_failed_cells_are_counted_and_not_in_a_mean(tmp_path):
     write_lines(tmp_path / "results", {"dense": [200.0, 201.0, 999.0]}, failed="The loss is nan at step 7")
     text = page(tmp_path, {"dense": [120.0, 122.0], "dynamic-softplus-0.5": [100.0, 101.0]})
