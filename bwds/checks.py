@@ -126,7 +126,9 @@ def require_gate_options(source: str, rank: Any, normalization: str = "mean", ac
     if source != "norm":
         require_scaling(activation, normalization)
         return
-    require(rank is None, f"gate_rank is {shown(rank)}; a gate_source of 'norm' has no projection: it must be None.")
+    require(
+        rank is None, f"gate_rank is {shown(rank)}; a gate_source of 'norm' has no projection: give gate_rank=None."
+    )
     require(
         normalization == "mean",
         f"gate_normalization is {normalization!r}; the gates of gate_source 'norm' are one and are never scaled: leave "

@@ -21,12 +21,14 @@ from bwds.array_types import Array, Float, Int32, Real
 from bwds.checks import check_sparsity, python_number, require
 from bwds.collectives import cross_entropy
 from bwds.config import ModelConfig
+from bwds.counterfactual import gated_matrices, kept_of_each
 from bwds.counts import num_kept_blocks
 from bwds.linear import Params
 from bwds.lstm import init_lstm_carry, lstm
 from bwds.model import LanguageModel, language_model, parameter_shapes
 from bwds.permutation import group_units, permute_units
 from bwds.qrnn import init_qrnn_carry, qrnn
+from bwds.tensors import flat
 
 _LAYERS = {"lstm": (lstm, init_lstm_carry), "qrnn": (qrnn, init_qrnn_carry)}
 # Budgets move by this share of a matrix's blocks at a time.
@@ -89,7 +91,17 @@ def convert(
         sparsities=None,
         block_size=config.block_size if block_size is None else block_size,
     )
+    for name, (rows, columns) in gated_matrices(dynamic).items():
+        fewest = columns if dynamic.gate_scope == "column" else 1
+        require(
+            kept_of_each(dynamic, name, (rows, columns)) <= (1.0 - dynamic.sparsity) * rows * columns + 0.5 * fewest,
+            f"sparsity is {dynamic.sparsity:g}, and of the {rows} x {columns} blocks of {name} at least {fewest} must "
+            f"be kept: take at most {1.0 - fewest / (rows * columns):.4g}, or smaller blocks.",
+        )
     params = fitting(params, parameter_shapes(config), config)
+    for name, leaf in flat(params).items():
+        require(not isinstance(leaf, jax.core.Tracer), "params are traced; convert outside of jit, by their values.")
+        require(bool(jnp.isfinite(leaf).all()), f"params hold numbers in {name} that are not finite.")
     tokens = fitting_tokens("tokens", tokens, config.vocab_size)
     require(
         tokens.ndim == 2 and tokens.shape[0] >= 1 and tokens.shape[1] >= 2,

@@ -56,6 +56,12 @@ def _package(module: dict[str, Any]) -> str:
     return (module.get("__package__") or "").partition(".")[0]
 
 
+def of_the_system(error: OSError) -> str:
+    """What an error of the system says, without the number before it, [Errno 13], which tells a user nothing."""
+    named = error.filename is not None and error.filename2 is None and error.strerror
+    return f"{error.filename}: {error.strerror}." if named else str(error)
+
+
 def too_little_memory(error: Exception) -> str | None:
     """The sentence for an error that says that there is too little memory; None for any other."""
     # What JAX raises where an array does not fit is no MemoryError.

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from bwds.checks import require
 from bwds.digest import digest
-from bwds.filesystem import write_bytes, write_text
+from bwds.filesystem import place, write_bytes, write_text
 from bwds.model import LanguageModel
 from bwds.tensors import flat, nested, tensor_bytes
 from bwds.tokens import EOS, UNK, unspelled
@@ -64,7 +63,7 @@ def export_programs(
         ValueError: a platform is unknown, something is in the folder, or flatbuffers or safetensors is not installed.
         OSError: the folder cannot be written.
     """
-    folder = Path(os.path.expanduser(directory))
+    folder = place(directory, "directory")
     chosen = list(dict.fromkeys(platforms)) if not isinstance(platforms, str) else [platforms]
     unknown = [name for name in chosen if name not in PLATFORMS]
     require(

@@ -30,7 +30,7 @@ from bwds.card import model_card
 from bwds.checks import require, require_choice
 from bwds.config import ModelConfig, parse_json, section_of
 from bwds.digest import digest
-from bwds.filesystem import write_bytes
+from bwds.filesystem import place, write_bytes
 from bwds.model import decode_params, parameter_shapes
 from bwds.run_config import Tokens
 from bwds.tensors import flat, nested, read_metadata, read_tensors, tensor_bytes
@@ -96,7 +96,7 @@ def save_model(
     if words is not None:
         metadata |= {"vocabulary": json.dumps(words.words), "vocabulary_sha256": words.sha256, "tokens": words.tokens}
     metadata["metadata_sha256"] = _metadata_sha256(metadata)
-    write_bytes(Path(os.path.expanduser(path)), tensor_bytes(arrays, metadata))
+    write_bytes(place(path, "path", "file"), tensor_bytes(arrays, metadata))
 
 
 def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> TrainedModel:
@@ -122,7 +122,7 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
             is not installed.
         OSError: the file cannot be read.
     """
-    path = Path(os.path.expanduser(path))
+    path = place(path, "path")
     require(not path.is_dir(), f"{str(path)!r} is a folder; bwds.load reads the folder of a run.")
     require(path.is_file(), f"There is no file {str(path)!r}; bwds.save_model or bwds eval --export writes one.")
     metadata = read_metadata(path)
@@ -161,7 +161,7 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     Raises:
         ValueError: there is no such model, it is damaged, or a package is missing.
     """
-    path = Path(os.path.expanduser(path))
+    path = place(path, "path")
     if not path.is_dir():
         return load_model(path)
     try:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def place(name: str | Path, option: str, what: str = "folder") -> Path:
+def place(name: str | os.PathLike[str], option: str, what: str = "folder") -> Path:
     """The folder, or file, that a user names; ``~`` is the home folder.
 
     Raises:
-        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system; a folder
-            on the way to it is a file; or it is to be a file and is a folder.
+        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system; it begins
+            with a user that does not exist; a folder on the way to it is a file; or it is to be a file and is a folder.
     """
     text = os.fspath(name)
     if not text:
@@ -26,7 +26,10 @@ def place(name: str | Path, option: str, what: str = "folder") -> Path:
             "and copy it from or to that place, or mount that place as a folder."
         )
     # Not Path.expanduser, which has an error of its own for a user that does not exist.
-    path = Path(os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if user := re.match(r"~(\w[^/]*)", expanded):
+        raise ValueError(f"{option} is {text!r}, and there is no user {user[1]!r}; for a name that begins so: ./{text}")
+    path = Path(expanded)
     for folder in path.parents:
         # Not Path.is_file, which raises where a folder may not be looked into.
         if os.path.isfile(folder):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config
+from bwds.arguments import Tree, batch_size, fitting, fitting_state, fitting_tokens, require_config, require_key
 from bwds.array_types import Array, Bool, Float, Integer
 from bwds.budgets import layer_sparsities
 from bwds.collectives import MODEL, look_up, pmean
@@ -121,6 +121,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
     )
 
     def init(key: Array) -> Params:
+        require_key("key", key)
         embedding_key, softmax_key, *layer_keys = jax.random.split(key, 2 + config.num_layers)
 
         def uniform(key, shape):
@@ -159,6 +160,8 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         tokens = fitting_tokens("tokens", tokens, config.vocab_size)
         carry = _fitting_carry(carry, tokens, init_layer_carry, config)
         count = config.num_layers
+        if dropout_key is not None:
+            require_key("dropout_key", dropout_key)
         keys = [None] * (2 * count + 2) if dropout_key is None else list(jax.random.split(dropout_key, 2 * count + 2))
         *layer_keys, output_key = keys[: count + 1]
         embedding_key, *weight_keys = keys[count + 1 :]

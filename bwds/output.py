@@ -25,7 +25,7 @@ def _print(text: str, stream: Any) -> bool:
         except UnicodeEncodeError:
             print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except BrokenPipeError:
-        _let_go(stream)
+        drop(stream)
         return False
     # The terminal is gone, the disk behind it is full, or the stream is closed.
     except (OSError, ValueError):
@@ -50,10 +50,11 @@ def let_go() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            _let_go(stream)
+            drop(stream)
 
 
-def _let_go(stream: Any) -> None:
+def drop(stream: Any) -> None:
+    """What is not written yet, and all that comes, goes nowhere."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

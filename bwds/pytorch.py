@@ -21,6 +21,7 @@ import numpy as np
 from bwds.array_types import Array
 from bwds.checks import require
 from bwds.config import ModelConfig
+from bwds.filesystem import place
 from bwds.linear import Params
 from bwds.tensors import read_metadata, read_tensors
 
@@ -46,8 +47,9 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
         ValueError: safetensors is not installed, the file is none of its kind, or its tensors are no such model's.
         OSError: the file cannot be read.
     """
+    path = place(path, "path", "file")
     try:
-        tensors, metadata = read_tensors(Path(path)), read_metadata(Path(path))
+        tensors, metadata = read_tensors(path), read_metadata(path)
     except ValueError as error:
         raise ValueError(
             f"{error} PyTorch writes such a file of its model by safetensors.torch.save_model(model, path)."
@@ -75,13 +77,20 @@ def from_pytorch(tensors: Mapping[str, Any]) -> tuple[Params, ModelConfig]:
         tensors: by the names of PyTorch's word language model: encoder.weight [V, H], decoder.weight [V, H],
             decoder.bias [V], and of each layer those of ``torch.nn.LSTM``, weight_ih_l0 [4H, H], weight_hh_l0 [4H, H],
             bias_ih_l0 [4H], bias_hh_l0 [4H] and so on, all with one prefix, as "rnn.", or none. Arrays of NumPy or JAX,
-            or tensors on the CPU. Without decoder.weight, or where it equals encoder.weight, the softmax is tied to the
-            embedding: safetensors writes shared tensors once.
+            or tensors on the CPU; "module." before all of them, as DataParallel writes it, does not count. Without
+            decoder.weight, or where it equals encoder.weight, the softmax is tied to the embedding: safetensors writes
+            shared tensors once.
 
     Raises:
         ValueError: a tensor is missing, there is one that such a model has not, or shapes or types do not fit.
     """
+    require(isinstance(tensors, Mapping), f"tensors is a {type(tensors).__name__}; it must be a mapping of arrays.")
     arrays = {name: _array(name, value) for name, value in tensors.items()}
+    for name, array in arrays.items():
+        require(bool(np.isfinite(array).all()), f"{name} holds numbers that are not finite.")
+    if arrays and all(name.startswith("module.") for name in arrays):
+        # As PyTorch's DataParallel names them.
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
     found = {name: match for name in arrays if (match := _LSTM.fullmatch(name)) is not None}
     require(bool(found), f"There is no weight_ih_l0 among the tensors {_listed(arrays)}: this is no LSTM of PyTorch.")
     prefixes = sorted({match["prefix"] for match in found.values()})

@@ -29,6 +29,10 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
     Raises:
         ValueError: ``w`` is no matrix, or the block does not divide it.
     """
+    if not hasattr(w, "ndim") or not isinstance(block_shape, tuple | list) or len(block_shape) != 2:
+        raise ValueError(
+            f"w is a {type(w).__name__} and block_shape is {block_shape!r}; they must be an array [K, N], two numbers."
+        )
     if w.ndim != 2:
         raise ValueError(f"w has shape {w.shape}; a block-major layout is made from a matrix [K, N].")
     (k, n), (bk, bn) = w.shape, block_shape
@@ -50,6 +54,8 @@ def from_block_major(w: Shaped[Array, "C R bk bn"]) -> Shaped[Array, "K N"]:
     Raises:
         ValueError: ``w`` does not have four dimensions.
     """
+    if not hasattr(w, "ndim"):
+        raise ValueError(f"w is a {type(w).__name__}; it must be an array [C, R, K/R, N/C].")
     if w.ndim != 4:
         raise ValueError(f"w has shape {w.shape}; a block-major weight has four dimensions [C, R, K/R, N/C].")
     c, r, bk, bn = w.shape

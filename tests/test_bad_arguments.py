@@ -249,3 +249,18 @@ def test_a_word_is_drawn_at_any_temperature(logits, temperature, top_p):
     # exp(-100) is less than what can be drawn; and smaller differences may be zero on this machine.
     if gap > 1e-30 and temperature < gap / 100.0:
         assert int(word) in best
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bwds.to_block_major([[1.0]], (1, 1)), "w is a list .* must be an array"),
+        (lambda: bwds.to_block_major(jnp.ones((4, 4)), 2), "block_shape is 2; they must be an array .*, two numbers"),
+        (lambda: bwds.from_block_major([[[[1.0]]]]), "w is a list; it must be an array"),
+        (lambda: bwds.language_model(bwds.ModelConfig(vocab_size=5)).init(0), "key is .*0.*; it must be one key"),
+    ],
+    ids=["to_block_major list", "to_block_major number", "from_block_major", "init"],
+)
+def test_what_is_no_array_is_refused_in_a_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -402,6 +402,14 @@ def test_another_kernel_evaluates_only_where_it_is_named(finished, capsys, tmp_p
     assert call(capsys, "eval", *arguments, "--model.implementation", "xla")[0] == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_behind_the_output_is_no_error_of_a_run(finished, config, environment):
+    command = [sys.executable, "train.py", *tiny_run.arguments(config, finished[0])]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_reader_that_ends_does_not_end_the_run(finished, start, tmp_path):
     """Nor does a standard stream that is closed: no file of the run takes its place."""
     process = start()

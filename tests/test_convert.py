@@ -214,12 +214,20 @@ def test_what_layers_read_is_what_the_model_computes():
         (DENSE, {"tokens": TOKENS[:, :1]}, r"tokens have shape \(3, 1\)"),
         (DENSE, {"tokens": TOKENS + V}, "the ids of 20 words go from 0 to 19"),
         (DENSE, {"block_size": 5}, "hidden_size 16 is not a multiple of block_size 5"),
+        (DENSE, {"block_size": 16, "sparsity": 0.9}, "of the 1 x 4 blocks of layer_0/input at least 1 .* at most 0.75"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(config, options, named):
     params = language_model(DENSE).init(jax.random.key(0))
     with pytest.raises(ValueError, match=named):
         bwds.convert(params, config, **{"sparsity": 0.5, "tokens": TOKENS} | options)
+
+
+def test_parameters_that_are_no_numbers_are_refused():
+    params = language_model(DENSE).init(jax.random.key(0))
+    params["layer_0"]["bias"] = params["layer_0"]["bias"].at[3].set(jnp.inf)
+    with pytest.raises(ValueError, match="params hold numbers in layer_0/bias that are not finite"):
+        bwds.convert(params, DENSE, sparsity=0.5, tokens=TOKENS)
 
 
 # One layer ------------------------------------------------------------------------------------------------------------
@@ -245,6 +253,8 @@ def test_a_linear_layer_with_all_blocks_is_the_dense_one(use_bias):
 def test_what_is_no_linear_layer_is_refused():
     with pytest.raises(ValueError, match=r"dense is a Conv; it must be a flax.nnx.Linear"):
         BlockSparseLinear.from_linear(nnx.Conv(4, 4, (3,), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"dense is a LoRALinear; it must be a flax.nnx.Linear"):
+        BlockSparseLinear.from_linear(nnx.LoRALinear(16, 16, lora_rank=2, rngs=nnx.Rngs(0)), block_shape=(4, 4))
     half = nnx.Linear(16, 16, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="the kernel is of bfloat16; parameters must be float32"):
         BlockSparseLinear.from_linear(half, block_shape=(4, 4))

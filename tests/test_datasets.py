@@ -67,6 +67,9 @@ NO_TEXT = {
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b\n",
     "Git LFS, after a mark": b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
     "git-annex": b"/annex/objects/SHA256E-s12--4d7a214614ab2935c943f9e0ff69d22eadbb8f32b.txt\n",
+    "DVC": b"outs:\n- md5: d8e8fca2dc0f896fd7cb4cb0031ba249\n  size: 9\n  path: test.txt\n",
+    "RTF": b"{\\rtf1\\ansi a b}\n",
+    "answer of a server": b'{"error": "not found"}\n',
     "page": b"\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n",
     "page of a store": b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
     "page of a raw file": b"404: Not Found",
@@ -84,6 +87,8 @@ WAYS_OUT = {
     "Git LFS": "pointer of Git LFS.*Run git lfs pull",
     "Git LFS, after a mark": "pointer of Git LFS.*Run git lfs pull",
     "git-annex": "pointer of git-annex.*Run git annex get",
+    "DVC": "pointer of DVC.*Run dvc pull",
+    "RTF": "no text: .*plain text file",
     "gzip": "compressed: .*Decompress",
     "bzip2": "compressed: ",
     "xz": "compressed: ",
@@ -124,6 +129,14 @@ def test_a_text_without_words_is_refused(tmp_path, blank):
     write(tmp_path, train="<unk>\n")
     with pytest.raises(ValueError, match=r"train.txt has no word but <unk>"):
         load("text", tmp_path)
+
+
+def test_a_held_out_text_of_other_words_is_told(tmp_path):
+    write(tmp_path, train="a <unk> b\n" * 20, valid="a b c\n" * 9, test="a b\n")
+    (note,) = load("text", tmp_path).notes
+    assert note.startswith("25% of the valid text is words that the vocabulary does not have, all of them <unk>")
+    write(tmp_path, train="a <unk> b\n" * 20, valid="a b <unk>\n" * 9, test="c a\n" + "a a b\n" * 9)
+    assert load("text", tmp_path).notes == ()
 
 
 def test_a_home_directory_is_needed_for_the_cache_alone(monkeypatch):

@@ -57,9 +57,11 @@ def test_a_name_below_a_file_and_a_folder_for_a_file_are_refused(tmp_path):
 
 def test_the_home_folder_is_meant_by_its_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    names = ("~/run", Path("~/run"), "~", "~nobody-of-that-name/run", "run/a:b/~", "a:b/c")
+    names = ("~/run", Path("~/run"), "~", "./~nobody-of-that-name/run", "run/a:b/~", "a:b/c")
     found = [str(place(name, "--workdir")) for name in names]
     assert found == ["/home/me/run", "/home/me/run", "/home/me", "~nobody-of-that-name/run", "run/a:b/~", "a:b/c"]
+    with pytest.raises(ValueError, match=r"there is no user 'nobody-of-that-name'.*: \./~nobody-of-that-name/run"):
+        place("~nobody-of-that-name/run", "--workdir")
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, mon
     assert lines(tmp_path) == lines(finished[0])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
 def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
     """A hang-up that is ignored, as under nohup, does not. There may be nowhere to print the hint."""
     monkeypatch.setattr(sys, "stderr", None)
@@ -71,6 +71,13 @@ def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
         os.kill(os.getpid(), signum)
         assert stop.requested == (signum != signal.SIGHUP)
     assert signal.signal(signum, before) == signal.SIG_IGN
+
+
+def test_a_signal_that_comes_every_second_is_told_once(capfd):
+    with StopSignals():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)
+    assert capfd.readouterr().err.count("Stopping after this step") == 1
 
 
 def test_a_signal_during_an_evaluation_puts_it_off(finished, config, tmp_path, monkeypatch):

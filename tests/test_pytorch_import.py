@@ -137,12 +137,25 @@ REFUSED = {
     "another vocabulary": (lambda t: t | {"decoder.bias": np.zeros(V + 1, np.float32)}, r"decoder.bias has shape \(12"),
     "whole numbers": (lambda t: t | {"decoder.bias": np.zeros(V, np.int32)}, "decoder.bias is of type int32"),
     "a flat embedding": (lambda t: t | {"encoder.weight": np.zeros(V, np.float32)}, r"encoder.weight has shape \(11"),
+    "no number": (
+        lambda t: t | {"decoder.bias": np.full(V, np.nan, np.float32)},
+        "decoder.bias holds numbers",
+    ),
+    "a list": (lambda t: [t], "tensors is a list; it must be a mapping"),
     "a layer far away": (lambda t: t | {"rnn.bias_hh_l999999999": np.zeros(4 * H, np.float32)}, "of 1000000000 layers"),
 }
 
 
+def test_names_of_data_parallel_models_are_understood():
+    t = tensors()
+    params, config = bwds.pytorch.from_pytorch({f"module.{name}": value for name, value in t.items()})
+    wanted, same = bwds.pytorch.from_pytorch(t)
+    assert config == same
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_such_model_is_refused(case):
+def test_what_is_no_such_model_is_refused(case, unchecked):
     change, named = REFUSED[case]
     with pytest.raises(ValueError, match=named):
         bwds.pytorch.from_pytorch(change(tensors()))

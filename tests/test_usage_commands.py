@@ -79,7 +79,35 @@ def test_usage_prints_a_table_and_writes_figures_and_a_line(finished, tmp_path, 
     assert f"{'own':16} {math.exp(best):>10.2f}" in printed
     for choice in ("most frequent", "other token", "step before", "hindsight"):
         assert f"{choice:16} {math.exp(found['losses'][choice]):>10.2f}" in printed
-    assert said == ""
+    assert said == f"This was the valid split of text in {tiny_run_text(finished)}.\n"
+
+
+def tiny_run_text(workdir):
+    return json.loads((workdir / "config.json").read_text())["data"]["directory"]
+
+
+def test_usage_of_another_text_is_told_and_the_kernel_is_that_of_the_machine(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    config = Config.from_json((workdir / "config.json").read_text())
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, implementation="mosaic_tpu"))
+    (workdir / "config.json").write_text(config.to_json())
+    text = shutil.copytree(tiny_run_text(finished), tmp_path / "text")
+    (text / "valid.txt").write_text("w1 w2\n" * 9)
+    arguments = ("--directory", text, "--max-tokens", 20, "--output", tmp_path / "out")
+    assert command(usage, workdir, *arguments) == 0
+    assert "warning: this valid text is not the run's (SHA-256 " in capsys.readouterr().err
+
+
+def test_a_folder_that_one_may_only_read_costs_the_figures_alone(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    assert command(usage, finished, "--max-tokens", 20, "--output", tmp_path / "link") == 0
+    printed, said = capsys.readouterr()
+    assert "20 tokens of the valid split" in printed
+    assert "warning: " in said
+    assert "--output takes another folder" in said
+    assert command(compare, finished, "--output", tmp_path / "link" / "a.png") == 0
+    assert "--output takes another place" in capsys.readouterr().err
 
 
 def test_a_sentence_tells_what_is_read_instead_and_what_is_not_drawn(capsys):
@@ -117,9 +145,8 @@ def test_usage_without_matplotlib_tells_its_figures_and_draws_none(finished, tmp
     assert command(usage, finished, "--max-tokens", 30, "--output", out) == 0
     printed, said = capsys.readouterr()
     assert "30 tokens of the valid split" in printed
-    assert (
-        said
-        == 'No figures are drawn: matplotlib is missing (pip install -e ".[plots]" in a clone of the repository).\n'
+    assert said.endswith(
+        'No figures are drawn: matplotlib is missing (pip install -e ".[plots]" in a clone of the repository).\n'
     )
     assert [path.name for path in out.iterdir()] == ["usage.jsonl"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bwds.cli.flags import as_flags
-from bwds.errors import is_refusal, missing_extra, too_little_memory
+from bwds.errors import is_refusal, missing_extra, of_the_system, too_little_memory
 from bwds.output import let_go, open_streams, tell
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def parsed(parse: Callable[[], T]) -> T:
         if not stop.code:
             raise
         # Without colours, and without the line that points to --help, which ``run`` prints for all.
-        text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
+        text = re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", printed.getvalue())
         # The box is of ASCII where that is what the terminal takes.
         parts = [" ".join(part.split()) for part in re.split(r"[╭╮╰╯─]{2,}|-{20,}", text.replace("│", " "))]
         _, *sentences = [part for part in parts if part and "full helptext" not in part] or [""]
@@ -74,9 +74,7 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
     except OSError as error:
-        # The system's own text begins with a number, [Errno 13], which tells a user nothing.
-        named = error.filename is not None and error.filename2 is None and error.strerror
-        tell(f"error: {error.filename}: {error.strerror}." if named else f"error: {error}")
+        tell(f"error: {of_the_system(error)}")
         return 1
     except Exception as error:
         if is_refusal(error, main):

@@ -20,6 +20,7 @@ from bwds import plots
 from bwds.checks import require
 from bwds.cli import parsed, run
 from bwds.config import Config
+from bwds.errors import of_the_system
 from bwds.filesystem import place, write_bytes
 from bwds.output import say, tell
 
@@ -79,7 +80,13 @@ def compare(options: Options) -> None:
     if not plots.is_available():
         tell('No figure is drawn: matplotlib is missing (pip install -e ".[plots]" in a clone of the repository).')
         return
-    write_bytes(path, plots.file_of(plots.curves({found.name: found.curve for found in runs}), path.suffix[1:]))
+    figure = plots.file_of(plots.curves({found.name: found.curve for found in runs}), path.suffix[1:])
+    try:
+        write_bytes(path, figure)
+    except OSError as error:
+        # The table is shown.
+        tell(f"warning: {of_the_system(error)}\nThere is no figure; --output takes another place.")
+        return
     say(f"Written to {path}.")
 
 

@@ -27,6 +27,7 @@ import tyro
 from bwds.checks import require, require_at_least, require_seed
 from bwds.cli import parsed
 from bwds.config import Implementation
+from bwds.errors import of_the_system
 from bwds.filesystem import place
 from bwds.output import say, tell
 
@@ -229,7 +230,7 @@ def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bo
     except OSError as error:
         if needed:
             raise
-        tell(f"warning: {error}")
+        tell(f"warning: {of_the_system(error)}")
 
 
 def export(

@@ -38,7 +38,7 @@ from bwds.cli import parsed, shell_command
 from bwds.cli.flags import as_flags
 from bwds.config import Config, DataConfig, Method, ModelConfig, OptimConfig, TrainConfig
 from bwds.filesystem import place
-from bwds.output import say, tell
+from bwds.output import drop, say, tell
 from bwds.presets import PRESETS
 from bwds.training.devices import DistributedConfig, MeshConfig
 
@@ -111,8 +111,9 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     except NonFiniteError as failure:
         tell(f"error: {as_flags(str(failure))}")
         sys.exit(1)
-    if is_first():
-        show(summary, workdir, config.model.method, script=script)
+    if is_first() and not show(summary, workdir, config.model.method, script=script):
+        # As on a full disk; the folder of the run has it all.
+        drop(sys.stdout)
 
 
 class Asked(NamedTuple):
@@ -191,8 +192,8 @@ def list_presets() -> str:
     return "\n".join(lines)
 
 
-def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path | None = None) -> None:
-    """Prints the summary of a finished run, and the command that evaluates it."""
+def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path | None = None) -> bool:
+    """Prints the summary of a finished run, and the command that evaluates it; whether it could be shown."""
     s = summary
     speed = "not measured" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:,.0f} tokens/s"
     decoding = f"{s['decode_tokens_per_second']:,.0f} tokens/s"
@@ -205,7 +206,7 @@ def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path
     if method in ("magnitude", "static-block"):
         counted += ", on paper: products with masked weights are dense"
     evaluation = shell_command("eval", ["--workdir", str(workdir)], script=script and script.with_name("eval.py"))
-    say(f"""
+    return say(f"""
 The run is finished: {s["steps"]:,} steps, {s["parameters"]:,} parameters.
   validation perplexity   {s["validation_perplexity"]:.2f}, at step {s["best_step"]:,}
   realised density        {s["realised_density"]:.4f}

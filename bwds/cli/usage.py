@@ -23,6 +23,7 @@ import tyro
 from bwds import plots
 from bwds.checks import require, require_seed
 from bwds.cli import parsed, run
+from bwds.errors import of_the_system
 from bwds.filesystem import place, write_bytes, writing
 from bwds.output import say, tell
 
@@ -74,6 +75,7 @@ def usage(options: Options) -> None:
         return
 
     # Imported late, so that --help and mistakes are answered at once.
+    from bwds.cli.eval import compare_text, name_text
     from bwds.data import Vocabulary, load_split
     from bwds.training.identity import ids_sha256, settled
     from bwds.training.trained import load_checkpoint
@@ -86,10 +88,11 @@ def usage(options: Options) -> None:
     sentence = None if options.text is None else _encoded(options.text, vocabulary)
     if options.directory is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=options.directory))
-    config = settled(config)
+    # Which kernel computes depends on the machine.
+    config = settled(dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=None)))
     params, info = load_checkpoint(config, workdir, options.checkpoint)
     split = "valid" if options.split == "validation" else options.split
-    ids, _ = load_split(config.data, split, vocabulary)
+    ids, unknown = load_split(config.data, split, vocabulary)
     sentence = _first_line(ids, vocabulary.eos_id) if sentence is None else sentence
     most = options.max_tokens or (len(ids) if options.counterfactuals else 20_000)
     part = ids[:most]
@@ -107,11 +110,19 @@ def usage(options: Options) -> None:
         follow=_progress,
     )
     say(_table(found, split, info["step"]))
-    output.mkdir(parents=True, exist_ok=True)
+    text = {"split": split, "text_sha256": ids_sha256(ids), "unknown_words": unknown, "tokens": len(ids)}
+    name_text(split, config)
+    compare_text(text, info, moved=options.directory is not None)
     line = _line(found, split, options, config, info) | {"text_sha256": ids_sha256(part)}
     path = output / "usage.jsonl"
-    with writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        # The table is shown, and that may be all that is wanted of a run that one may only read.
+        tell(f"warning: {of_the_system(error)}\nThere are no figures; --output takes another folder.")
+        return
     if not plots.is_available():
         tell('No figures are drawn: matplotlib is missing (pip install -e ".[plots]" in a clone of the repository).')
         say(f"Written to {path}.")

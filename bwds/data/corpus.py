@@ -127,6 +127,8 @@ class _Table(dict[str, int]):
         return self[UNK]
 
 
+MANY = 0.2
+"""Share of unknown tokens in a held-out text above which training says so."""
 _SPLIT: dict[str, Callable[[str], Iterable[str]]] = {"word": str.split, "character": without_line_end}
 """The tokens of a line, ``<eos>`` at its end apart."""
 
@@ -150,15 +152,23 @@ def build_corpus(
     count = dict(zip(known, np.bincount(train, minlength=len(known)).tolist(), strict=True))
     if vocab_limit is None and (vocab_limit := _needed_limit(count, unknown=len(order) > len(known))):
         rare = sorted((n for word, n in count.items() if word != EOS), reverse=True)[vocab_limit - 2 :]
-        share = sum(rare) / len(train)
+        kept = f"The vocabulary is the {vocab_limit - 2:,} most frequent of {len(real):,} {tokens}s; the others, "
+        kept += f"{sum(rare) / len(train):.1%} of the training text, are"
+        if not rare:
+            kept = f"The vocabulary is all {len(real):,} {tokens}s of the training text; any other is"
         notes += (
-            f"The vocabulary is the {vocab_limit - 2:,} most frequent of {len(real):,} {tokens}s; the others, "
-            f"{share:.1%} of the training text, are {UNK}: data.vocab_limit sets another limit, and with "
-            "data.tokens='subword' nothing is unknown.",
+            f"{kept} {UNK}: data.vocab_limit sets another limit, and with data.tokens='subword' nothing is unknown.",
         )
     words = _frequency_order(count, vocab_limit)
     ids = {word: i for i, word in enumerate(words)}
     renumber = np.array([ids.get(word, ids.get(UNK, -1)) for word in order], np.int32)
+    replaced = np.array([word not in ids for word in order])
+    for split, text in zip(SPLITS[1:], (valid, test), strict=True):
+        if (share := replaced[text].mean()) > MANY:
+            notes += (
+                f"{share:.0%} of the {split} text is {tokens}s that the vocabulary does not have, all of them {UNK}: "
+                "its perplexity says little. Is it of the same kind as the training text?",
+            )
     if tokens == "character":
         words = [word if word in (EOS, UNK) else spelled(word) for word in words]
     return Corpus(name, Vocabulary(tuple(words), tokens), renumber[train], renumber[valid], renumber[test], notes)

@@ -11,12 +11,14 @@ _MARK = "\ufeff"
 _NO_TEXT = (
     (rb"version https://git-lfs\.github\.com/spec/", "a pointer of Git LFS", "Run git lfs pull in its repository."),
     (rb"(\.\./)*(\.git)?/annex/objects/", "a pointer of git-annex", "Run git annex get in its repository."),
+    (rb"outs:\s*- (md5|etag|checksum):", "a pointer of DVC", "Run dvc pull in its repository."),
     (rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", "compressed", "Decompress it."),
     (rb"PK\x03\x04|7z\xbc\xaf\x27\x1c", "an archive", "Unpack it."),
-    (rb"%PDF-|\x89PNG|\xff\xd8\xff|GIF8|\x7fELF|MZ\x90", "no text", "Give its text as a plain text file."),
+    (rb"%PDF-|\{\\rtf1|\x89PNG|\xff\xd8\xff|GIF8|\x7fELF|MZ\x90", "no text", "Give its text as a plain text file."),
     (rb"\xff\xfe|\xfe\xff|\x00\x00\xfe\xff", "UTF-16 or UTF-32", "Convert the file to UTF-8."),
     (
-        rb"(?i)\s*((<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b|(404: |entry )?not found\s*\Z)",
+        rb"(?i)\s*((<\?xml[^>]*>\s*)?<(!doctype html|html|error)\b|\{\s*\"(error|message)\"|"
+        rb"(404: |entry )?not found\s*\Z)",
         "the page of a server and no text",
         "Most likely its download failed; download it again.",
     ),

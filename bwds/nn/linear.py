@@ -134,7 +134,9 @@ class BlockSparseLinear(nnx.Module):
         Raises:
             ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.
         """
-        require(isinstance(dense, nnx.Linear), f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
+        # One that computes something else, as nnx.LoRALinear does, would lose it.
+        plain_linear = isinstance(dense, nnx.Linear) and type(dense).__call__ is nnx.Linear.__call__
+        require(plain_linear, f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
         kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
         is_float32 = all(array is None or array.dtype == jnp.float32 for array in (kernel, bias))
         require(is_float32, f"the kernel is of {kernel.dtype}; parameters must be float32: convert them first.")

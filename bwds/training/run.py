@@ -75,6 +75,8 @@ def begin(
     kept = Kept(workdir, identity(config.model, corpus.vocabulary) | text_identity(corpus))
     fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement, params=params)
     state = kept.newest(fresh, jax.random.key(config.train.seed), placement)
+    # A state that does not fit into memory ends here: to take a number from one waits for ever.
+    jax.block_until_ready(state)
     step = kept.saved or 0
     first_alone(partial(keep_config, workdir, config))
     # What came after is done again, and not to be taken for the best before it is.

@@ -7,9 +7,9 @@ import sys
 import threading
 from typing import Any
 
-ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C; what ends a job; a terminal that goes away; and what batch systems announce an end with (SLURM as it is told
-to, Grid Engine with -notify, LSF)."""
+ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Ctrl-C; what ends a job; a terminal that goes away; what batch systems announce an end with (SLURM as it is told to,
+Grid Engine with -notify, LSF); and a limit on the time of the processor (``ulimit -t``), which tells every second."""
 
 
 class InterruptedRunError(Exception):
@@ -59,6 +59,8 @@ class StopSignals:
     def _note(self, signum: int, _: object) -> None:
         if self._signum == signal.SIGINT == signum:
             os._exit(128 + signal.SIGINT)
+        if self._signum is not None and signum != signal.SIGINT:
+            return
         self._signum = self._signum or signum
         # Not print: the signal may have come in the middle of one.
         hint = "; Ctrl-C again ends it at once, without" if signum == signal.SIGINT else ""
