@@ -1,12 +1,14 @@
 """The command line of a benchmark: the options that several take, and how a mistake is answered."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.environment import typed
 from bwds import cli
+from bwds.filesystem import place
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cell": {"choices": ["lstm", "qrnn"]},
@@ -38,8 +40,24 @@ def parser(description: str | None, **defaults: Any) -> ArgumentParser:
         words = [known.get("help"), None if default is None else f"default: {shown}"]
         text = "; ".join(filter(None, words))
         made.add_argument(f"--{name.replace('_', '-')}", **known | several | {"default": default, "help": text})
-    made.add_argument("--output", metavar="FILE", help="JSONL file that results are appended to")
+    made.add_argument("--output", type=a_file, metavar="FILE", help="JSONL file that results are appended to")
     return made
+
+
+def a_folder(text: str) -> Path:
+    """The type of an argument that names a folder: see ``bwds.filesystem.place``."""
+    try:
+        return place(text, "the folder")
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def a_file(text: str) -> str:
+    """The type of an argument that names a file."""
+    try:
+        return str(place(text, "the file", "file"))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def require_positive(arguments: Namespace, *names: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bounds, environment
-from benchmarks.command import script
+from benchmarks.command import a_file, a_folder, script
 from benchmarks.measure import baselines, calls, kernels, train_step
 from benchmarks.measure.train_step import resized
 from bwds.config import Config, DataConfig, ModelConfig
@@ -256,6 +256,12 @@ def test_a_revision_that_nobody_can_tell_is_unknown(command, monkeypatch, tmp_pa
     assert environment.revision() == unknown
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     assert environment.environment().items() >= unknown.items()
+
+
+@pytest.mark.parametrize("kind", [a_folder, a_file])
+def test_an_output_is_no_address(kind):
+    with pytest.raises(argparse.ArgumentTypeError, match="is 'gs://bucket/x', an address"):
+        kind("gs://bucket/x")
 
 
 def test_every_benchmark_answers_errors_in_one_place():

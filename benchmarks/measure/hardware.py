@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.command import a_folder
 from benchmarks.measure.hardware_page import Line, how_it_ended, page
 from benchmarks.measure.hardware_parts import LARGE, SMALL, Part, chosen
 from bwds.output import say
@@ -141,7 +142,7 @@ def end(process: subprocess.Popen) -> None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all of it; default: 10")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("hardware"), help="default: hardware")
+    parser.add_argument("--output", type=a_folder, metavar="DIR", default=Path("hardware"), help="default: hardware")
     parser.add_argument("--data-directory", help="folder of Penn Treebank's text files; otherwise they are downloaded")
     parser.add_argument("--only", nargs="+", metavar="PART", help="run these parts")
     parser.add_argument("--after", metavar="PART", help="leave out the parts up to this one")

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import ROOT
+from benchmarks.command import a_folder
 from bwds.cli import run
 
 BARE = (
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-directory", required=True, help="folder of Penn Treebank's text files")
     parser.add_argument("--python", default="python3.12", help="the interpreter of the environment")
     parser.add_argument("--minutes", type=float, default=12.0, help="of the run that goes to the end")
-    parser.add_argument("--keep", type=Path, help="folder for all of it; default: a temporary one")
+    parser.add_argument("--keep", type=a_folder, help="folder for all of it; default: a temporary one")
     args = parser.parse_args(arguments)
     folder = args.keep or Path(tempfile.mkdtemp())
     try:

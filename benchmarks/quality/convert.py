@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bwds
-from benchmarks.command import parser, script
+from benchmarks.command import a_folder, parser, script
 from benchmarks.lines import Results
 from bwds.data import load_corpus
 from bwds.training import train
@@ -86,7 +86,7 @@ def main() -> None:
 
 def arguments() -> Namespace:
     options = parser(__doc__)
-    options.add_argument("--dense", type=Path, required=True, help="folder of a run of method dense")
+    options.add_argument("--dense", type=a_folder, required=True, help="folder of a run of method dense")
     options.add_argument("--sparsity", type=float, nargs="*", default=[0.5, 0.25, 0.75])
     options.add_argument("--ablate-at", type=float, default=0.5)
     options.add_argument("--steps", type=int, default=0, help="steps of training after the conversion at --ablate-at")

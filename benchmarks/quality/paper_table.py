@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.command import require_positive, script
+from benchmarks.command import a_folder, require_positive, script
 from benchmarks.quality.grid import SEEDS, Cell, matching, read_line, shortened
 from bwds.training.metrics import METRICS_FILE, read_metrics
 
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, required=True, help="time for all of it")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=a_folder, required=True, metavar="DIR")
     parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
     parser.add_argument("--preset", default="ptb-lstm", choices=["ptb-lstm", "ptb-qrnn", "ptb-lstm-small"])
     parser.add_argument(

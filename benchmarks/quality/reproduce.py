@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ROOT
-from benchmarks.command import require_positive
+from benchmarks.command import a_folder, require_positive
 from benchmarks.environment import environment
 from benchmarks.lines import fields
 from benchmarks.quality.grid import Cell, cells, matching, read_line, result_path, shortened
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="run N cells side by side, each with its share of cores")
     parser.add_argument("--epochs", type=int, metavar="N", help="run the cells with so many epochs instead")
     parser.add_argument("--epoch-steps", type=int, metavar="N", help="steps of these epochs; default: the whole text")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for runs/ and quality/")
+    parser.add_argument("--output", type=a_folder, metavar="DIR", help="folder for runs/ and quality/")
     args = parser.parse_args(arguments)
     require_positive(args, "jobs", "epochs", "epoch_steps")
     runs, results = (RUNS, RESULTS) if args.output is None else (args.output / "runs", args.output / "quality")

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.command import require_positive, script
+from benchmarks.command import a_folder, require_positive, script
 from benchmarks.quality.grid import matching, read_line, shortened
 from benchmarks.quality.paper_table import cells_written, train_until
 from benchmarks.quality.reproduce import RESULTS
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="*", metavar="PATTERN", default=["ptb-*-small/*"], help="names of cells")
     parser.add_argument("--minutes", type=float, required=True, help="time for all of it")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=a_folder, required=True, metavar="DIR")
     parser.add_argument("--data-directory", help="folder of the text files; otherwise they are downloaded")
     parser.add_argument("--jobs", type=int, default=8, metavar="N", help="cells at a time; default: 8")
     parser.add_argument("--epochs", type=int, metavar="N", help="run the cells with so many epochs instead")
