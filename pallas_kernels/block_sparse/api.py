@@ -145,9 +145,11 @@ def block_sparse_matmul(
 
     The platform is the one that a program is lowered for; ``jax.export`` takes one or several. For "cuda" it asks for
     ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, because nobody promises
-    that a later XLA still reads such a kernel. Leading dimensions may be symbols of ``jax.export``. Kernels need
-    numbers, so such a program takes "xla", and reads every block unless a constraint says that there are at most 16
-    rows. Writing an exported program to a file needs flatbuffers, in the extra ``export``.
+    that a later XLA still reads such a kernel; and where there is no GPU, from jax 0.12 on, for
+    ``jax.sharding.use_abstract_mesh`` with an abstract device of the kind in question. Leading dimensions may be
+    symbols of ``jax.export``. Kernels need numbers, so such a program takes "xla", and reads every block unless a
+    constraint says that there are at most 16 rows. Writing an exported program to a file needs flatbuffers, in the
+    extra ``export``.
 
     The arrays may lie on a mesh whose axes have type Auto or Explicit: y is sharded as the rows of ``x`` and the
     columns of ``w`` are.
