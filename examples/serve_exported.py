@@ -51,7 +51,7 @@ class Server:
     def __init__(self, directory):
         folder = Path(directory)
         self.about = json.loads((folder / "programs.json").read_text())
-        self.text = Text(folder, self.about)
+        self.text = Text(folder, self.about) if self.about["vocabulary"] else None
         self.parameters = jax.device_put(load_file(folder / self.about["parameters"]))
         self.call = {
             name: jax.jit(jax.export.deserialize((folder / program["file"]).read_bytes()).call)
