@@ -21,7 +21,7 @@ from bwds.array_types import Array, Float, Int32, Real
 from bwds.checks import check_sparsity, python_number, require
 from bwds.collectives import cross_entropy
 from bwds.config import ModelConfig
-from bwds.counterfactual import gated_matrices, kept_of_each
+from bwds.counterfactual import gated_matrices
 from bwds.counts import num_kept_blocks
 from bwds.linear import Params
 from bwds.lstm import init_lstm_carry, lstm
@@ -94,7 +94,7 @@ def convert(
     for name, (rows, columns) in gated_matrices(dynamic).items():
         fewest = columns if dynamic.gate_scope == "column" else 1
         require(
-            kept_of_each(dynamic, name, (rows, columns)) <= (1.0 - dynamic.sparsity) * rows * columns + 0.5 * fewest,
+            (1.0 - dynamic.sparsity) * rows * columns > fewest - 1e-6,
             f"sparsity is {dynamic.sparsity:g}, and of the {rows} x {columns} blocks of {name} at least {fewest} must "
             f"be kept: take at most {1.0 - fewest / (rows * columns):.4g}, or smaller blocks.",
         )
