@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.quality.intervals import difference, mean
+
 ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / "README.md": "python", **dict.fromkeys(sorted(ROOT.glob("docs/*.md")), "python run")}
 COMMANDS = ["pip install -r requirements.txt && python train.py", "pip install -r requirements.txt && python -m pytest"]
@@ -73,10 +75,15 @@ COMPARED = {
 """Rows of the README's table of perplexities, and the variants in them."""
 
 
+def perplexities(preset: str, variant: str) -> list[float]:
+    """Of the test split, of each seed that is finished."""
+    files = (ROOT / "benchmarks/results/quality" / preset / variant).glob("seed*.json")
+    return [json.loads(file.read_text())["test_perplexity"] for file in files]
+
+
 def perplexity(preset: str, variant: str) -> str:
     """Mean over seeds, and how many; a dash where no run is finished."""
-    files = (ROOT / "benchmarks/results/quality" / preset / variant).glob("seed*.json")
-    found = [json.loads(file.read_text())["test_perplexity"] for file in files]
+    found = perplexities(preset, variant)
     return f"{sum(found) / len(found):.1f} ({len(found)})" if found else "-"
 
 
@@ -88,6 +95,13 @@ def test_the_figures_are_those_of_the_raw_lines():
     for words, variant in COMPARED.items():
         cells = [perplexity(preset, variant) for preset in ("ptb-lstm-small", "ptb-qrnn-small")]
         assert f"| {words} | {' | '.join(cells)} |" in readme
+    lstm = {name: perplexities("ptb-lstm-small", name) for name in ("dense", "dynamic-softplus-0.5", "magnitude-0.5")}
+    assert {len(found) for found in lstm.values()} == {3}
+    below = []
+    for other in ("dense", "magnitude-0.5"):
+        gap, hundredth = difference(lstm["dynamic-softplus-0.5"], lstm[other]), mean(lstm[other]).value / 100
+        below.append(f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below")
+    assert f"ends {below[0]} dense and {below[1]} pruning (95% intervals, three seeds each)" in text
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     # Over the fastest dense model, as in the decision table: in bfloat16 that is PyTorch's.
     fastest = (("float32", "speedup_over_dense"), ("bfloat16", "speedup_over_pytorch"))
