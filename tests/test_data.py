@@ -118,7 +118,7 @@ def test_a_text_of_very_many_words_gets_a_limit(tmp_path):
     assert corpus.vocabulary.decode(corpus.valid) == ["w00000", "w09997", "<eos>"]
     assert corpus.vocabulary.decode(corpus.test) == ["<unk>", "<unk>", "<eos>"]
     assert "the 9,998 most frequent of 10,001 words" in corpus.notes[0]
-    write(tmp_path, train=f"{text} <unk>", valid="w00000\n", test="other\n")
+    write(tmp_path, train=f"{text} <unk>", valid="w00000\n", test="w00001 w00002 w00003 w00004 other\n")
     own = load_corpus(DataConfig(dataset="text", directory=str(tmp_path)))
     assert len(own.vocabulary) == 10_003
     assert own.notes == ()
@@ -157,7 +157,7 @@ def test_vocab_limit_bounds_the_vocabulary_and_keeps_the_length(tmp_path_factory
         ("penn", None, "Unknown dataset 'penn'; known are pydoc, ptb, wikitext2, wikitext103, text and tfds:NAME"),
         ("text", None, "'text' needs data.directory"),
         ("text", "/nonesuch", "The data directory '/nonesuch' does not exist"),
-        ("text", "~nobody-has-this-name/text", "The data directory '~nobody-has-this-name/text' does not exist"),
+        ("text", "~nobody-has-this-name/text", "there is no user 'nobody-has-this-name'"),
         ("pydoc", "/tmp", "'pydoc' reads no files of yours, .* use data.dataset='text'"),
         ("tfds:imdb", "/tmp", "'tfds:imdb' reads no files of yours"),
     ],

@@ -16,6 +16,6 @@ def test_feed_forward_language_model():
     counts = np.bincount(corpus.train, minlength=len(corpus.vocabulary)) + 1
     by_frequency = np.exp(-np.log(counts / counts.sum())[corpus.valid].mean())
 
-    perplexities = runpy.run_path(str(EXAMPLES / "feed_forward_lm.py"))["main"](steps=80)
+    perplexities = runpy.run_path(str(EXAMPLES / "feed_forward_lm.py"))["main"](steps=150)
     assert list(perplexities) == ["dense", "half of the blocks"]
     assert all(perplexity < by_frequency for perplexity in perplexities.values())

@@ -305,5 +305,5 @@ def test_a_vocabulary_that_was_changed_is_refused(tmp_path, capsys):
 
 def test_subwords_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match="'tokenizers', which is not installed: it comes with the extra 'train'"):
+    with pytest.raises(ValueError, match="'tokenizers', which is not installed: it comes with the extra 'files'"):
         make_tokenizer("subword", ["<eos>"])
