@@ -162,11 +162,11 @@ def stream(
             print(vocabulary.words[token], end=" ", flush=True)
         ```
 
-    The device works on the next token while the caller has the one before.
+    The device works on the next token while the caller has the one before. The other arguments are those of
+    ``generate``.
 
     Args:
         length: number of tokens, at least 1; None: there is no end.
-        lm, params, prompt_ids, key, temperature, top_p, ban, sparsity: as for ``generate``.
 
     Returns:
         An iterator of ints, or of int32 arrays [B] for several prompts.
