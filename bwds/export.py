@@ -51,8 +51,8 @@ def export_programs(
     jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the tokens in the order of their
     ids, if there are any, and for subwords ``tokenizer.json``, which the package ``tokenizers`` reads; ``card.md``; and
     ``programs.json``, written last, which lists all names, shapes, types, what a token is and the order in which the
-    programs take their arrays. On every platform the programs hold XLA's product and no Pallas
-    kernel, because B is a symbol.
+    programs take their arrays. On every platform the programs hold XLA's product and no Pallas kernel, because B is a
+    symbol.
 
     Args:
         loaded: the model, its parameters laid out for decoding.
@@ -60,7 +60,8 @@ def export_programs(
         platforms: of "cpu", "cuda" and "tpu", those that one and the same file is to run on.
 
     Raises:
-        ValueError: a platform is unknown, something is in the folder, or flatbuffers or safetensors is not installed.
+        ValueError: a platform is unknown, something is in the folder, or a package is not installed:
+            flatbuffers, safetensors, for subwords tokenizers.
         OSError: the folder cannot be written.
     """
     folder = place(directory, "directory")
@@ -73,6 +74,9 @@ def export_programs(
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     require(not taken, f"There is something at {str(folder)!r} already; give a new folder.")
 
+    vocabulary = loaded.vocabulary
+    # Before the folder is made: this needs a package.
+    tokenizer = None if vocabulary is None else vocabulary.tokenizer_file()
     params = flat(loaded.params)
     arrays = {name: np.ascontiguousarray(params[name]) for name in sorted(params)}
     programs = {name: _exported(name, loaded.model, params, chosen) for name in ("prefill", "step", "step_few")}
@@ -85,8 +89,6 @@ def export_programs(
         write_bytes(folder / _file(name), content)
     write_bytes(folder / PARAMETERS, tensors)
     write_text(folder / CARD, loaded.card)
-    vocabulary = loaded.vocabulary
-    tokenizer = None if vocabulary is None else vocabulary.tokenizer_file()
     if vocabulary is not None:
         words = list(vocabulary.words)
         if vocabulary.tokens == "character":

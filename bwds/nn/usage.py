@@ -13,10 +13,8 @@ def usage_by_label(gates: Float[Array, "N R C"], labels: Int[Array, " N"], num_l
 
     Example:
         ```python
-        layer = bwds.nn.BlockSparseLinear(64, 64, block_shape=(16, 16), return_gates=True, rngs=nnx.Rngs(0))
-        y, gates = layer(jax.random.normal(jax.random.key(0), (100, 64)))
-        used = bwds.nn.usage_by_label(gates, jnp.arange(100) % 2, 2)                        # [2, 4, 4]
-        figure = bwds.plots.usage_by_group({"hidden": used}, ["even", "odd"], (16, 16))
+        gates = bwds.topk_gates(jax.random.normal(jax.random.key(0), (100, 4, 4)), sparsity=0.5)
+        used = bwds.nn.usage_by_label(gates, jnp.arange(100) % 2, 2)            # [2, 4, 4]
         ```
 
     Args:
