@@ -126,6 +126,9 @@ def test_a_text_without_words_is_refused(tmp_path, blank):
     write(tmp_path, train="a <unk> a\n")
     with pytest.raises(ValueError, match=r"train.txt has only the word 'a'"):
         load("text", tmp_path)
+    write(tmp_path, train="a" * 20_000)
+    with pytest.raises(ValueError, match=r"train.txt has only the word 'aaa{8,20}\.\.\.a{9,20}'; there is"):
+        load("text", tmp_path)
     write(tmp_path, train="<unk>\n")
     with pytest.raises(ValueError, match=r"train.txt has no word but <unk>"):
         load("text", tmp_path)

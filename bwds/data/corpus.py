@@ -1,5 +1,6 @@
 """From text to token ids: the vocabulary of a corpus, and its splits in it. NumPy, and ``tokenizers`` for subwords."""
 
+import reprlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -120,7 +121,7 @@ class _Table(dict[str, int]):
     def __missing__(self, token: str) -> int:
         if UNK not in self:
             raise ValueError(
-                f"The token {token!r} of {self.origin} does not occur in the training split of the run, whose text has "
+                f"The token {reprlib.repr(token)} of {self.origin} does not occur in the training split of the run, whose text has "
                 f"no {UNK} to stand for it. The run cannot be evaluated on this text."
             )
         self.unknown += 1
@@ -145,7 +146,7 @@ def build_corpus(
     train = _encode(splits["train"], order, _SPLIT[tokens])
     known = list(order)
     if len(real := sorted(set(known) - {UNK, EOS})) < 2:
-        found = f"only the {tokens} {real[0]!r}" if real else f"no {tokens} but {UNK}"
+        found = f"only the {tokens} {reprlib.repr(real[0])}" if real else f"no {tokens} but {UNK}"
         raise ValueError(f"{splits['train'].origin} has {found}; there is something to learn from two {tokens}s on.")
     # With their own ids too, so that no text is looked up twice.
     valid, test = (_encode(splits[split], order, _SPLIT[tokens]) for split in SPLITS[1:])
