@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from called import assert_refused, outcome
 
 import bwds
 from bwds import cli, generate, model
@@ -102,21 +103,7 @@ def summary(workdir):
 
 def call(capsys, name, *arguments):
     """Exit code, stdout and stderr of a script, run in this process."""
-    try:
-        code = cli.run(SCRIPTS[name].main, f"{name}.py", arguments)
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
-def assert_refused(result, *parts):
-    """One error on stderr, with these parts, and exit code 2."""
-    code, _, err = result
-    assert code == 2
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
-    for part in parts:
-        assert part in err
+    return outcome(capsys, cli.run, SCRIPTS[name].main, f"{name}.py", arguments)
 
 
 def test_a_run_ends_with_a_summary(finished):

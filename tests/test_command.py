@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from called import assert_refused, call
 
 import bwds
 from bwds.cli import bench, command, run
@@ -20,24 +21,6 @@ from bwds.config import ModelConfig
 from bwds.timing import Timing, time_in_turns, verdict
 
 ROOT = Path(__file__).parents[1]
-
-
-def call(capsys, *arguments):
-    """Exit code, stdout and stderr of ``bwds`` with these arguments, in this process."""
-    try:
-        code = command.main(list(arguments))
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
-def assert_refused(result, *parts):
-    code, _, err = result
-    assert code == 2
-    assert err.startswith("error: ")
-    assert "Traceback" not in err
-    for part in parts:
-        assert part in err
 
 
 @pytest.fixture(scope="module")

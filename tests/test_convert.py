@@ -264,11 +264,6 @@ def test_what_is_no_linear_layer_is_refused():
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
 def dense_run(corpus, tmp_path_factory):
     """Folder and configuration of a dense run."""
     workdir = tmp_path_factory.mktemp("run") / "dense"

@@ -6,7 +6,6 @@ import sys
 
 import jax
 import pytest
-import tiny_run
 from tiny_run import Killed, finish, lines
 
 from bwds import decode_speed
@@ -15,23 +14,6 @@ from bwds.training.checkpoint import Checkpoints, last_checkpoints
 from bwds.training.metrics import MetricsWriter
 from bwds.training.sharding import Placement
 from bwds.training.signals import InterruptedRunError, StopSignals
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def config(corpus):
-    return tiny_run.config(corpus)
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    """Folder and summary of a run that nothing stopped."""
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    return workdir, train(config, workdir, progress=False, command="the command")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

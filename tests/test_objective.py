@@ -15,11 +15,6 @@ from bwds.training.step import evaluated_params, init_state, train_step
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
 def regularised(corpus):
     """``(config, lm, optimizer, state, tokens)``; sgd that only subtracts the gradient, and an average."""
     config = tiny_run.config(

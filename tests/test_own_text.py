@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+from called import call
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import bwds
-from bwds.cli import command
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus, text
 from bwds.data.sources import SPLITS
@@ -210,11 +210,6 @@ def story(seed: int = 0) -> str:
     names, verbs = ["Anna", "Боб", "小明", "Ζωή"], ["sees", "hört", "знает"]
     sentences = [f"{choose.choice(names)} {choose.choice(verbs)} {choose.choice(names)}." for _ in range(1500)]
     return "".join(f"{sentence}{choose.choice([' ', chr(10), chr(13) + chr(10)])}" for sentence in sentences)
-
-
-def call(capsys, *arguments: str):
-    code = command.main(list(arguments))
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize("tokens", ["word", pytest.param("character", marks=pytest.mark.slow), "subword"])

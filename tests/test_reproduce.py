@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny_run
 
 from benchmarks.quality import reproduce
 from benchmarks.quality.grid import Cell, read_line, result_path
@@ -22,11 +21,6 @@ from bwds.training.signals import InterruptedRunError
 from bwds.training.step import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
 
 
 def tiny(**options):

@@ -34,23 +34,6 @@ from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def config(corpus):
-    return tiny_run.config(corpus)
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    """Folder and summary of a run that nothing stopped."""
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    return workdir, train(config, workdir, progress=False, command="the command")
-
-
 def test_a_run_leaves_its_files(finished, config):
     workdir, summary = finished
     names = {path.name.split(".out.")[0] for path in workdir.iterdir()}

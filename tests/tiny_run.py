@@ -30,7 +30,7 @@ def write_corpus(directory: Path, *, seed: int = 0) -> Path:
 
 
 def config(corpus: Path, **changes: Any) -> Config:
-    """A run of 12 steps in a fraction of an epoch more than one; ``changes`` are options by name, like ``steps=3``."""
+    """A run of 16 steps, a little more than an epoch; ``changes`` are options by name, like ``steps=3``."""
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "hidden_size": 32,
