@@ -24,7 +24,7 @@ def test_sgd_goes_on_as_if_it_had_been_planned(corpus, tmp_path, capsys):
     arguments = tiny_run.arguments(config, tmp_path / "run")
     assert call(capsys, "train", *arguments)[0] == 0
     short = summary(tmp_path / "run")
-    code, out, err = call(capsys, "train", *arguments, "--train.extend-to", "16")
+    code, out, err = call(capsys, "train", *arguments, "--extend-to", "16")
     assert code == 0
     assert "The run of 8 steps goes on to step 16. Learning rate: as planned, 1 times what plateaus have left" in err
     assert "Resuming from the checkpoint of step 8" in err
@@ -45,7 +45,7 @@ def test_sgd_goes_on_as_if_it_had_been_planned(corpus, tmp_path, capsys):
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
     code, _, err = call(capsys, "train", *arguments)
     assert (code, "train.steps: 16 there, 8 now" in err) == (2, True)
-    code, _, err = call(capsys, "train", *arguments, "--train.extend-to", "12")
+    code, _, err = call(capsys, "train", *arguments, "--extend-to", "12")
     assert (code, "has 16 steps; to extend it, take more than that, not 12." in err) == (2, True)
 
 
@@ -53,7 +53,7 @@ def test_adamw_takes_the_cosine_of_all_steps_and_says_so(corpus, tmp_path, capsy
     config = tiny_run.config(corpus, steps=8, eval_every=4, checkpoint_every=4)
     arguments = tiny_run.arguments(config, tmp_path / "run")
     assert call(capsys, "train", *arguments)[0] == 0
-    code, _, err = call(capsys, "train", *arguments, "--train.extend-to", "16")
+    code, _, err = call(capsys, "train", *arguments, "--extend-to", "16")
     assert code == 0
     train(tiny_run.config(corpus, steps=16, eval_every=4, checkpoint_every=4), tmp_path / "whole", progress=False)
     metrics = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "whole")]
@@ -82,7 +82,7 @@ def test_an_extended_run_that_is_stopped_goes_on(corpus, tmp_path, monkeypatch, 
         with pytest.raises(InterruptedRunError, match="of 12"):
             train(longer, tmp_path / "run", progress=False, extended=True)
     assert not (tmp_path / "run/summary.json").exists()
-    arguments = [*tiny_run.arguments(config, tmp_path / "run"), "--train.extend-to", "12"]
+    arguments = [*tiny_run.arguments(config, tmp_path / "run"), "--extend-to", "12"]
     assert call(capsys, "train", *arguments)[0] == 0
     train(longer, tmp_path / "whole", progress=False)
     assert summary(tmp_path / "run")["parameters_sha256"] == summary(tmp_path / "whole")["parameters_sha256"]
@@ -96,14 +96,14 @@ def test_what_cannot_be_extended_is_refused_and_left_as_it_is(corpus, tmp_path, 
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     for arguments, message in (
         (
-            [*tiny_run.arguments(pruned, tmp_path / "pruned"), "--train.extend-to", "12"],
+            [*tiny_run.arguments(pruned, tmp_path / "pruned"), "--extend-to", "12"],
             "in fractions of all its 8",
         ),
-        ([*tiny_run.arguments(config, tmp_path / "none"), "--train.extend-to", "12"], "There is no run in"),
-        ([*tiny_run.arguments(config, tmp_path / "run"), "--train.extend-to", "3"], "take more than that, not 3"),
-        ([*tiny_run.arguments(config, tmp_path / "run"), "--train.extend-to", "0"], "steps is 0"),
+        ([*tiny_run.arguments(config, tmp_path / "none"), "--extend-to", "12"], "There is no run in"),
+        ([*tiny_run.arguments(config, tmp_path / "run"), "--extend-to", "3"], "take more than that, not 3"),
+        ([*tiny_run.arguments(config, tmp_path / "run"), "--extend-to", "0"], "steps is 0"),
         (
-            [*tiny_run.arguments(config, tmp_path / "run"), "--model.sparsity", "0.75", "--train.extend-to", "12"],
+            [*tiny_run.arguments(config, tmp_path / "run"), "--model.sparsity", "0.75", "--extend-to", "12"],
             "model.sparsity: 0.5 there, 0.75 now",
         ),
     ):
@@ -116,7 +116,7 @@ def test_a_run_that_is_not_finished_is_not_extended(corpus, tmp_path, capsys):
     config = tiny_run.config(corpus, steps=4, **SGD)
     train(config, tmp_path / "run", progress=False)
     (tmp_path / "run/summary.json").unlink()
-    code, _, err = call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"), "--train.extend-to", "12")
+    code, _, err = call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"), "--extend-to", "12")
     assert (code, "has not done its 4 steps; give its own command" in err) == (2, True)
     assert json.loads((tmp_path / "run/config.json").read_text())["train"]["steps"] == 4
 
@@ -126,7 +126,7 @@ def test_another_text_extends_nothing(tmp_path, capsys):
     config = tiny_run.config(text, steps=4, **SGD)
     train(config, tmp_path / "run", progress=False)
     tiny_run.write_corpus(tmp_path / "text", seed=1)
-    code, _, err = call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"), "--train.extend-to", "12")
+    code, _, err = call(capsys, "train", *tiny_run.arguments(config, tmp_path / "run"), "--extend-to", "12")
     assert (code, "The text has changed since the run" in err) == (2, True)
     assert (tmp_path / "run/summary.json").exists()
     assert json.loads((tmp_path / "run/config.json").read_text())["train"]["steps"] == 4

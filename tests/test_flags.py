@@ -1,11 +1,13 @@
 """On the command line, errors of the library name flags in the place of fields."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from bwds import Config
 from bwds.cli.flags import as_flags
+from bwds.cli.train import parse
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,10 @@ def test_every_field_of_a_configuration_has_its_flag():
             assert as_flags(f"{section.name}.{field.name} is 1") == (
                 f"--{section.name}.{field.name.replace('_', '-')} is 1"
             )
+
+
+@pytest.mark.parametrize("start", ["--start-from", "--init-from"])
+@pytest.mark.parametrize("extend", ["--extend-to", "--train.extend-to"])
+def test_flags_with_two_names_mean_the_same(start, extend):
+    asked = parse([start, "runs/a", extend, "7"])
+    assert (asked.start_from, asked.config.train.steps, asked.extended) == (Path("runs/a"), 7, True)

@@ -12,7 +12,7 @@ blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the 
 The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
 SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
 parameters as a run that was not stopped. Any other option there is another run, a larger --train.steps too, and is
-refused: nothing is overwritten. --train.extend-to STEPS gives a finished run more steps. Only what depends on the
+refused: nothing is overwritten. --extend-to STEPS gives a finished run more steps. Only what depends on the
 machine may change: --data.directory, if the text there is the same, --data.eval-batch-size, --model.implementation,
 --train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and --distributed.
 
@@ -57,11 +57,6 @@ class Train(TrainConfig):
     start_sha256: tyro.conf.Suppress[str | None] = None
     profile: int = 0
     """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
-    extend_to: int | None = None
-    """Steps that a finished run is to have, in place of those that were planned: it goes on from its last one.
-
-    With sgd the learning rate goes on as planned. With adamw it is that of the longer cosine, and rises again from 0.
-    """
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,12 @@ class Options:
     """Starting point of all other options."""
     workdir: str | None = None
     """Folder of this run; None: runs/PRESET."""
-    start_from: str | None = None
+    start_from: Annotated[str | None, tyro.conf.arg(aliases=["--init-from"])] = None
     """Folder of another run, of the same shape and text, whose best parameters training starts from."""
+    extend_to: Annotated[int | None, tyro.conf.arg(aliases=["--train.extend-to"])] = None
+    """Steps that a finished run is to have, in place of those that were planned: it goes on from its last one.
+    With sgd the learning rate goes on as planned. With adamw it is that of the longer cosine, and rises again from 0.
+    """
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -167,10 +166,11 @@ def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
     model = ModelConfig(**dataclasses.asdict(options.model))
     # No part of the configuration: with a trace or without it, a run is the same.
     training: dict[str, Any] = dataclasses.asdict(options.train)
-    profile, longer = training.pop("profile"), training.pop("extend_to")
+    profile = training.pop("profile")
     require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
-    if longer is not None:
-        training["steps"] = longer
+    extended = options.extend_to is not None
+    if extended:
+        training["steps"] = options.extend_to
     config = Config(model=model, data=options.data, optim=options.optim, train=TrainConfig(**training))
     require(
         config.train.steps > 0 or options.start_from is not None,
@@ -180,7 +180,7 @@ def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
     start_from = None if options.start_from is None else place(options.start_from, "--start-from")
     if config.data.directory is not None:
         place(config.data.directory, "--data.directory")
-    return Asked(config, workdir, options.mesh, options.distributed, start_from, profile, longer is not None)
+    return Asked(config, workdir, options.mesh, options.distributed, start_from, profile, extended)
 
 
 def list_presets() -> str:
