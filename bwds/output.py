@@ -11,19 +11,20 @@ def tell(text: str) -> bool:
     return _print(text, sys.stderr)
 
 
-def say(text: str) -> bool:
+def say(text: str, *, end: str = "\n") -> bool:
     """Prints a result on stdout; whether it could be shown. Characters that stdout has not are written as escapes."""
-    return _print(text, sys.stdout)
+    return _print(text, sys.stdout, end)
 
 
-def _print(text: str, stream: Any) -> bool:
+def _print(text: str, stream: Any, end: str = "\n") -> bool:
     if stream is None:
         return False
     try:
         try:
-            print(text, file=stream, flush=True)
+            print(text, file=stream, end=end, flush=True)
         except UnicodeEncodeError:
-            print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+            shown = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+            print(shown, file=stream, end=end, flush=True)
     except BrokenPipeError:
         drop(stream)
         return False

@@ -140,6 +140,31 @@ def test_train_eval_and_generate_are_those_of_the_scripts(finished, capsys):
     assert text.startswith("w1 w3")
 
 
+def test_on_a_terminal_the_text_comes_token_by_token(finished, capsys, monkeypatch):
+    """And is the one that a pipe gets."""
+    workdir, _ = finished
+    arguments = ["generate", str(workdir), "w1  w3\nw2", "--tokens", "30"]
+    whole = call(capsys, *arguments)
+    written: list[str] = []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "write", written.append)
+    code, _, err = call(capsys, *arguments)
+    assert (code, "".join(written), err) == whole
+    assert "\n" in whole[1].strip()
+    assert len([piece for piece in written if piece]) > 30
+
+
+def test_several_prompts_are_continued_together(finished, capsys):
+    workdir, _ = finished
+    code, out, err = call(capsys, "generate", str(workdir), "w1 w3", "w2", "", "--tokens", "4", "--temperature", "0")
+    assert (code, err) == (0, "")
+    alone = [
+        call(capsys, "generate", str(workdir), p, "--tokens", "4", "--temperature", "0")[1] for p in ("w1 w3", "w2", "")
+    ]
+    assert out == "\n".join(alone)
+    assert_refused(call(capsys, "generate", str(workdir), "w1", "zebra"), "'zebra' is not in the vocabulary")
+
+
 def test_a_prompt_may_be_empty_or_unknown(finished, capsys):
     workdir, _ = finished
     code, out, _ = call(capsys, "generate", str(workdir), "--tokens", "5", "--temperature", "0")

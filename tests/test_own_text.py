@@ -242,7 +242,7 @@ def test_one_command_trains_and_another_writes(tmp_path, capsys, tokens):
 
 
 @pytest.mark.parametrize("tokens", ["character", pytest.param("subword", marks=pytest.mark.slow)])
-def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, tokens):
+def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, monkeypatch, tokens):
     path = write(tmp_path / "story.txt", story())
     limit = {"vocab_limit": 320} if tokens == "subword" else {}
     config = tiny_run.config(path, tokens=tokens, steps=2, eval_every=2, checkpoint_every=2, **limit)
@@ -257,6 +257,8 @@ def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, 
     pieces = list(loaded.stream("Anna", length=40))
     assert "Anna" + "".join(pieces) == loaded.generate("Anna", length=40)
     assert len(pieces) > 10
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call(capsys, "generate", str(file), "Anna", "--tokens", "40")[1] == written[0]
 
 
 def test_a_piece_of_a_stream_has_whole_characters():
