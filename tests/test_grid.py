@@ -43,7 +43,8 @@ def test_names_are_unique_and_every_variant_has_its_seeds():
     for preset in SIZES:
         for variant in (*variants(preset), *sweep(preset), *with_dropout(preset)):
             seeds = [cell.seed for cell in made if (cell.preset, cell.variant) == (preset, variant)]
-            assert seeds == ([0, 1, 2] if variant in HEADLINE or preset == PUBLISHED else [0])
+            wanted = [0, 1, 2] if variant in HEADLINE or preset == PUBLISHED else [0]
+            assert seeds == [*wanted, *([3, 4] if preset in SMALL and variant == "dynamic-softplus-0.5" else [])]
     assert made[0].name == f"{PUBLISHED}/dense/seed0"
 
 

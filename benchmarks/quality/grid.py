@@ -26,6 +26,8 @@ SIZES = (PUBLISHED, *SMALL, *PAPER)
 
 SPARSITIES = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
+MORE_SEEDS = (3, 4)
+"""Seeds of the small presets as they stand, softplus at 0.5, beyond ``SEEDS``: how far apart runs end."""
 GATES: dict[str, dict[str, Any]] = {
     "softplus": {"model.gate_activation": "softplus"},
     "linear": {"model.gate_activation": "linear"},
@@ -197,6 +199,7 @@ def cells() -> list[Cell]:
         runs += [(preset, name, seed) for seed in SEEDS for name in HEADLINE]
         others_of = [name for name in compared[preset] if name not in MORE_GATES]
         runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *others_of)]
+    runs += [(preset, "dynamic-softplus-0.5", seed) for preset in SMALL for seed in MORE_SEEDS]
     runs += [(preset, name, SEEDS[0]) for preset in (*SMALL, *PAPER) for name in MORE_GATES]
     return [
         Cell(preset, name, seed, {**{**compared[preset], **others[preset]}[name], "train.seed": seed})
