@@ -1,4 +1,4 @@
-"""docs/should_i_use_it.md: does skipping pay, for a device, a width, a number of streams and a sparsity, in a table a device.
+"""docs/should_i_use_it.md: does skipping pay, for a width, a number of streams and a sparsity, a table for each device.
 
 A cell is the speed of a whole LSTM that decodes, over that of the fastest dense one that was timed in the same run,
 whoever made it. Each cell leads to its raw line in raw_lines.md.
