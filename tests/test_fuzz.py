@@ -105,14 +105,12 @@ def test_a_failure_is_kept_once_for_each_place_and_fails_the_search(tmp_path, ca
 
 def test_the_documentation_has_the_committed_figures():
     lines = figures(LINES)
-    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| ([\d,]+) \| (\d+) \|$", SECTION, re.MULTILINE)
-    assert rows == [
-        (line["target"], line["driver"].title(), f"{line['inputs_tried']:,}", str(len(line["failures"])))
-        for line in lines
-    ]
     assert [line["target"] for line in lines] == list(TARGETS)
     total, failures = sum(line["inputs_tried"] for line in lines), sum(len(line["failures"]) for line in lines)
-    assert f" {total:,} inputs, {failures} failures" in " ".join(SECTION.split())
+    assert {line["driver"] for line in lines} == {"atheris"}
+    section = " ".join(SECTION.split())
+    assert f" for each of {len(lines)} targets," in section
+    assert f" {total:,} inputs, {failures} failures" in section
 
 
 def test_the_committed_figures_are_of_one_revision_and_one_command():

@@ -1,4 +1,4 @@
-"""docs/should_i_use_it.md: does skipping pay, for a device, a width, a number of streams and a sparsity, in one table.
+"""docs/should_i_use_it.md: does skipping pay, for a width, a number of streams and a sparsity, a table for each device.
 
 A cell is the speed of a whole LSTM that decodes, over that of the fastest dense one that was timed in the same run,
 whoever made it. Each cell leads to its raw line in raw_lines.md.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.runs import Row, Run, read_runs
-from benchmarks.report.tables import MISSING
+from benchmarks.report.tables import MISSING, table
 from bwds.timing import PAYS
 
 HERE = Path(__file__).resolve().parent
@@ -63,6 +63,18 @@ def _draw(path: Path, found: dict[tuple[Any, ...], tuple[Run, Row]]) -> None:
     draw(path, drawn, "tokens/s over the fastest dense LSTM")
 
 
+def _tables(found: dict[tuple[Any, ...], tuple[Run, Row]]) -> list[str]:
+    """A heading and a table for each device, with a line for each type and width."""
+    streams = [f"{n} stream{'s' * (n > 1)}, {s}" for n in STREAMS for s in SPARSITIES]
+    lines: dict[str, list[list[str]]] = {}
+    for hardware, dtype, width in sorted({key[:3] for key in found}, key=lambda k: (k[0], k[1] != "float32", k[2])):
+        cells = [(hardware, dtype, width, n, s) for n in STREAMS for s in SPARSITIES]
+        shown = [_cell(key, found[key][1]) if key in found else MISSING for key in cells]
+        lines.setdefault(hardware, []).append([dtype, f"{width:,}", *shown])
+    parts = [["", f"### {name}", "", *table(["type", "width", *streams], rows)] for name, rows in lines.items()]
+    return [line for part in parts for line in part][1:]
+
+
 def write(results_dir: Path, docs_dir: Path) -> None:
     """Writes should_i_use_it.md, its picture speedup.svg, and raw_lines.md.
 
@@ -71,14 +83,7 @@ def write(results_dir: Path, docs_dir: Path) -> None:
         docs_dir: folder of the pages.
     """
     found = latest(read_runs(results_dir))
-    streams = [f"{n} stream{'s' * (n > 1)}, {s}" for n in STREAMS for s in SPARSITIES]
-    lines = [["device", "type", "width", *streams], ["---"] * (3 + len(streams))]
-    for hardware, dtype, width in sorted({key[:3] for key in found}, key=lambda k: (k[0], k[1] != "float32", k[2])):
-        cells = [(hardware, dtype, width, n, s) for n in STREAMS for s in SPARSITIES]
-        shown = [_cell(key, found[key][1]) if key in found else MISSING for key in cells]
-        lines.append([hardware, dtype, f"{width:,}", *shown])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    page = (HERE / "decision_template.md").read_text().replace("{table}\n", f"{table}\n")
+    page = (HERE / "decision_template.md").read_text().replace("{tables}\n", "\n".join(_tables(found)) + "\n")
     (docs_dir / "should_i_use_it.md").write_text(page)
     _draw(docs_dir / "speedup.svg", found)
     raw, runs = [(HERE / "raw_lines_template.md").read_text()], {id(run): run for run, _ in found.values()}
