@@ -182,8 +182,8 @@ UP_TO_16_ROWS = {
 OF_BFLOAT16 = [Tile(128, 128, 8), Tile(64, 128, 8), Tile(64, 64), Tile(64, 32)]
 FORWARD = {"float32": [Tile(128, 64), Tile(32, 64), Tile(32, 32)], "bfloat16": OF_BFLOAT16}
 BACKWARD = {"float32": [Tile(128, 128, 8), Tile(64, 32)], "bfloat16": OF_BFLOAT16}
-"""Largest first. Timings on an H100 chose the tiles of float32 with more than 16 rows (K = 1536) and the first tile of
-one row of bfloat16 (K = 4096). They showed no difference among tiles for one row of float32. The others have not been
+"""Largest first. Timings on an H100 chose the tiles for more than 16 rows of float32 (K = 1536) and the first tile for
+one row of bfloat16 (K = 4096). For one row of float32 they showed no difference among tiles. The others have not been
 timed."""
 
 

@@ -45,6 +45,8 @@ def largest(
 ) -> Bool[Array, "*b n"]:
     """Marks the ``k`` largest of the last axis, the first ones among equals. The choice has no gradient.
 
+    ``k`` is not checked: outside of 1 to n the result has no meaning.
+
     Example:
         ```python
         kept = largest(jnp.array([[0.5, 2.0, 1.0, 2.0]]), 2)
@@ -52,9 +54,12 @@ def largest(
         ```
 
     Args:
-        scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
-        k: between 1 and n, an int or a traced scalar.
-        implementation: of the product that follows: with "xla" or "reference" no platform takes a Pallas kernel.
+        scores: [..., n], floating-point numbers, compared as float32; -0.0 equals 0.0.
+        k: between 1 and n, an int or a traced int32 scalar.
+        implementation: that of the product that follows. With "xla" or "reference" no platform takes a Pallas kernel.
+
+    Returns:
+        A mask [..., n], bool, of exactly ``k`` entries in every row.
     """
     flat = lax.stop_gradient(scores).reshape(-1, scores.shape[-1])
     kernels = implementation not in ("xla", "reference")
@@ -220,9 +225,11 @@ def _interpolate(low, high, excess, over_low, over_high, loop):
     A bound that stays for a second time gets half the weight, so that it does not stay for long.
 
     Args:
-        low, high: as ``_bisect`` takes them.
+        low: as ``_bisect`` takes it.
+        high: as ``_bisect`` takes it.
         excess: decreasing; not negative at ``low``.
-        over_low, over_high: the excess at ``low`` and, below zero, at ``high``.
+        over_low: the excess at ``low``.
+        over_high: the excess at ``high``, below zero.
         loop: see ``search``.
     """
 
