@@ -1,7 +1,7 @@
 """A dynamic model with other blocks than those its gate chooses: what the choice is worth. For evaluation alone.
 
-Only which blocks are kept is replaced. Scores, and the values of the kept gates that come of them, are the model's own
-for the input at hand: gates = a(scores of the blocks kept) * R * C / their sum, as ``gate_values`` has it.
+Only the choice of blocks is replaced. Scores, and the gates of the kept blocks, are the model's own for the input at
+hand: gates = a(scores of the blocks kept) * R * C / their sum, as in ``gate_values``.
 """
 
 import math
@@ -101,7 +101,7 @@ def kept_of_each(config: ModelConfig, name: str, grid: tuple[int, int]) -> int:
 def most_used(usage: Float[Any, "R C"], config: ModelConfig, name: str) -> Bool[Array, "R C"]:
     """The static choice of a matrix: as many blocks as an input keeps, those that most inputs used.
 
-    Of every column as many if the gate's scope is that.
+    If the gate's scope is "column", these are as many of every column.
     """
     count = kept_count(usage.shape, matrix_sparsity(config, name), config.gate_scope)
     return select_blocks(jnp.asarray(usage, jnp.float32), num_kept=count, scope=config.gate_scope)
@@ -120,7 +120,7 @@ def chance_overlap(grid: tuple[int, int], num_kept: int, scope: Scope = "matrix"
     def log_choose(n: int, k: int) -> float:
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
-    # The number in common is hypergeometric in a group, and a sum of such over the columns.
+    # Of one group of n blocks, the number in common is hypergeometric; over all columns it is a sum of such numbers.
     common = np.zeros(num_kept + 1)
     for i in range(max(0, 2 * num_kept - n), num_kept + 1):
         log = log_choose(num_kept, i) + log_choose(n - num_kept, num_kept - i) - log_choose(n, num_kept)
@@ -173,7 +173,7 @@ def _added(options: GateOptions, x: Array, kernel: Array, scores: Array) -> Floa
 
 
 def _rule(choice: Choice | Kept) -> tuple[Choice, Kept]:
-    """By what blocks are chosen, and the blocks that are given instead."""
+    """The rule that chooses blocks, and the blocks that replace its choice, if any."""
     return (choice, {}) if isinstance(choice, str) else ("own", choice)
 
 

@@ -121,8 +121,8 @@ class _Table(dict[str, int]):
     def __missing__(self, token: str) -> int:
         if UNK not in self:
             raise ValueError(
-                f"The token {reprlib.repr(token)} of {self.origin} does not occur in the training split of the run, whose text has "
-                f"no {UNK} to stand for it. The run cannot be evaluated on this text."
+                f"The token {reprlib.repr(token)} of {self.origin} does not occur in the training split of the run, whose "
+                f"text has no {UNK} to stand for it. The run cannot be evaluated on this text."
             )
         self.unknown += 1
         return self[UNK]
