@@ -59,7 +59,7 @@ def convert(
         logits, carry, info = lm.apply(params, tokens, lm.init_carry(len(tokens)))
         ```
 
-    At sparsity 0 it computes what the dense model does, up to rounding. Do not give it a carry of the dense model, whose
+    At sparsity 0 it computes what the dense model does, up to rounding. Do not give it a carry of the dense model: its
     units have another order.
 
     Args:
