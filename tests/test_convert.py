@@ -384,7 +384,7 @@ def test_other_starts_are_refused(dense_run, tmp_path):
     with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
         train(config, tmp_path / "run", progress=False)
     words = dataclasses.replace(config, data=dataclasses.replace(config.data, vocab_limit=10))
-    with pytest.raises(ValueError, match="another vocabulary than this text: 31 words there, "):
+    with pytest.raises(ValueError, match="another vocabulary than this text: 31 tokens there, "):
         train(words, tmp_path / "run", start_from=folder, progress=False)
     train(config, tmp_path / "run", start_from=folder, progress=False)
     with pytest.raises(ValueError, match=r"train.start_sha256: '.*' there, None now"):
