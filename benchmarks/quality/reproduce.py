@@ -143,7 +143,7 @@ def side_by_side(names: list[str], jobs: int, options: list[str]) -> None:
         for process in running:
             process.wait()
     if failed:
-        print(f"error: what ended with an error: {', '.join(failed)}", file=sys.stderr)
+        print(f"error: these cells ended with an error: {', '.join(failed)}", file=sys.stderr)
     if failed or stopped.is_set():
         sys.exit(0 if stopped.is_set() else 1)
 
