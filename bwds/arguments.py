@@ -103,7 +103,7 @@ def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
 
 
 def _norms_shape(shape: tuple[int, ...], config: ModelConfig) -> Tree:
-    """What ``decode_params`` adds to a gate without parameters, of a kernel of this shape."""
+    """The shape of the norms that ``decode_params`` adds to the gate of a kernel of this shape; empty: it adds none."""
     if config.gate_source != "norm":
         return {}
     (k, n), (bk, bn) = shape, config.block_shape

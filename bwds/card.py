@@ -1,4 +1,4 @@
-"""What a model is, in a few lines for people: the card of a one-file model."""
+"""The card of a model: a few lines for people that say what it is."""
 
 import math
 from collections.abc import Sequence

@@ -142,7 +142,7 @@ class ModelConfig:
         if self.method == "dynamic":
             require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
         if self.method == "dynamic" and self.sparsities is not None:
-            # As tuples, in one order: configurations are compared, and are keys of caches.
+            # Tuples in one order, because configurations are compared and are keys of caches.
             object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
@@ -277,7 +277,7 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
     try:
-        # What JSON has as a list is a tuple here.
+        # JSON has lists where a configuration has tuples.
         return section(**{option: _tuples(value) for option, value in raw.items()})
     except ValueError as error:
         raise ValueError(f"Section {name!r} of the configuration: {error}") from error

@@ -177,7 +177,7 @@ def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -
     names = config.matrices
     kernel = params["layer_0"]["input"]["kernel"]
     (k, n), (bk, bn) = kernel.shape, config.block_shape
-    # With scope "column" it is the blocks of one column that are counted.
+    # With scope "column" this counts the blocks of one column.
     total = k // bk if config.gate_scope == "column" else (k // bk) * (n // bn)
     left = len(names) * (total - num_kept_blocks(total, config.sparsity))
     loss_of = _calibration_loss(language_model(replace(config, sparsities=None)), params, jnp.asarray(tokens))

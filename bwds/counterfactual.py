@@ -47,16 +47,16 @@ def apply_choosing(
 
     Args:
         params: as ``LanguageModel.init`` makes them.
-        tokens: [B, T].
-        carry: state before them.
+        tokens: ids [B, T], integers.
+        carry: state before them, as ``LanguageModel.init_carry`` makes it.
         config: of a dynamic model.
         choice: "own": the blocks with the largest scores. "hindsight": as many with the largest norm of what they add
-            to the product, ||g x_r w_rc||, where g is the gate's value but for the factor that all kept gates share.
-            It looks at one product at a time, not at the loss. Or, for every gated matrix by its name in
-            ``Info.usage``, the blocks themselves.
+            to the product, ||g x_r w_rc||, where g is the gate without the factor that all kept gates share. It looks
+            at one product at a time, not at the loss. Or the blocks themselves: for every gated matrix, by its name in
+            ``Info.usage``, a mask [B, T, R, C].
 
     Returns:
-        Logits [B, T, V], the state after, and the blocks that were kept, by name, [B, T, R, C].
+        Logits [B, T, V] in float32, the state after the tokens, and by name the masks of the kept blocks, [B, T, R, C].
 
     Raises:
         ValueError: the model has no gates, or ``choice`` names other matrices than its own.

@@ -221,7 +221,7 @@ def _require_names(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Non
     lacking = sorted(needed - arrays.keys())
     require(not lacking, f"it has no {', '.join(lacking)}, which a model of its configuration has.")
     if config.method == "dynamic" and config.gate_source == "norm":
-        # What ``decode_params`` adds.
+        # ``decode_params`` adds the norms of blocks.
         kernels = (name for name in needed if name.startswith("layer_") and name.endswith("/kernel"))
         needed |= {name.removesuffix("kernel") + "gate/norms" for name in kernels}
     others = sorted(arrays.keys() - needed)

@@ -20,7 +20,7 @@ from pallas_kernels.gated.low_rank import low_rank
 def init_gate(
     key: Array, num_features: Whole, num_blocks: Whole, rank: Whole | None = None, source: GateSource = "learned"
 ) -> dict[str, Array]:
-    """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs), like the linear layers of the paper's code.
+    """Parameters of the scores of one matrix (arXiv 2001.04686), uniform in ±1/sqrt(inputs) as in the paper's code.
 
     Example:
         ```python

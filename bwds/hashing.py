@@ -10,7 +10,7 @@ def hashed_scores(x: Float[Array, "*b K"], num_blocks: int) -> Float[Array, "*b 
 
     A single flipped sign changes all scores. Values are not hashed, so rounding, which differs between compilations,
     seldom matters: evaluations of the same text choose the same blocks. A feature that dropout sets to zero counts as
-    not positive, so in training with dropout every occurrence of a token chooses anew.
+    not positive, so in training with dropout every occurrence of a token has a choice of its own.
 
     Args:
         x: input [..., K].

@@ -141,7 +141,7 @@ def with_norms(params: Params, block_shape: tuple[int, int]) -> Params:
 
 
 def without_norms(params: Params) -> Params:
-    """One map's parameters without norms, for a kernel that will change: its norms must be computed anew."""
+    """One map's parameters without norms, for a kernel that will change: its norms must be computed again."""
     return {**params, "gate": {}} if "norms" in params.get("gate", {}) else params
 
 

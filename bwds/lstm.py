@@ -56,7 +56,7 @@ class LSTMCarry(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """Of every step, [T, ...]: inputs of the recurrent product, what its gate decided, activations, cell states."""
+    """Values of every step, [T, ...]: inputs of the recurrent product, decisions of its gate, activations, cells."""
 
     h: Array
     gating: Gating | None

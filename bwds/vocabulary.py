@@ -41,12 +41,12 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.words:
-            raise ValueError("The vocabulary is empty; it needs at least one word.")
+            raise ValueError("The vocabulary is empty; it needs at least one token.")
         if len(self._ids) < len(self.words):
             place, word = next((i, w) for i, w in enumerate(self.words) if self._ids[w] != i)
             raise ValueError(
                 f"The vocabulary has the word {word!r} twice, as ids {place} and {self._ids[word]}; "
-                "every word has exactly one id."
+                "every token has exactly one id."
             )
 
     @cached_property

@@ -37,7 +37,7 @@ def parsed(parse: Callable[[], T]) -> T:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # Without colours, and without the line that points to --help, which ``run`` prints for all.
+        # Colours are removed, and so is the line that points to --help, which ``run`` prints for all errors.
         text = re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", printed.getvalue())
         # Where the terminal takes ASCII only, the box is drawn in ASCII.
         parts = [" ".join(part.split()) for part in re.split(r"[╭╮╰╯─]{2,}|-{20,}", text.replace("│", " "))]
@@ -134,5 +134,5 @@ def _python() -> str:
 
 
 def _same_file(one: str | None, other: str) -> bool:
-    # Not resolved: the python of a virtual environment is a link, and the link is what matters.
+    # Links are not resolved: the python of a virtual environment is a link to one outside of it.
     return one is not None and Path(one).absolute() == Path(other).absolute()

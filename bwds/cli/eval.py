@@ -66,7 +66,7 @@ class Options:
     export: str | None = None
     """Writes the model into this file instead of evaluating."""
     generate: str | None = None
-    """Writes text that begins with these words instead of evaluating."""
+    """Writes text that begins with this prompt instead of evaluating."""
     words: int = 50
     """With --generate: how many tokens to write, which are words unless --data.tokens of the run says otherwise."""
     temperature: float = 0.8
@@ -219,7 +219,7 @@ def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -
     known = info.get("splits_sha256", {}).get(split)
     same = not moved if known is None else known == text
     unknown, tokens = result["unknown_words"], result["tokens"]
-    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown words and count as <unk>"
+    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown and count as <unk>"
     if known is not None and not same:
         tell(f"warning: this {split} text is not the run's (SHA-256 {text[:12]}, the run's {known[:12]}); {lacking}.")
     elif not same and unknown:

@@ -140,7 +140,7 @@ class Asked(NamedTuple):
 
 
 def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
-    """What the arguments ask for. Raises ``ValueError``."""
+    """The run that the arguments describe. Raises ``ValueError`` for a mistake in them."""
     require(
         not any(argument.replace("_", "-").startswith("--train.start-sha256") for argument in arguments),
         "--train.start-sha256 is no option: it is the digest of what --start-from names.",

@@ -101,7 +101,7 @@ class _Recurrent(nnx.Module):
             raise ValueError(
                 f"x has shape {x.shape}; it must be [B, T, {config.hidden_size}] with at least one time step."
             )
-        # Not by ``init_carry``: under ``nnx.tabulate`` a public method called by another gets a traced number.
+        # Not by ``init_carry``, because under ``nnx.tabulate`` a public method that another calls gets traced numbers.
         zeros = self._init_carry(x.shape[0], config)
         carry = zeros if carry is None else fitting_state("carry", carry, zeros)
         params = fitting(self.params, _layer_shapes(self._init, config), config)

@@ -63,7 +63,7 @@ def extend(workdir: Path, config: Config, vocabulary: Vocabulary, text: str) -> 
         if optim.name == "adamw"
         else f"as planned, {rate:.3g} times what plateaus have left of it"
     )
-    # The summary is renamed first: without it the run of the old length is unfinished, and its command makes it anew.
+    # The summary is renamed first: without it the run of the old length is unfinished, and its command writes it again.
     (workdir / SUMMARY_FILE).rename(workdir / f"summary_{planned}.json")
     write_text(workdir / CONFIG_FILE, config.to_json())
     tell(f"The run of {planned:,} steps goes on to step {steps:,}. Learning rate: {how}.")

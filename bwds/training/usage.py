@@ -54,7 +54,7 @@ class MatrixUsage(NamedTuple):
 
 
 class TextUsage(NamedTuple):
-    """What ``measure_usage`` found: tokens, loss in nats per token by choice of blocks, and usage by matrix."""
+    """The result of ``measure_usage``: tokens, loss in nats per token by choice of blocks, and usage by matrix."""
 
     tokens: int
     losses: dict[str, float]
@@ -80,7 +80,7 @@ def measure_usage(
         own            those with the largest scores: the model as it is.
         most frequent  in every matrix the same blocks for all inputs: those that most inputs of this text kept.
         other token    those that the model chose for another token of the same window. The same token stands in for
-                       all matrices. The pairs are drawn anew for every window; each token stands in for exactly one.
+                       all matrices. New pairs are drawn for every window; each token stands in for exactly one.
         step before    those that the model chose for the token before; for the first of a text its own.
         hindsight      those that add the vectors of largest norm to the product: ``apply_choosing`` has the equation.
 

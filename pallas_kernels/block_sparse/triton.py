@@ -44,7 +44,7 @@ PROGRAMS = 132
 FEW_ROWS = 16
 """Up to this many rows a product is bound by the bytes of ``w``."""
 FEW_ROWS_PROGRAMS = 6 * PROGRAMS
-"""So many programs keep enough reads under way, and no program has to wait for the fullest column."""
+"""This many programs keep enough reads under way, and none has to wait for the fullest column."""
 SMALLEST_BLOCK = 16
 """Rows and columns of the smallest tensor-core product."""
 MOST_SPLITS = 8

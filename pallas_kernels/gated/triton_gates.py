@@ -72,7 +72,7 @@ def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpr
 
 
 def _warps(scores: int) -> int:
-    """As few as can hold the scores in registers: fewer warps wait less for each other at every count."""
+    """The fewest warps whose registers hold the scores: fewer warps wait less for each other at every count."""
     return min(16 if scores > 8192 else 8, max(1, scores // 256))
 
 

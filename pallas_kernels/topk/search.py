@@ -146,7 +146,7 @@ def _packed_loop(is_open, step, state):
 
 
 def search_in_kernel(scores, k, n: int, extremes: Extremes | None = None):
-    """What a kernel does: an int32 mask of the ``k`` largest among the first ``n`` of every row; see ``search``."""
+    """The body of a kernel: an int32 mask of the ``k`` largest among the first ``n`` of every row; see ``search``."""
     index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     # The padding of a row sorts after everything, also after equals.
     keys = jnp.where(index < n, sortable(scores), LOWEST)
@@ -241,7 +241,7 @@ def _interpolate(low, high, excess, over_low, over_high, loop):
         middle = jnp.where(step == 7, (low & high) + ((low ^ high) >> 1), jnp.clip(between, low + 1, high - 1))
         over = excess(middle)
         reached, open_ = over >= 0, low + 1 < high
-        # Not a choice between two numbers of Python, which has 64 bits under jax_enable_x64.
+        # Arithmetic on int32, because a choice between two numbers of Python has 64 bits under jax_enable_x64.
         new_side = 2 * reached.astype(jnp.int32) - 1
         again = side == new_side
         over = over.astype(jnp.float32)
