@@ -10,8 +10,8 @@ the last checkpoint, eval_<split>_<digest>.json for another text than the run's,
 --sparsity. With several sparsities it prints a table and writes eval_<split>_sparsities.json. It reads only the file of
 the split, in the tokens of the run. No token is dropped: each counts once, and state runs on through the split.
 
-With --generate it prints text, and with --export it writes the model into one file, which bwds.load_model reads without
-the packages that training needs. Both evaluate nothing.
+With --generate it prints text and evaluates nothing. With --export it writes the model into one file, which
+bwds.load_model reads without the packages that training needs, and evaluates nothing.
 """
 
 import dataclasses
