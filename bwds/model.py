@@ -75,8 +75,7 @@ class LanguageModel(NamedTuple):
             ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
             A ``ValueError`` names the argument that does not fit the configuration. Token ids outside of the
             vocabulary are refused in arrays of NumPy, and clipped to it in arrays of JAX.
-        init_carry: ``init_carry(batch) -> carry``, float32 zeros: a tuple with an ``LSTMCarry`` or ``QRNNCarry`` for
-            each layer.
+        init_carry: ``init_carry(batch) -> carry``: float32 zeros, an ``LSTMCarry`` or ``QRNNCarry`` for each layer.
     """
 
     init: Callable[[Array], Params]
@@ -96,9 +95,8 @@ def language_model(config: ModelConfig) -> LanguageModel:
     """The model of a configuration: LSTM or QRNN layers, dense or block-wise dynamically sparse (arXiv 2001.04686).
 
     Pruned and static-block models compute as dense ones, with zeros among the weights. A static-block model has its
-    zeros from the start; ``bwds.training.pruning`` keeps weights at zero in training.
-
-    Equal configurations give one and the same model, so that its compiled programs are used again.
+    zeros from the start; ``bwds.training.pruning`` keeps weights at zero in training. Equal configurations give one and
+    the same model, so that its compiled programs are used again.
 
     Example:
         ```python
@@ -278,7 +276,6 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
     Raises:
         ValueError: ``params`` are not those of a model of this configuration.
     """
-
     require_config(config)
     params = fitting(params, parameter_shapes(config), config)
     if config.gate_source == "norm":
