@@ -1,16 +1,16 @@
-"""Evaluates a trained model on a split, or lets it write; ``bwds eval`` and ``bwds generate`` are the same.
+"""Evaluates a trained model on a split, or lets it write; ``bwds eval`` is the same.
 
     python eval.py --workdir DIR [--split test] [--checkpoint best]
     python eval.py --workdir DIR --generate "some words" [--words 50]
     python eval.py --help
 
-The story, and where each part of it is told:
+The steps of an evaluation, and the files that do them:
 
     the options name a run and what to do with it                 bwds/cli/eval.py
     its folder gives configuration, vocabulary and parameters     bwds/training/trained.py
-    a split becomes token ids, in the run's vocabulary            bwds/data/corpus.py, bwds/data/tokens.py
+    a split becomes token ids, in the run's vocabulary            bwds/data/corpus.py, bwds/tokens.py
     state runs on through the split, and every token counts once  bwds/data/batches.py, bwds/training/evaluation.py
-    or a prompt is continued, token after token                   bwds/cli/generate.py, bwds/generate.py
+    or a prompt is continued, token after token                   bwds/generate.py, bwds/sampling.py
 """
 
 import sys

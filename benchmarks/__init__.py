@@ -1,4 +1,4 @@
-"""What is measured: times, perplexities, programs for TPU slices, and the pages of docs/ that are made of them."""
+"""Measurements of times, perplexities and programs for TPU slices, and the pages of docs/ that are made of them."""
 
 from pathlib import Path
 

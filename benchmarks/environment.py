@@ -35,8 +35,8 @@ def revision() -> dict[str, Any]:
     Changes of results, and of the pages made of them, do not count. In a copy without a repository, the variable
     ``BWDS_REVISION`` may name the commit.
     """
-    if told := os.environ.get("BWDS_REVISION"):
-        return {"revision": told, "modified": False}
+    if named := os.environ.get("BWDS_REVISION"):
+        return {"revision": named, "modified": False}
     paths = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
     try:
         # This comes first: a copy may lie inside another repository, which does not track it.
@@ -52,7 +52,7 @@ def _git(*words: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions, revision and command: what anyone needs to run it again."""
+    """Device, versions, revision and command: all that is needed to run it again."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def cuda() -> dict[str, str]:
-    """Versions of CUDA as JAX's client names it, and of the packages of JAX, cuDNN and cuBLAS that are installed."""
+    """Versions of CUDA, as JAX's client names it, and of the installed packages of JAX, cuDNN and cuBLAS."""
     found = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
     packages = {name: v for name, v in found.items() if name.startswith(("jax-cuda", "nvidia-cudnn", "nvidia-cublas"))}
     return {"cuda": get_backend().platform_version, **dict(sorted(packages.items()))}

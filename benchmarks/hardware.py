@@ -1,4 +1,4 @@
-"""What a machine has to tell about bwds: the command ``python benchmarks/hardware.py``; see ``measure.hardware``."""
+"""Measures bwds on a machine: the command ``python benchmarks/hardware.py``, see ``measure.hardware``."""
 
 import sys
 from pathlib import Path

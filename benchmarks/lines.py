@@ -9,7 +9,7 @@ from bwds.timing import Timing
 
 
 def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
-    """Median and quartiles of each call, as they are written down."""
+    """Median and quartiles of each call as fields of a raw line, in microseconds ("us") or milliseconds ("ms")."""
     scale = {"us": 1e6, "ms": 1e3}[unit]
     medians = {f"{name}_{unit}": t.median * scale for name, t in times.items()}
     return medians | {f"{name}_quartiles_{unit}": [float(f"{q * scale:.5g}") for q in t] for name, t in times.items()}

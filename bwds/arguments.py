@@ -1,6 +1,7 @@
-"""What functions are given, compared with what a configuration needs: parameters, carries, tokens, numbers.
+"""Checks of arguments against a configuration: parameters, carries, tokens, numbers.
 
-All is told from types and shapes, when a function is traced; numbers only where they lie in the memory of Python.
+The checks look at types and shapes, so they also work while a function is traced. They look at values only of what is
+not on a device: numbers of Python and arrays of NumPy.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ def require_config(config: Any) -> None:
 
 
 def require_key(name: str, key: Any) -> None:
-    """One key of the new style, or of the old one, which is an array of uint32."""
+    """Raises ``ValueError`` unless ``key`` is one key: a typed one, or an old-style array of uint32."""
     right = isinstance(key, jax.Array | np.ndarray) and (
         key.shape == () if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.ndim == 1 and key.dtype == np.uint32
     )
@@ -36,7 +37,7 @@ def require_key(name: str, key: Any) -> None:
 
 
 def batch_size(batch: Any, minimum: int = 1) -> Any:
-    """The number of streams as Python's; that of a program exported for any batch stays a symbol."""
+    """The number of streams as an int; in a program exported for any batch it stays a symbol."""
     if jax.export.is_symbolic_dim(batch):
         return batch
     number = known_number("batch", batch, whole=True)
@@ -45,7 +46,7 @@ def batch_size(batch: Any, minimum: int = 1) -> Any:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """An array of JAX, from NumPy's or a variable of Flax; ``ValueError`` for anything else."""
+    """An array of JAX, made from one of NumPy or a Flax variable if need be; ``ValueError`` for anything else."""
     if isinstance(value, jax.Array):
         return value
     array_like = isinstance(value, np.ndarray | np.generic) or hasattr(value, "__jax_array__")
@@ -56,18 +57,21 @@ def as_array(name: str, value: Any) -> Array:
 def plain(name: str, params: Any) -> dict[str, Any]:
     """Nested dicts of arrays from any mappings, such as a FrozenDict, an ``nnx.State`` or an ``nnx.Dict``."""
     require(isinstance(params, Mapping), f"{name} is a {type(params).__name__}; it must be a dict of arrays.")
-    # ``nnx.tabulate`` wraps methods, so that none, as ``items``, can be called by another, and adds a private entry.
+    # ``nnx.tabulate`` adds a private entry, and wraps methods so that none can call another: ``items`` would fail.
     entries = {key: (f"{name}[{key!r}]", params[key]) for key in params if not str(key).startswith("_")}
     return {key: (plain if isinstance(entry[1], Mapping) else as_array)(*entry) for key, entry in entries.items()}
 
 
 def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
-    """The parameters as nested dicts; ``ValueError``, naming what differs, unless they have these names and shapes.
+    """The parameters as nested dicts, checked for their names and shapes.
 
     Args:
         params: any mappings. Kernels with a gate may be block-major, and arrays spread along ``model``.
-        shapes: nested dicts of what has the shapes that are wanted, as ``jax.eval_shape`` gives it.
-        config: the model's: for the layout, and for the sentence.
+        shapes: nested dicts of the shapes that are wanted, as ``jax.eval_shape`` gives them.
+        config: the model's; it gives the block shape, and the options that the error names.
+
+    Raises:
+        ValueError: names or shapes differ; the message says where.
     """
 
     def refuse(held: str, path: str, needed: str) -> None:
@@ -99,7 +103,7 @@ def fitting(params: Any, shapes: Tree, config: ModelConfig) -> dict[str, Any]:
 
 
 def _norms_shape(shape: tuple[int, ...], config: ModelConfig) -> Tree:
-    """What ``decode_params`` adds to a gate without parameters, of a kernel of this shape."""
+    """The shape of the norms that ``decode_params`` adds to the gate of a kernel of this shape; empty: it adds none."""
     if config.gate_source != "norm":
         return {}
     (k, n), (bk, bn) = shape, config.block_shape
@@ -107,7 +111,7 @@ def _norms_shape(shape: tuple[int, ...], config: ModelConfig) -> Tree:
 
 
 def _deciding(path: str) -> tuple[str, ...]:
-    """The options that decide whether there is such a parameter, and its shape."""
+    """The options that decide whether a model has the parameter, and its shape."""
     if path == "embedding":
         return "vocab_size", "hidden_size"
     if path.startswith("softmax"):
@@ -123,7 +127,7 @@ def _fits(array: Array, shape: tuple[int, ...], block: tuple[int, int] | None) -
         shape = (n // bn, k // bk, bk, bn)
     if array.shape == shape:
         return True
-    # Under ``shard_map`` a device has its share of the columns, or of the words.
+    # Under ``shard_map`` a device has its share of the columns, or of the tokens of the vocabulary.
     parts = lax.axis_size(MODEL) if MODEL in axes_of(array) else 1
     shares = [(*shape[:i], size // parts, *shape[i + 1 :]) for i, size in enumerate(shape) if size % parts == 0]
     return array.shape in shares
@@ -145,9 +149,9 @@ def fitting_state(name: str, state: Any, wanted: Any) -> Any:
 
 
 def fitting_tokens(name: str, tokens: Any, vocab_size: int) -> Array:
-    """Tokens as int32; ``ValueError`` for ids outside of the vocabulary that lie in the memory of Python.
+    """Token ids as int32; ``ValueError`` where those of NumPy or Python lie outside of the vocabulary.
 
-    Any others are taken as the nearest token: to look at them would wait for the device.
+    Ids in arrays of JAX are clipped to the vocabulary instead, because checking them would wait for the device.
     """
     ids = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     whole = jnp.issubdtype(ids.dtype, jnp.integer)
@@ -156,9 +160,9 @@ def fitting_tokens(name: str, tokens: Any, vocab_size: int) -> Array:
         low, high = int(ids.min(initial=0)), int(ids.max(initial=0))
         require(
             low >= 0 and high < vocab_size,
-            f"{name} go from {low} to {high}; the ids of {vocab_size} words go from 0 to {vocab_size - 1}.",
+            f"{name} go from {low} to {high}; the ids of {vocab_size} tokens go from 0 to {vocab_size - 1}.",
         )
         return jnp.asarray(ids.astype(np.int32))
-    # First into a type that holds the largest id, then into the range.
+    # A narrow type cannot hold the largest id, so ids are widened before they are clipped.
     ids = ids.astype(jnp.int32) if ids.dtype.itemsize < 4 else ids
     return jnp.clip(ids, 0, vocab_size - 1).astype(jnp.int32)

@@ -1,8 +1,9 @@
 """How the blocks that a model keeps are shared out among its matrices.
 
-A configuration has one sparsity for the model. Where matrices differ in how much they can do without, each has one of
-its own (``ModelConfig.sparsities``), and the model's is their mean: all these matrices have one shape. For another
-sparsity S of the model than the mean m of theirs, that of a matrix, b, is moved towards 0 or towards 1,
+A configuration has one sparsity for the model. Some matrices can do without more of their blocks than others, so each
+may have a sparsity of its own (``ModelConfig.sparsities``). The model's sparsity is then their mean, because all these
+matrices have one shape. If the model runs at another sparsity S than the mean m of the matrices, the sparsity b of each
+matrix is moved towards 0 or towards 1,
 
     b S / m                          where S <= m
     1 - (1 - b) (1 - S) / (1 - m)    where S > m
@@ -22,16 +23,17 @@ from bwds.config import ModelConfig
 
 
 def matrix_sparsity(config: ModelConfig, name: str, sparsity: Any = None) -> Any:
-    """The sparsity of one matrix, a number of Python or, for an array, an array.
+    """The sparsity of one matrix: a number of Python, or an array if ``sparsity`` is one.
 
     Args:
         config: the model's.
         name: of the matrix, as in ``config.matrices``.
-        sparsity: replaces the configuration's. One of the model, static or traced, or a mapping with one for each
-            matrix by name.
+        sparsity: that of the model, static or traced, or a mapping from the name of each matrix to its own; None: the
+            configuration's.
 
     Raises:
-        ValueError: a mapping lacks the matrix, or has one that the model has not; a static sparsity is outside [0, 1).
+        ValueError: the names of a mapping are not those of the matrices, or the configuration has ``sparsities`` and a
+            static sparsity is outside [0, 1).
     """
     if isinstance(sparsity, Mapping):
         require(
@@ -58,14 +60,20 @@ def matrix_sparsity(config: ModelConfig, name: str, sparsity: Any = None) -> Any
 
 
 def layer_sparsities(config: ModelConfig, layer: int, sparsity: Any = None) -> dict[str, Any]:
-    """The sparsities of one layer's matrices by the names that they have within it, as layers take them."""
+    """The sparsities of one layer's matrices, by their names within the layer ("input", "hidden")."""
     own = f"layer_{layer}/"
     names = [name for name in config.matrices if name.startswith(own)]
     return {name.removeprefix(own): matrix_sparsity(config, name, sparsity) for name in names}
 
 
 def product_sparsity(config: ModelConfig, product: str, sparsity: Any = None) -> Any:
-    """What a layer is given for one of its products: ``layer_sparsities``, one number for all, or None."""
+    """The sparsity of one product of a layer.
+
+    Args:
+        config: the model's.
+        product: "input" or "hidden".
+        sparsity: as ``layer_sparsities`` gives it, or one number for all products; None: the configuration's.
+    """
     if isinstance(sparsity, Mapping):
         return sparsity[product]
     return config.sparsity if sparsity is None else sparsity

@@ -1,4 +1,4 @@
-"""What a model is, in a few lines for people: the card of a one-file model."""
+"""The card of a model: a few lines for people that say what it is."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from bwds.cost import cost
 
 
 def model_card(config: ModelConfig, params: Tree, facts: Sequence[str] = ()) -> str:
-    """A text in Markdown: method, sparsity, sizes and cost, and below them what else is known.
+    """A text in Markdown: method, sparsity, sizes and cost, and below them the ``facts``.
 
     Args:
         config: the model's.
         params: its parameters, or their shapes.
-        facts: one line each, such as what it was trained on and its perplexities.
+        facts: one line each, such as the training text and perplexities.
     """
     share = cost(config).relative
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

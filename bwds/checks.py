@@ -1,4 +1,4 @@
-"""Refusals of values in one sentence, as ``ValueError``."""
+"""Checks that refuse a value with a ``ValueError`` of one sentence: the value, the limit and the way out."""
 
 import math
 import numbers
@@ -19,7 +19,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def python_number(value: Any) -> Any:
-    """A scalar of NumPy or JAX as the number of Python; anything else, and what is traced, as it is."""
+    """A scalar of NumPy or JAX as a number of Python; anything else, a traced scalar too, is returned as it is."""
     if not isinstance(value, _ARRAYS) or isinstance(value, jax.core.Tracer) or value.shape != ():
         return value
     # A key of JAX is an array too.
@@ -33,7 +33,7 @@ def shown(value: Any) -> str:
 
 
 def require_number(name: str, value: Any, *, whole: bool = False) -> None:
-    """Raises ``ValueError`` unless it is one real or whole number, of Python, NumPy or JAX, traced or not."""
+    """Raises ``ValueError`` unless ``value`` is one real or whole number, of Python, NumPy or JAX, traced or not."""
     value = python_number(value)
     if isinstance(value, jax.core.Tracer):
         kinds = (jnp.integer,) if whole else (jnp.integer, jnp.floating)
@@ -44,21 +44,21 @@ def require_number(name: str, value: Any, *, whole: bool = False) -> None:
 
 
 def known_number(name: str, value: Any, *, whole: bool = False) -> Any:
-    """The same as a number of Python; ``ValueError`` also if it is traced, where it decides about shapes."""
+    """The number of ``require_number`` as one of Python; ``ValueError`` also if it is traced."""
     require_number(name, value, whole=whole)
     require(not isinstance(value, jax.core.Tracer), f"{name} is traced; it must be known when the program is compiled.")
     return python_number(value)
 
 
 def count(name: str, value: Any) -> int:
-    """A known whole number, at least 1, as Python's."""
+    """A whole number, at least 1 and not traced, as an int; ``ValueError`` for anything else."""
     number = int(known_number(name, value, whole=True))
     require_at_least(1, **{name: number})
     return number
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:
-    """Two of them."""
+    """Two numbers as ``count`` takes them."""
     require(isinstance(value, tuple | list) and len(value) == 2, f"{name} is {shown(value)}; it must be two numbers.")
     return count(f"{name}[0]", value[0]), count(f"{name}[1]", value[1])
 
@@ -74,10 +74,10 @@ def check_sparsity(sparsity: Any) -> None:
 
 
 def require_types(config: Any) -> None:
-    """Checks the fields of a frozen dataclass by their annotations, and makes their numbers Python's own.
+    """Checks the fields of a frozen dataclass by their annotations, and turns their numbers into Python's own.
 
-    A whole number may stand for a float, and NumPy's and JAX's numbers for Python's. Choices are left to
-    ``require_choice``.
+    A whole number may stand for a float, and a number of NumPy or JAX for one of Python. ``require_choice`` checks the
+    fields that are choices.
     """
     for name, annotation in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -105,7 +105,10 @@ def require_choice(name: str, value: Any, choices: Any) -> None:
 
 
 def require_at_least(minimum: float, **values: float) -> None:
-    """Also refuses what is not finite, and whole numbers that a 32-bit counter or array size cannot hold."""
+    """Raises ``ValueError`` for a value below ``minimum``, one that is not finite, or a whole number of 2**31 or more.
+
+    Counters and array sizes of 32 bits cannot hold larger whole numbers.
+    """
     for name, value in values.items():
         require(minimum <= value, f"{name} is {value}; it must be at least {minimum}.")
         require(value < math.inf, f"{name} is {value}; it must be finite.")
@@ -122,7 +125,10 @@ def require_rates(**values: float | None) -> None:
 
 
 def require_gate_options(source: str, rank: Any, normalization: str = "mean", activation: str = "linear") -> None:
-    """Raises ``ValueError`` if options of a gate have no meaning together: the norm of a block is no projection."""
+    """Raises ``ValueError`` if options of a gate have no meaning together.
+
+    The source "norm" has no projection, so no rank, and its gates are one, so no normalization.
+    """
     if source != "norm":
         require_scaling(activation, normalization)
         return
@@ -137,7 +143,7 @@ def require_gate_options(source: str, rank: Any, normalization: str = "mean", ac
 
 
 def require_scaling(activation: str, normalization: str) -> None:
-    """Raises ``ValueError`` for an activation that is nothing without its divisor."""
+    """Raises ``ValueError`` for "softmax" without normalization: its divisor is part of it."""
     require(
         (activation, normalization) != ("softmax", "none"),
         "normalization is 'none' and the activation 'softmax'; exponentials have no bound until they are divided by "
@@ -146,7 +152,7 @@ def require_scaling(activation: str, normalization: str) -> None:
 
 
 def fitting_sparsities(given: Any, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    """Pairs of a matrix and its sparsity, in the order of ``names``; ``ValueError`` unless each name has one."""
+    """Pairs of a matrix's name and its sparsity, in the order of ``names``; ``ValueError`` unless each has one."""
     pairs = given if isinstance(given, tuple | list) else ()
     right = all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs)
     found = {name: python_number(sparsity) for name, sparsity in pairs} if right else {}

@@ -2,7 +2,7 @@
 
 Rows of the batch are sharded over the axis ``data``. Columns of the large matrices, and tokens of the vocabulary, are
 sharded over ``model``; all else is replicated there. A value's type says over which axes it varies, so these functions
-need not be told. They change nothing outside of ``shard_map``, and where an axis is not used.
+take no argument for that. They change nothing outside of ``shard_map``, and where an axis is not used.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ DATA, MODEL = "data", "model"
 
 
 def global_rows(x: Float[Array, "B ..."]) -> Int32[Array, " B"]:
-    """The places of the rows of ``x`` in the batch of all devices."""
+    """The indices that the rows of ``x`` have in the batch of all devices."""
     rows = jnp.arange(x.shape[0], dtype=jnp.int32)
     return rows + lax.axis_index(DATA) * x.shape[0] if DATA in axes_of(x) else rows
 
@@ -67,11 +67,11 @@ def pmean(tree: Any, axis: str = DATA) -> Any:
 
 
 def pmean_scatter(tree: Any, specs: Any) -> Any:
-    """Means over ``data``; an array that shall be sharded over ``data`` is reduced and scattered (``psum_scatter``).
+    """Means over ``data``; an array that is to be sharded over ``data`` is reduced and scattered (``psum_scatter``).
 
     Args:
         tree: arrays.
-        specs: the sharding that each array shall have.
+        specs: the sharding that each array is to have.
     """
     leaves, structure = jax.tree.flatten(tree)
     specs = structure.flatten_up_to(specs)

@@ -38,12 +38,17 @@ Implementation = Literal["reference", "xla", "mosaic_tpu", "triton"]
 class ModelConfig:
     """A recurrent language model whose large products are dense, statically or block-wise dynamically sparse.
 
+    The dynamic method is that of Hadifar et al. (arXiv 2001.04686).
+
     Example:
         ```python
         config = bwds.ModelConfig(hidden_size=256, block_size=32, sparsity=0.75, gate_activation="softplus")
         model = bwds.language_model(config)
         print(f"{bwds.cost(config).relative:.0%} of the multiply-adds of the dense model")
         ```
+
+    Raises:
+        ValueError: an option has a wrong type, is unknown or out of range, or options have no meaning together.
     """
 
     vocab_size: int = 10_000
@@ -137,7 +142,7 @@ class ModelConfig:
         if self.method == "dynamic":
             require_gate_options(self.gate_source, self.gate_rank, self.gate_normalization, self.gate_activation)
         if self.method == "dynamic" and self.sparsities is not None:
-            # As tuples, in one order: configurations are compared, and are keys of caches.
+            # Tuples in one order, because configurations are compared and are keys of caches.
             object.__setattr__(self, "sparsities", fitting_sparsities(self.sparsities, self.matrices))
         if self.method == "static-block":
             diagonal_groups(self.hidden_size // self.block_size, self.sparsity)
@@ -179,6 +184,9 @@ class Config:
         config = bwds.Config(model=model, data=bwds.DataConfig(dataset="ptb"))
         assert bwds.Config.from_json(config.to_json()) == config
         ```
+
+    Raises:
+        ValueError: the schedule or the range of the sparsity does not fit the method.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -223,7 +231,7 @@ class Config:
         return schedule == "cubic" and self.model.method != "dense"
 
     def to_json(self) -> str:
-        """JSON text, one object a section, from which ``from_json`` makes an equal configuration."""
+        """JSON text with one object per section, from which ``from_json`` makes an equal configuration."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @staticmethod
@@ -232,7 +240,7 @@ class Config:
 
         Raises:
             ValueError: not JSON, an unknown or missing section, an unknown option, or a value of a wrong type or out of
-                range. An option that is missing has its default, as it had before there was one.
+                range. A missing option gets its default: the text may be older than the option.
         """
         sections = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
         raw = parse_json(text)
@@ -249,7 +257,7 @@ _RENAMED = {"slowness_penalty": "temporal_activation_penalty"}
 
 
 def parse_json(text: str) -> Any:
-    """What the text of a configuration holds; ``ValueError`` for what is no JSON."""
+    """The value that the JSON text of a configuration holds; ``ValueError`` if it is no JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -260,8 +268,8 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     """A section of a configuration from the object of JSON that ``dataclasses.asdict`` made of it.
 
     Raises:
-        ValueError: no object, an unknown option, or a value of a wrong type or out of range. An option that is missing
-            has its default, as it had before there was one.
+        ValueError: no object, an unknown option, or a value of a wrong type or out of range. A missing option gets its
+            default: the text may be older than the option.
     """
     require(isinstance(raw, dict), f"Section {name!r} of the configuration is not an object.")
     raw = {_RENAMED.get(option, option): value for option, value in raw.items()}
@@ -269,7 +277,7 @@ def section_of(name: str, section: Callable[..., Section], raw: Any) -> Section:
     names = ", ".join(ascii(key)[1:-1] for key in unknown)
     require(not unknown, f"Section {name!r} of the configuration has unknown options: {names}.")
     try:
-        # What JSON has as a list is a tuple here.
+        # JSON has lists where a configuration has tuples.
         return section(**{option: _tuples(value) for option, value in raw.items()})
     except ValueError as error:
         raise ValueError(f"Section {name!r} of the configuration: {error}") from error

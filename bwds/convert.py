@@ -3,7 +3,8 @@
 A dense model has no gate, so blocks compete by ||x_r|| ||w_rc|| (``bwds.norms``). Two things make that choice lose
 less; both are decided on calibration text, and neither costs a multiply-add of the model:
 
-- units that are active together are put into one block (``bwds.permutation``), so that blocks differ for an input;
+- units that are active together are put into one block (``bwds.permutation``), so that for any one input some blocks
+  matter much more than others;
 - matrices that can do without more of their blocks get a smaller share of all that are kept (``bwds.budgets``).
 """
 
@@ -49,6 +50,8 @@ def convert(
 ) -> tuple[Params, ModelConfig]:
     """A dynamic model, with ``gate_source="norm"``, from a dense one.
 
+    The score of a block is ||x_r|| * ||w_rc||_F, and kept gates are one, so there is nothing to train.
+
     Example:
         ```python
         params, config = bwds.convert(params, config, sparsity=0.5, tokens=tokens)
@@ -56,13 +59,13 @@ def convert(
         logits, carry, info = lm.apply(params, tokens, lm.init_carry(len(tokens)))
         ```
 
-    At sparsity 0 it computes what the dense model does, up to rounding. Do not give it states of the dense model: their
+    At sparsity 0 it computes what the dense model does, up to rounding. Do not give it a carry of the dense model: its
     units have another order.
 
     Args:
         params: of a model of method "dense", or of one that computes as it does, "magnitude" or "static-block".
         config: the model's.
-        sparsity: fraction of all blocks omitted, in [0, 1). As many blocks are kept as with equal shares.
+        sparsity: fraction of all blocks omitted, in [0, 1). ``budgets`` do not change how many blocks are kept in all.
         tokens: calibration text, int32 [B, T] with T at least 2, in B streams; some thousands of tokens.
         block_size: rows and columns of a block; None: the configuration's.
         group: put units that are active together into one block.
@@ -126,7 +129,7 @@ def layer_inputs(params: Params, config: ModelConfig, tokens: Int32[Array, "B T"
 
 
 def _readers(params: Params, config: ModelConfig, place: int) -> list[Float[np.ndarray, "H N"]]:
-    """The gated matrices that read the embedding (place 0) or the layer before: one row a unit."""
+    """The gated matrices that read the embedding (place 0) or the output of layer place - 1: one row per unit."""
     h, read = config.hidden_size, []
     if place < config.num_layers:
         kernel = np.asarray(params[f"layer_{place}"]["input"]["kernel"])
@@ -142,13 +145,14 @@ def _orders(params: Params, config: ModelConfig, inputs: list[np.ndarray]) -> li
         weights = sum(np.square(kernel).sum(1) for kernel in _readers(params, config, place))
         orders.append(group_units(np.abs(x) * np.sqrt(weights), config.block_size))
     if config.tied_softmax:
-        # The last layer's units are the embedding's. An LSTM's recurrent product reads them, a QRNN's nothing gated.
+        # The last layer's units are the embedding's. A recurrent product of the LSTM reads them; in a QRNN no gated
+        # product does.
         orders[-1 if config.cell == "qrnn" else 0] = orders[0 if config.cell == "qrnn" else -1]
     return orders
 
 
 def _gated(params: Params) -> Params:
-    """The parameters with the gates of norms, which have none, in place."""
+    """The parameters with an empty gate beside each gated kernel: gates of norms have no parameters."""
 
     def visit(name: str, value: Any) -> Any:
         if name in ("input", "hidden"):
@@ -159,11 +163,11 @@ def _gated(params: Params) -> Params:
 
 
 def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -> ModelConfig:
-    """The configuration with a sparsity for each matrix, of the same mean, that suit the parameters on some text.
+    """The configuration with a sparsity for each matrix, found on a text; their mean is the configuration's sparsity.
 
-    All blocks are kept at first. A share of its blocks is taken from the matrix where the loss then rises least, again
-    and again until as many are left as equal shares leave. Losses rise faster the fewer blocks are left, so a matrix is
-    measured again only where its last measured rise is the smallest.
+    The search begins with all blocks. It takes a share of the blocks from the matrix where the loss then rises least,
+    until as many are left as equal shares would leave. The rise grows as blocks become fewer, so a matrix is measured
+    again only if its last measured rise is the smallest.
 
     Args:
         params: of the model, of method dynamic.
@@ -173,7 +177,7 @@ def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -
     names = config.matrices
     kernel = params["layer_0"]["input"]["kernel"]
     (k, n), (bk, bn) = kernel.shape, config.block_shape
-    # With scope "column" it is the blocks of one column that are counted.
+    # With scope "column" this counts the blocks of one column.
     total = k // bk if config.gate_scope == "column" else (k // bk) * (n // bn)
     left = len(names) * (total - num_kept_blocks(total, config.sparsity))
     loss_of = _calibration_loss(language_model(replace(config, sparsities=None)), params, jnp.asarray(tokens))
@@ -195,7 +199,7 @@ def share_blocks(params: Tree, config: ModelConfig, tokens: Int32[Any, "B T"]) -
             continue
         loss = after[name]
         omitted[name], left, after = omitted[name] + more, left - more, {}
-    # What rounding up leaves over of the sparsity is shared alike: their mean is the model's.
+    # Whole blocks miss the sparsity by a little. All matrices share that rest, so that their mean is the model's.
     rest = config.sparsity - sum(omitted.values()) / (total * len(names))
     return replace(config, sparsities=tuple((name, omitted[name] / total + rest) for name in names))
 

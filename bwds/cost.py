@@ -26,14 +26,14 @@ class Cost:
         ```
 
     Attributes:
-        gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash). Of norms, the
-            squares of the input and one product a block: those of the weight are known.
-        blocks: multiply-adds of the recurrent layers' weights that are used. For pruned and static-block models those
-            of the weights that remain at the end of training.
+        gates: multiply-adds of the gates' scores; none where these need no product (a bias, a hash). The source "norm"
+            costs the squares of the input and one product per block; the norms of the weight are computed once.
+        blocks: multiply-adds of the recurrent layers' weights that are used. For pruned and static-block models these
+            are the weights that remain at the end of training.
         softmax: multiply-adds of the softmax.
         dense: multiply-adds of the dense model of the same size, softmax included.
-        bytes_read: bytes of weights read at batch 1, gates, softmax and one embedding row included; of the norms of
-            blocks, those of all.
+        bytes_read: bytes of weights read at batch 1, gates, softmax and one embedding row included. With the source
+            "norm" the norms of all blocks are read.
         dense_bytes_read: the same for the dense model.
 
     Pruned and static-block models save multiply-adds on paper only: their products here are dense, so all weights are
@@ -97,7 +97,7 @@ def cost(config: ModelConfig | Config) -> Cost:
         # Embeddings stay float32, for decoding too.
         return width * multiply_adds + 4 * h
 
-    # Of norms nothing is read but themselves, float32 always; any other gate is a matrix, each number used once.
+    # A gate of norms reads only the norms, always in float32. Any other gate is a matrix that reads each number once.
     used = (0 if norms else gates) + (blocks if model.method == "dynamic" else dense)
     return Cost(
         gates=gates,

@@ -1,7 +1,7 @@
 """A dynamic model with other blocks than those its gate chooses: what the choice is worth. For evaluation alone.
 
-Only which blocks are kept is replaced. Scores, and the values of the kept gates that come of them, are the model's own
-for the input at hand: gates = a(scores of the blocks kept) * R * C / their sum, as ``gate_values`` has it.
+Only the choice of blocks is replaced. Scores, and the gates of the kept blocks, are the model's own for the input at
+hand: gates = a(scores of the blocks kept) * R * C / their sum, as in ``gate_values``.
 """
 
 import math
@@ -47,16 +47,16 @@ def apply_choosing(
 
     Args:
         params: as ``LanguageModel.init`` makes them.
-        tokens: [B, T].
-        carry: state before them.
+        tokens: ids [B, T], integers.
+        carry: state before them, as ``LanguageModel.init_carry`` makes it.
         config: of a dynamic model.
         choice: "own": the blocks with the largest scores. "hindsight": as many with the largest norm of what they add
-            to the product, ||g x_r w_rc||, where g is the gate's value but for the factor that all kept gates share.
-            It looks at one product at a time, not at the loss. Or, for every gated matrix by its name in
-            ``Info.usage``, the blocks themselves.
+            to the product, ||g x_r w_rc||, where g is the gate without the factor that all kept gates share. It looks
+            at one product at a time, not at the loss. Or the blocks themselves: for every gated matrix, by its name in
+            ``Info.usage``, a mask [B, T, R, C].
 
     Returns:
-        Logits [B, T, V], the state after, and the blocks that were kept, by name, [B, T, R, C].
+        Logits [B, T, V] in float32, the state after the tokens, and by name the masks of the kept blocks, [B, T, R, C].
 
     Raises:
         ValueError: the model has no gates, or ``choice`` names other matrices than its own.
@@ -101,7 +101,7 @@ def kept_of_each(config: ModelConfig, name: str, grid: tuple[int, int]) -> int:
 def most_used(usage: Float[Any, "R C"], config: ModelConfig, name: str) -> Bool[Array, "R C"]:
     """The static choice of a matrix: as many blocks as an input keeps, those that most inputs used.
 
-    Of every column as many if the gate's scope is that.
+    If the gate's scope is "column", these are as many of every column.
     """
     count = kept_count(usage.shape, matrix_sparsity(config, name), config.gate_scope)
     return select_blocks(jnp.asarray(usage, jnp.float32), num_kept=count, scope=config.gate_scope)
@@ -120,7 +120,7 @@ def chance_overlap(grid: tuple[int, int], num_kept: int, scope: Scope = "matrix"
     def log_choose(n: int, k: int) -> float:
         return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
-    # The number in common is hypergeometric in a group, and a sum of such over the columns.
+    # Of one group of n blocks, the number in common is hypergeometric; over all columns it is a sum of such numbers.
     common = np.zeros(num_kept + 1)
     for i in range(max(0, 2 * num_kept - n), num_kept + 1):
         log = log_choose(num_kept, i) + log_choose(n - num_kept, num_kept - i) - log_choose(n, num_kept)
@@ -173,7 +173,7 @@ def _added(options: GateOptions, x: Array, kernel: Array, scores: Array) -> Floa
 
 
 def _rule(choice: Choice | Kept) -> tuple[Choice, Kept]:
-    """By what blocks are chosen, and the blocks that are given instead."""
+    """The rule that chooses blocks, and the blocks that replace its choice, if any."""
     return (choice, {}) if isinstance(choice, str) else ("own", choice)
 
 

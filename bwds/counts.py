@@ -32,7 +32,7 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
 
     Args:
         num_blocks: a whole number, of Python, NumPy or JAX.
-        sparsity: the fraction of blocks omitted, a number of any of them that is not traced.
+        sparsity: the fraction of blocks omitted, a number of Python, NumPy or JAX that is not traced.
 
     Raises:
         ValueError: ``sparsity`` is outside [0, 1), or ``num_blocks`` is no whole number from 1 to 2**53.
@@ -46,7 +46,7 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
     if num_blocks > MOST_BLOCKS:
         # The error of the product is at most 2.3e-16 of num_blocks, that of a computed sparsity a few times that.
         return max(1, math.ceil((1.0 - omitted) * num_blocks - 1e-15 * num_blocks))
-    # A step more makes up for rounding, to float32 and to whole steps: three quarters of one at most.
+    # Rounding to float32 and to whole steps costs three quarters of a step at most; one more step makes up for it.
     steps = round(float(np.float32(omitted)) * STEPS) + 1
     return max(1, num_blocks - steps * num_blocks // STEPS)
 
@@ -54,7 +54,7 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
 def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") -> Count:
     """Blocks kept of a (R, C) grid, or of each of its columns, for a static or a traced float32 ``sparsity``.
 
-    The traced count is an int32, and by the same rule in 32 bits that of ``num_kept_blocks``.
+    A traced count is an int32. It follows the rule of ``num_kept_blocks`` in arithmetic of 32 bits.
     """
     num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
     require_number("sparsity", sparsity)

@@ -3,16 +3,14 @@
 import dataclasses
 import statistics
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bwds.config import ModelConfig
 from bwds.generate import greedy_rollout
+from bwds.linear import Params
 from bwds.model import LanguageModel, decode_params, language_model
-
-Params = dict[str, Any]
 
 
 def _seconds(lm: LanguageModel, params: Params, steps: int) -> float:
@@ -27,7 +25,7 @@ def decode_speed(lm: LanguageModel, params: Params, *, steps: int = 32, repeats:
 
     Args:
         lm: the model.
-        params: its parameters, best as ``decode_params`` lays them out.
+        params: its parameters; those that ``decode_params`` lays out are the fastest.
         steps: tokens of one measurement.
         repeats: measurements, of which the median counts.
     """
@@ -38,9 +36,9 @@ def decode_speed(lm: LanguageModel, params: Params, *, steps: int = 32, repeats:
 def compare_decode_speed(
     config: ModelConfig, params: Params, *, steps: int = 32, repeats: int = 7
 ) -> dict[str, float | None]:
-    """Decoding speed at batch 1 of a model and of the dense one of the same size, measured in turns.
+    """Decoding speed at batch 1 of a model and of the dense model of the same size, measured in turns.
 
-    Speed does not depend on the values of parameters, so those of the dense model are random.
+    Speed does not depend on the values of parameters, so the dense model gets random ones.
 
     Args:
         config: the model.

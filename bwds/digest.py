@@ -16,6 +16,6 @@ def digest(tree: Any) -> str:
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        # As bytes: of a bfloat16 Python's own hash functions know nothing.
+        # As bytes, because hashlib does not take arrays of bfloat16.
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Dropout as functions of an explicit key: of features, of tokens and of weights.
 
-All three zero with probability ``rate`` and scale what is left by 1 / (1 - rate), so that the mean stays. Without a key
-or a rate they return their input. A rate outside [0, 1) is a ``ValueError``.
+All three set entries to zero with probability ``rate`` and scale the others by 1 / (1 - rate), which keeps the mean.
+Without a key, or at rate 0, they return their input. A rate outside [0, 1) is a ``ValueError``.
 """
 
 from functools import partial

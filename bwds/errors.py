@@ -9,7 +9,7 @@ from typing import Any
 def is_refusal(error: BaseException, main: Callable[..., object] | None = None) -> bool:
     """Whether an error is a ``ValueError`` from a ``raise`` of this project, or of the script or package of ``main``.
 
-    Those of libraries, and of Python itself in the middle of our own code, are no sentences for the user.
+    Errors that a library raises, or Python itself within our code, are not written for the user.
     """
     at = error.__traceback__
     if not isinstance(error, ValueError) or at is None:
@@ -33,11 +33,11 @@ EXTRAS = {
     "export": ("flatbuffers",),
     "plots": ("matplotlib",),
 }  # fmt: skip
-"""What each optional part of the installation brings, by import name."""
+"""The packages that each extra installs, by import name."""
 
 
 def missing_extra(error: BaseException) -> str | None:
-    """The sentence for a module that is not installed and that an extra brings; None for any other error."""
+    """The sentence for a missing module that an extra installs; None for any other error."""
     if not isinstance(error, ModuleNotFoundError):
         return None
     module = (error.name or "").partition(".")[0]
@@ -57,14 +57,14 @@ def _package(module: dict[str, Any]) -> str:
 
 
 def of_the_system(error: OSError) -> str:
-    """What an error of the system says, without the number before it, [Errno 13], which tells a user nothing."""
+    """The message of an error of the system without its number, such as [Errno 13], which tells a user nothing."""
     named = error.filename is not None and error.filename2 is None and error.strerror
     return f"{error.filename}: {error.strerror}." if named else str(error)
 
 
 def too_little_memory(error: Exception) -> str | None:
     """The sentence for an error that says that there is too little memory; None for any other."""
-    # What JAX raises where an array does not fit is no MemoryError.
+    # JAX raises no MemoryError where an array does not fit.
     first = (str(error) or type(error).__name__).splitlines()[0]
     if not isinstance(error, MemoryError) and not first.startswith("RESOURCE_EXHAUSTED"):
         return None

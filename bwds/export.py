@@ -44,20 +44,26 @@ def export_programs(
         step(parameters, tokens int32 [B], carry) -> logits float32 [B, V], carry
         step_few: the same for at most 16 streams; only it can leave blocks unread that no stream keeps
 
-    ``parameters`` and ``carry`` are dicts of arrays by name, the carry of new streams zeros. A stream is a row of the
-    carry: rows of several streams are put together for one call, and taken apart after it.
+    ``parameters`` and ``carry`` are dicts of arrays by name; the carry of new streams is zeros. A stream is a row of
+    the carry: rows of several streams are put together for one call, and taken apart after it.
 
-    The folder holds ``prefill.jax_export`` and so on, StableHLO as ``jax.export`` writes it, which later versions of
-    jax read as long as that promises; ``parameters.safetensors``; ``vocabulary.json``, the tokens in the order of their
-    ids, if there are any, and for subwords ``tokenizer.json``, which the package ``tokenizers`` reads; ``card.md``; and
-    ``programs.json``, written last, which lists all names, shapes, types, what a token is and the order in which the
-    programs take their arrays. On every platform the programs hold XLA's product and no Pallas kernel, because B is a
-    symbol.
+    The folder holds:
+
+        prefill.jax_export, ...  StableHLO as ``jax.export`` writes it; later versions of jax read it for as long as
+                                 ``jax.export`` promises
+        parameters.safetensors   the parameters
+        vocabulary.json          the tokens in the order of their ids, if the model has a vocabulary
+        tokenizer.json           for subwords alone; the package ``tokenizers`` reads it
+        card.md                  what the model is, for people
+        programs.json            written last: all names, shapes and types, what a token is, and the order in which the
+                                 programs take their arrays
+
+    On every platform the programs hold XLA's product and no Pallas kernel, because B is a symbol.
 
     Args:
         loaded: the model, its parameters laid out for decoding.
         directory: a new folder, or an empty one.
-        platforms: of "cpu", "cuda" and "tpu", those that one and the same file is to run on.
+        platforms: any of "cpu", "cuda" and "tpu"; each file then runs on all of them.
 
     Raises:
         ValueError: a platform is unknown, something is in the folder, or a package is not installed:
@@ -75,7 +81,7 @@ def export_programs(
     require(not taken, f"There is something at {str(folder)!r} already; give a new folder.")
 
     vocabulary = loaded.vocabulary
-    # Before the folder is made: this needs a package.
+    # This may need a package that is missing, so it comes before the folder is made.
     tokenizer = None if vocabulary is None else vocabulary.tokenizer_file()
     params = flat(loaded.params)
     arrays = {name: np.ascontiguousarray(params[name]) for name in sorted(params)}
@@ -116,7 +122,7 @@ def _file(program: str) -> str:
 
 
 def _exported(name: str, lm: LanguageModel, params: Mapping[str, Any], platforms: Sequence[str]) -> Any:
-    """One of the programs, of plain dicts alone: a reader that has no bwds knows none of its types."""
+    """One of the programs. It takes and returns plain dicts, because a reader without bwds knows none of its types."""
     few = name == "step_few"
     symbols: Any = jax.export.symbolic_shape("B, T", constraints=[f"B <= {FEW}"] if few else [])
     b, t = symbols
@@ -146,7 +152,7 @@ def _serialized(program: Any) -> bytes:
     try:
         return bytes(program.serialize())
     except ImportError as error:
-        # What jax raises itself names no module.
+        # The error that jax raises names no module, so ``missing_extra`` would not know it.
         raise ValueError(
             f'jax.export needs a package that is not installed ({error}): pip install -e ".[export]" in a clone of the '
             "repository, or pip install flatbuffers."
@@ -158,7 +164,7 @@ def _described(name: str, program: Any) -> dict[str, Any]:
 
     def of(avals: Any) -> Any:
         if isinstance(avals, dict):
-            # In the order of a dict's leaves.
+            # Sorted, as the leaves of a dict are.
             return [{"name": key, **of(avals[key])} for key in sorted(avals)]
         return {
             "shape": [size if isinstance(size, int) else str(size) for size in avals.shape],

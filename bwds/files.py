@@ -1,13 +1,13 @@
 """One trained model in one file, to hand on: no pickle, no code, nothing that only training needs.
 
-A file is in the format of safetensors. Its tensors are the parameters, named by their path, "layer_0/input/kernel"; its
-metadata, text all of it, are:
+A file is in the format of safetensors. Its tensors are the parameters, named by their path, such as
+"layer_0/input/kernel". Its metadata are texts:
 
     format, version       "bwds" and "1"
     config                the ModelConfig as JSON
     vocabulary            the tokens as a JSON list, in the order of their ids; absent if there is none
-    tokens                what kind they are: word, character or subword
-    vocabulary_sha256     their digest, as a run keeps it beside its checkpoints
+    tokens                the kind of the tokens: word, character or subword
+    vocabulary_sha256     digest of the tokens, as a run keeps it beside its checkpoints
     parameters_sha256     digest of all parameters, as in summary.json
     card                  what the model is, for people
     metadata_sha256       digest of the entries above
@@ -65,7 +65,7 @@ def save_model(
             They may be spread over the devices of one process.
         config: the model's. ``implementation`` is not written: which kernel computes depends on the machine.
         vocabulary: the tokens in the order of their ids; without them the model reads and writes ids alone.
-        card: what the model is, for people; None: method, sizes and cost.
+        card: a description of the model for people; None: method, sizes and cost.
 
     Raises:
         ValueError: parameters or vocabulary do not fit the configuration, a parameter is not finite, or safetensors is
@@ -100,7 +100,7 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> TrainedModel:
-    """The model in a file of ``save_model``.
+    """The model in a file that ``save_model`` wrote.
 
     Example:
         ```python
@@ -108,13 +108,13 @@ def load_model(path: str | os.PathLike[str], *, for_decoding: bool = True) -> Tr
         print(loaded.generate("the company said"))
         ```
 
-    Needs safetensors beside what ``import bwds`` needs, and for text of subwords tokenizers; the extra ``files`` brings
-    both. Nothing in the file is run.
+    It needs safetensors, and for text of subwords tokenizers; the extra ``files`` installs both. Nothing in the file is
+    run.
 
     Args:
         path: of the file.
-        for_decoding: lays the parameters out for decoding, in the configuration's dtype; False: as they are in the
-            file, to train on or to convert.
+        for_decoding: lay the parameters out for decoding, in the configuration's dtype; False: leave them as they are
+            in the file, to train on or to convert.
 
     Raises:
         ValueError: there is no such file; it is cut short, or of another kind or a later version; what it holds has
@@ -165,12 +165,12 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
     if not path.is_dir():
         return load_model(path)
     try:
-        # A run's folder is read by what wrote it.
+        # ``bwds.training`` wrote the folder of a run, and reads it.
         from bwds.training.trained import load_run
 
         return load_run(path)
     except ModuleNotFoundError as error:
-        # The summary comes last: without it the run is not finished, or goes on from there.
+        # The summary is written last: without it the run is not finished, or goes on from there.
         if (path / RUN_MODEL).is_file() and (path / "summary.json").is_file():
             return load_model(path / RUN_MODEL)
         raise ValueError(
@@ -221,7 +221,7 @@ def _require_names(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Non
     lacking = sorted(needed - arrays.keys())
     require(not lacking, f"it has no {', '.join(lacking)}, which a model of its configuration has.")
     if config.method == "dynamic" and config.gate_source == "norm":
-        # What ``decode_params`` adds.
+        # ``decode_params`` adds the norms of blocks.
         kernels = (name for name in needed if name.startswith("layer_") and name.endswith("/kernel"))
         needed |= {name.removesuffix("kernel") + "gate/norms" for name in kernels}
     others = sorted(arrays.keys() - needed)
@@ -244,5 +244,5 @@ def _require_words(words: Vocabulary | None, config: ModelConfig) -> None:
     require(all(isinstance(word, str) for word in words.words), "The vocabulary must be of strings.")
     require(
         len(words) == config.vocab_size,
-        f"The vocabulary has {len(words)} words and the model {config.vocab_size}; they must be as many.",
+        f"The vocabulary has {len(words)} tokens and the model {config.vocab_size}; they must be as many.",
     )

@@ -1,4 +1,4 @@
-"""Files that are written whole, errors of the system that say of which file they are, names of places, and lines."""
+"""Files that are written whole, errors of the system that name their file, names of files and folders, and lines."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ def place(name: str | os.PathLike[str], option: str, what: str = "folder") -> Pa
     """The folder, or file, that a user names; ``~`` is the home folder.
 
     Raises:
-        ValueError: the name is empty, or an address, as of a bucket: what is written goes to a file system; it begins
+        ValueError: the name is empty; it is an address, such as that of a bucket, and not in a file system; it begins
             with a user that does not exist; a folder on the way to it is a file; or it is to be a file and is a folder.
     """
     text = os.fspath(name)
@@ -41,7 +41,7 @@ def place(name: str | os.PathLike[str], option: str, what: str = "folder") -> Pa
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """``OSError`` names the file that is written: after it is opened, the system's own message does not."""
+    """An ``OSError`` in this context names the file: the system's own message does not, once the file is open."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a file that no other process takes: of two that write the same file the later one's counts."""
+    """A name beside a file that no other process takes. Of two processes that write one file, the later one wins."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -61,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, whatever happens in between, a loss of power included.
 
-    When it returns the file is on the disk, and so is its name where the file system can say so of a folder.
+    When it returns, the file is on the disk, and so is its name if the file system can sync a folder.
 
     Raises:
         OSError: it cannot be written; what was there before is as it was.
@@ -72,7 +72,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
-                # Before it takes the name: else the disk may know the new name, and nothing of what is in it.
+                # Synced before it takes the name: else the disk may know the new name but not the content.
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -83,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             os.fsync(folder)
         except OSError as error:
-            # Of folders not every file system can be asked it.
+            # Not every file system can sync a folder.
             if error.errno != errno.EINVAL:
                 raise
         finally:

@@ -1,4 +1,4 @@
-"""Scores of the blocks of a matrix, which say how much each matters for an input: their parameters, and controls."""
+"""Scores of the blocks of a matrix, which say how much each block matters for an input; their parameters; controls."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ from pallas_kernels.gated.low_rank import low_rank
 def init_gate(
     key: Array, num_features: Whole, num_blocks: Whole, rank: Whole | None = None, source: GateSource = "learned"
 ) -> dict[str, Array]:
-    """Parameters of the scores of one matrix, uniform in ±1/sqrt(inputs) as the authors' linear layers.
+    """Parameters of the scores of one matrix (arXiv 2001.04686), uniform in ±1/sqrt(inputs) as in the paper's code.
 
     Example:
         ```python
         x, w = jnp.ones((3, 256)), jnp.ones((256, 512))           # w in 4 x 8 blocks of 64 x 64
         gate = bwds.init_gate(jax.random.key(0), 256, 4 * 8)
         scores = bwds.gate_scores(gate, x, (4, 8))                # x [..., 256], scores [..., 4, 8]
-        gates = bwds.topk_gates(scores, sparsity=0.75)            # of 32 blocks every row keeps 8
+        gates = bwds.topk_gates(scores, sparsity=0.75)            # every row keeps 8 of 32 blocks
         y = bwds.block_sparse_matmul(x, w, gates)                 # [..., 512], differentiable in gate, x and w
         ```
 
@@ -39,8 +39,8 @@ def init_gate(
         source: as in ``gate_scores``.
 
     Returns:
-        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. The
-        source "bias" has {"bias"} alone, "norm" and "random" nothing. All float32.
+        {"kernel": [K, R * C], "bias": [R * C]}, or with a rank {"down": [K, rank], "up": [rank, R * C], "bias"}. For
+        the source "bias" {"bias"} alone, for "norm" and "random" an empty dict. All arrays are float32.
 
     Raises:
         ValueError: ``key`` is not one key, a number is not whole and positive, ``source`` is unknown, or is "norm" and
@@ -64,7 +64,7 @@ def init_gate(
         return {"bias": bias}
     if rank is None:
         return {"kernel": uniform(keys[1], (num_features, num_blocks), num_features), "bias": bias}
-    # The product of two uniform factors is smaller than one of them: scaled so that scores start at the same size.
+    # The product of two uniform factors is too small; with this factor scores start at the size of a full gate's.
     return {
         "down": uniform(keys[1], (num_features, rank), num_features) * 3**0.5,
         "up": uniform(keys[2], (rank, num_blocks), rank),
@@ -81,10 +81,12 @@ def gate_scores(
     *,
     w: Float[Any, "..."] | None = None,
 ) -> Float[Array, "*b R C"]:
-    """scores = x @ gate_kernel + gate_bias; with a rank, x @ down @ up + bias. Norms instead, and three controls.
+    """Scores of all blocks for every row (arXiv 2001.04686), or norms or a control in their place.
 
-    The factors are in the dtype of ``x``; sums are accumulated in float32, and so are the scores. ``init_gate`` shows
-    what they are for.
+        scores = x @ kernel + bias, or with a rank x @ down @ up + bias
+
+    The factors are cast to the dtype of ``x``; sums are accumulated in float32, and the scores are float32. The example
+    of ``init_gate`` goes on to the product.
 
     Example:
         ```python
@@ -98,11 +100,14 @@ def gate_scores(
         params: as ``init_gate`` makes them.
         x: input [..., K], float32 or bfloat16.
         grid: (R, C).
-        source: "learned". "frozen": the same with parameters that get no gradient; that of ``x`` through the scores is
-            the true one. "bias": the bias alone, whatever ``x`` is. "random": ``hashed_scores``, without gradients.
-            "norm": ||x_r|| * ||w_rc||_F, without gradients: kept blocks have a gate of one.
+        source: "learned": the equation above. "frozen": the same, but the parameters get no gradient, while ``x`` does.
+            "bias": the bias alone, for any ``x``. "random": ``hashed_scores``, without gradients. "norm":
+            ||x_r|| * ||w_rc||_F, without gradients; kept blocks then have a gate of one.
         w: for "norm" alone: the weight that is gated, [K, N] or block-major. Instead of it ``params`` may hold
-            {"norms": [R, C]} of its blocks, as ``decode_params`` lays them beside a kernel.
+            {"norms": [R, C]} of its blocks, as ``decode_params`` puts them beside a kernel.
+
+    Returns:
+        Scores [..., R, C], float32.
 
     Raises:
         ValueError: ``source`` is unknown, or names, shapes or types do not fit together.
@@ -142,7 +147,7 @@ def _gate(params: Any, num_features: int, grid: tuple[int, int], source: GateSou
 def score_terms(
     params: dict[str, Array], x: Float[Array, "*b K"], num_blocks: int, source: GateSource
 ) -> tuple[Float[Array, "*b n"], Float[Array, " n"]]:
-    """What ``gate_scores`` adds up: products, which depend on ``x``, and the bias, both float32."""
+    """The two terms of ``gate_scores``, both float32: products, which depend on ``x``, and the bias."""
     dtype = x.dtype
     if source == "frozen":
         params = lax.stop_gradient(params)

@@ -13,11 +13,10 @@ from jax import lax
 from bwds.arguments import Tree, fitting_tokens, plain
 from bwds.array_types import Array, Float, Int, Int32, Key, Real, Whole
 from bwds.checks import check_sparsity, known_number, require
+from bwds.linear import Params
 from bwds.model import LanguageModel
 from bwds.sampling import Choice, choice, choose
 from bwds.sampling import sample as sample
-
-Params = dict[str, Any]
 
 
 class Prompts(NamedTuple):
@@ -35,10 +34,10 @@ class Prompts(NamedTuple):
 def _read(
     lm: LanguageModel, params: Params, prompts: Prompts, shortest: int, sparsity: float | None
 ) -> tuple[Float[Array, "B V"], Any]:
-    """Logits after the last token of every prompt, and the state there.
+    """Logits after the last token of every prompt, and the carry there.
 
-    All are read in one window as far as the shortest goes. Then they go on token by token, and those that have ended
-    keep their state.
+    One window reads all prompts up to the length of the shortest. The rest is read token by token, and a prompt that
+    has ended keeps its carry.
     """
     tokens, lengths = prompts
     logits, carry, _ = lm.apply(params, tokens[:, :shortest], lm.init_carry(tokens.shape[0]), sparsity=sparsity)
@@ -109,21 +108,21 @@ def generate(
         generate(lm, params, [[5, 6], [1, 2, 3]], key=key, length=20)         # [2, 20], prompts of any lengths
         ```
 
-    It compiles once for each model, length, number of prompts, length of the shortest and the longest prompt, and way
-    to choose tokens: the most probable one, any, one of the most probable; with or without banned ones. Nothing is read
-    back before the last token. A row is what it would be alone, up to rounding: row b of several draws with
-    ``jax.random.fold_in(key, b)``.
+    It compiles once for each model, length, number of prompts, length of the shortest and of the longest prompt, and
+    way to choose tokens: the most probable one, any, or one of the most probable; with banned ones or without. Nothing
+    is read back from the device before the last token. Row b of several prompts draws with
+    ``jax.random.fold_in(key, b)``, so it is what it would be alone with that key, up to rounding.
 
     Args:
         lm: the model.
-        params: its parameters, best as ``decode_params`` lays them out.
-        prompt_ids: at least one token, [P], of Python, NumPy or JAX; ``<eos>`` alone starts a new line. Or several such
-            prompts, [B, P] or a list.
-        key: the same key gives the same tokens.
+        params: its parameters; those that ``decode_params`` lays out are the fastest.
+        prompt_ids: ids of at least one token, [P], of Python, NumPy or JAX; ``<eos>`` alone starts a new line. Or
+            several such prompts, [B, P] or a list.
+        key: one key of ``jax.random.key``; the same key gives the same tokens.
         length: number of tokens, at least 1.
         temperature: divides the logits; 0, or less than 1.2e-38, always takes the most probable token.
-        top_p: in (0, 1]: draws from the most probable tokens that together have this probability. Below 1 it sorts the
-            vocabulary for every token.
+        top_p: in (0, 1]; draws from the most probable tokens that together have this probability (arXiv 1904.09751).
+            Below 1 it sorts the vocabulary for every token.
         ban: ids of tokens that are never drawn, such as that of ``<unk>``.
         sparsity: fraction of blocks omitted instead of the configuration's, in [0, 1); for the method dynamic only.
 
@@ -162,17 +161,24 @@ def stream(
             print(vocabulary.words[token], end=" ", flush=True)
         ```
 
-    The device works on the next token while the caller has the one before. The other arguments are those of
-    ``generate``.
+    The device works on the next token while the caller has the one before.
 
     Args:
+        lm: as in ``generate``.
+        params: as in ``generate``.
+        prompt_ids: as in ``generate``.
+        key: as in ``generate``.
         length: number of tokens, at least 1; None: there is no end.
+        temperature: as in ``generate``.
+        top_p: as in ``generate``.
+        ban: as in ``generate``.
+        sparsity: as in ``generate``.
 
     Returns:
         An iterator of ints, or of int32 arrays [B] for several prompts.
 
     Raises:
-        ValueError: an argument is out of range; at once, not with the first token.
+        ValueError: an argument is out of range. It is raised by the call itself, not with the first token.
     """
     numbers = itertools.count(1) if length is None else range(1, _number_of_tokens(length))
     (params, prompts, keys, how), options, several = _prepared(
@@ -197,9 +203,9 @@ def _number_of_tokens(length: Any) -> int:
 
 
 def _prepared(params: Any, prompt_ids: Any, key: Any, temperature: Any, top_p: Any, ban: Any, sparsity: Any) -> Any:
-    """What the loops take: their arrays, what is static, and whether there are several prompts."""
+    """The arrays of the loops, their static arguments, and whether there are several prompts."""
     params = plain("params", params)
-    # Where there is no embedding, the model says so.
+    # If there is no embedding, the model raises the error.
     shape = np.shape(params.get("embedding", {}))
     vocab_size = shape[0] if shape else 2**31 - 1
     rows, several = _rows(prompt_ids)
@@ -235,11 +241,11 @@ def _rows(prompt_ids: Any) -> tuple[list[Any], bool]:
 def greedy_rollout(
     lm: LanguageModel, params: Params, first: Int[Array, " B"], carry: Any, *, steps: int
 ) -> tuple[Int32[Array, "B steps"], Any]:
-    """The most probable token after each, in B streams side by side; nothing is read back between two tokens.
+    """Greedy decoding of B streams side by side; nothing is read back between two tokens.
 
     Args:
         lm: the model.
-        params: its parameters, best as ``decode_params`` lays them out.
+        params: its parameters; those that ``decode_params`` lays out are the fastest.
         first: the token that each stream starts with, [B].
         carry: state before these tokens, as ``lm.init_carry(B)`` makes it.
         steps: number of tokens, at least 1.

@@ -8,9 +8,9 @@ from bwds.array_types import Array, Float
 def hashed_scores(x: Float[Array, "*b K"], num_blocks: int) -> Float[Array, "*b n"]:
     """Pseudo-random scores that are a function of which features of the row are positive.
 
-    Any flipped sign gives other scores altogether. Values are not hashed, so that rounding, which differs between
-    compilations, seldom matters: evaluation of the same text chooses the same blocks. A feature that dropout sets to
-    zero counts as not positive, so in training with dropout every occurrence of a token chooses anew.
+    A single flipped sign changes all scores. Values are not hashed, so rounding, which differs between compilations,
+    seldom matters: evaluations of the same text choose the same blocks. A feature that dropout sets to zero counts as
+    not positive, so in training with dropout every occurrence of a token has a choice of its own.
 
     Args:
         x: input [..., K].

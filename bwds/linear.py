@@ -2,13 +2,13 @@
 
 Parameters are a dict: {"kernel": [K, N]} and, if gated, {"gate": parameters of its scores}. The kernel may also be
 block-major, as ``decode_params`` lays it out. There is no bias: recurrent layers add one for all their products. A gate
-of the source "norm" has no parameters; what may stand in its place are the norms of the kernel's blocks, computed once.
+of the source "norm" has no parameters, but the norms of the kernel's blocks, computed once, may stand in its place.
 
-Where the columns of the kernel are spread over devices (``bwds.collectives``), a device has whole block columns.
-Scores and choice are those of the whole matrix, the same on all; the result has the columns that are here.
+If the columns of the kernel are spread over devices (``bwds.collectives``), each device has whole block columns. Scores
+and choice are those of the whole matrix, the same on all devices; the result has the columns of this device.
 
-``linear`` differentiates as it stands. A recurrence should not let it: the gradient of the kernel would be summed
-into a dense [K, N] buffer at every time step. It takes ``input_cotangents`` at each step instead, and
+``linear`` can be differentiated as it stands. A recurrence should not do that, because it would add the gradient of the
+kernel into a dense [K, N] buffer at every time step. It calls ``input_cotangents`` at each step instead, and
 ``parameter_cotangents`` once, over the rows of all steps.
 """
 
@@ -41,7 +41,7 @@ Params = dict[str, Any]
 
 
 class GateOptions(NamedTuple):
-    """What is static about the gate of one matrix. ``grid`` is (R, C)."""
+    """The static options of the gate of one matrix. ``grid`` is (R, C)."""
 
     grid: tuple[int, int]
     activation: Activation = "linear"
@@ -51,16 +51,16 @@ class GateOptions(NamedTuple):
     normalization: Normalization = "mean"
 
     def values(self, scores: Float[Array, "*b R C"], kept: Bool[Array, "*b R C"]) -> Float[Array, "*b R C"]:
-        """``gate_values`` with these options; those of norms are one."""
+        """``gate_values`` with these options; with the source "norm" kept gates are one."""
         if self.source == "norm":
             return kept.astype(scores.dtype)
         return gate_values(scores, kept, activation=self.activation, normalization=self.normalization)
 
 
 class Gating(NamedTuple):
-    """What a gated product decided: kept for its backward pass, and the gates for usage statistics.
+    """What the gate of a product decided, for its backward pass and for usage statistics.
 
-    The gates alone say it all where they are one or zero, and where there is no backward pass.
+    Scores and mask are None if the gates are one or zero, or if there is no backward pass.
     """
 
     scores: Float[Array, "*b R C"] | None
@@ -98,7 +98,7 @@ def init_linear(
 def cast_matrices(params: Params, dtype: Any) -> Params:
     """The parameters, one map's or a whole model's, with matrices in ``dtype``; biases and norms stay in float32.
 
-    What a loop does to a weight in every step, it should find done: XLA does not move a cast out of it.
+    A loop should get its weights already cast, because XLA does not move a cast out of the loop.
     """
     return {
         name: cast_matrices(value, dtype)
@@ -111,8 +111,8 @@ def cast_matrices(params: Params, dtype: Any) -> Params:
 def decoding_layout(params: Params, block_shape: tuple[int, int], sparsity: float) -> Params:
     """The parameters, one map's or a whole model's, with gated kernels as decoding at ``sparsity`` reads them fastest.
 
-    Block-major, so that a kept block is one contiguous read; those that are stay as they are. A CPU computes all blocks
-    where they are small and many are kept, and reads a row-major kernel for that.
+    They become block-major, so that a kept block is one contiguous read; kernels that already are stay as they are. If
+    blocks are small and many are kept, a CPU computes all blocks, and reads a row-major kernel for that.
     """
 
     def lay_out(name: str, value: Any) -> Any:
@@ -127,9 +127,9 @@ def decoding_layout(params: Params, block_shape: tuple[int, int], sparsity: floa
 
 
 def with_norms(params: Params, block_shape: tuple[int, int]) -> Params:
-    """The parameters, one map's or a whole model's, with norms as the gates of gated kernels; those there stay.
+    """The parameters, one map's or a whole model's, with norms as the gates of gated kernels; for the source "norm".
 
-    For the source "norm". They are taken once, of the kernels before these are rounded to a compute dtype.
+    They are computed of the kernels before these are rounded to a compute dtype. Norms that are there already stay.
     """
 
     def visit(name: str, value: Any) -> Any:
@@ -141,14 +141,14 @@ def with_norms(params: Params, block_shape: tuple[int, int]) -> Params:
 
 
 def without_norms(params: Params) -> Params:
-    """One map's parameters for a changed kernel, whose norms are to be taken anew."""
+    """One map's parameters without norms, for a kernel that will change: its norms must be computed again."""
     return {**params, "gate": {}} if "norms" in params.get("gate", {}) else params
 
 
 def prepare(params: Params, options: GateOptions | None) -> Params:
-    """One map's parameters with what ``apply_linear`` needs and no step changes: a loop over steps has it done before.
+    """One map's parameters with the norms that ``apply_linear`` needs; a loop over steps calls this once before it.
 
-    It lies outside of what is differentiated: norms have no gradient.
+    It need not be differentiated: norms have no gradient.
     """
     if options is None or options.source != "norm":
         return params
@@ -170,7 +170,7 @@ def linear(
         sparsity: fraction of blocks omitted, static or traced.
 
     Returns:
-        y [..., N] and what the gate decided (None if dense), perhaps the gates alone.
+        y [..., N] and what the gate decided (None if dense), of which perhaps only the gates are set.
     """
     num_kept = None if options is None else kept_count(options.grid, sparsity, options.scope)
     return apply_linear(prepare(params, options), x, options, num_kept, save=False)
@@ -179,9 +179,9 @@ def linear(
 def apply_linear(
     params: Params, x: Float[Array, "*b K"], options: GateOptions | None, num_kept: Count | None, *, save: bool = True
 ) -> tuple[Float[Array, "*b N"], Gating | None]:
-    """``linear`` for a given number of kept blocks, and with parameters that ``prepare`` has seen.
+    """``linear`` for a given number of kept blocks, and with parameters from ``prepare``.
 
-    Without ``save`` the gates are all that is told of the decision, which spares a GPU launches where rows are few.
+    Without ``save`` only the gates of the decision are returned, which saves launches on a GPU if rows are few.
     """
     kernel = params["kernel"].astype(x.dtype)
     if options is None:
@@ -213,9 +213,9 @@ def multiply_kept(
     scores: Float[Array, "*b R C"],
     kept: Bool[Array, "*b R C"],
 ) -> tuple[Float[Array, "*b N"], Gating]:
-    """The product with the blocks of ``kept``, whoever chose them, at the values that their ``scores`` give them."""
+    """The product with any choice of blocks, ``kept``, whose gates come from their ``scores``."""
     if options.source == "random":
-        # They only choose: all kept gates are R * C / k.
+        # Hashed scores only choose: all kept gates are R * C / k.
         scores = jnp.ones_like(scores)
     gates = options.values(scores, kept)
     y = block_sparse_matmul(x, kernel, local_columns(gates, kernel), implementation=options.implementation)
@@ -223,14 +223,14 @@ def multiply_kept(
 
 
 def _is_dense(options: GateOptions, kernel: Array, num_kept: Count | None) -> bool:
-    """Whether nothing is left out or scaled. A named implementation is what runs even so."""
+    """Whether no block is omitted or scaled. With a named implementation it is False, so that this one runs."""
     most = options.grid[0] if options.scope == "column" else math.prod(options.grid)
     unscaled = options.source == "norm" and options.implementation is None and kernel.ndim == 2
     return unscaled and isinstance(num_kept, int) and num_kept == most
 
 
 def _fuses(options, x, kernel, num_kept) -> bool:
-    """Whether ``gated_matmul`` does it: whole matrices of few rows, where there are blocks to choose from."""
+    """Whether ``gated_matmul`` takes the product: few rows, a whole matrix, and a real choice of blocks."""
     if options.scope != "matrix" or options.source == "random" or MODEL in axes_of(kernel):
         return False
     if isinstance(num_kept, int) and num_kept == math.prod(options.grid):
@@ -246,14 +246,14 @@ def input_cotangents(
     dy: Float[Array, "*b N"],
     options: GateOptions | None,
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"] | None]:
-    """Cotangents of the input and, if they have any, of the scores; ``dy`` has the columns that are here."""
+    """Cotangents of the input and, if they have one, of the scores; ``dy`` has the columns of this device."""
     kernel = params["kernel"].astype(x.dtype)
     if options is None or gating is None:
         return psum(jnp.matmul(dy, kernel.T, preferred_element_type=jnp.float32)).astype(x.dtype), None
     gates = local_columns(gating.gates, kernel)
     dx, dgates = block_sparse_input_gradients(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":
-        # Nobody asks for dgates: XLA leaves them out, and kernels have them from the products that dx is made of.
+        # dgates are not used. XLA leaves them out, and kernels get them from the same products as dx.
         return psum(dx), None
     scores, kept = gating.scores, gating.kept
     assert scores is not None
@@ -273,9 +273,9 @@ def parameter_cotangents(
     dscores: Float[Array, "*b R C"] | None,
     options: GateOptions | None,
 ) -> Params:
-    """Cotangents of all parameters, summed over every leading dimension in one large product each.
+    """Cotangents of all parameters, each summed over all leading dimensions in one large product.
 
-    None for a gate whose scores have none.
+    The cotangent of a gate is None if its scores have none.
     """
     kernel = params["kernel"]
     if options is None or gating is None:

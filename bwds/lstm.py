@@ -41,7 +41,7 @@ from pallas_kernels.mesh_axes import alike, like
 
 @serializable
 class LSTMCarry(NamedTuple):
-    """State between windows, both float32 [B, H].
+    """State between windows: the output ``h`` and the cell ``c`` of the last step, both float32 [B, H].
 
     Example:
         ```python
@@ -56,7 +56,7 @@ class LSTMCarry(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """Of every step, [T, ...]: inputs of the recurrent product, what its gate decided, activations, cell states."""
+    """Values of every step, [T, ...]: inputs of the recurrent product, decisions of its gate, activations, cells."""
 
     h: Array
     gating: Gating | None
@@ -102,7 +102,8 @@ def lstm(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; one for both products, or {"input", "hidden"}; may be traced.
+        sparsity: replaces the configuration's: one number for both products, or {"input": ..., "hidden": ...}; may be
+            traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
@@ -112,12 +113,12 @@ def lstm(
     input_sparsity, hidden_sparsity = (product_sparsity(config, name, sparsity) for name in ("input", "hidden"))
     # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
     x, carry = alike(x, carry)
-    # Norms of blocks are taken here, not in each step of the scan.
+    # Norms of blocks are computed here, once, and not in each step of the scan.
     params = like({**params, "hidden": prepare(params["hidden"], options)}, x)
     z, input_gating = linear(params["input"], x, options, input_sparsity)
     z = z.swapaxes(0, 1)
     num_kept = None if options is None else kept_count(options.grid, hidden_sparsity, options.scope)
-    # A known count is no argument of the recurrence, where it would be traced, and "all blocks" searched for.
+    # A known count is passed as a static argument: traced, even "all blocks" would start a search for the largest.
     known, traced = (num_kept, None) if isinstance(num_kept, int) else (None, num_kept)
     hs, after, hidden_usage = _recurrence(options, known, params["hidden"], params["bias"], traced, z, carry)
     stats = {} if input_gating is None else {"input": usage(input_gating), "hidden": hidden_usage}
@@ -171,8 +172,8 @@ def _scan(options, params, bias, num_kept, z, carry, save: bool):
 def _recurrence(options, known, params, bias, num_kept, z, carry):
     """Outputs [T, B, H], carry and usage from the input's share ``z`` [T, B, 4H] of the pre-activations.
 
-    Of ``z``, the bias and the kernel each device has the columns that are its own. The number of kept blocks is
-    ``known``, an int, or else ``num_kept``.
+    Each device has its own columns of ``z``, the bias and the kernel. The number of kept blocks is ``known``, an int,
+    or, if that is None, ``num_kept``.
     """
     return _scan(options, params, bias, num_kept if known is None else known, z, carry, save=False)[0]
 

@@ -27,7 +27,7 @@ from pallas_kernels.sizes import one_at_least
 
 @serializable
 class Info(NamedTuple):
-    """What a call of the model used, and what regularisation needs.
+    """Which blocks a call of the model used, and the terms of regularisation.
 
     Example:
         ```python
@@ -39,13 +39,13 @@ class Info(NamedTuple):
         ```
 
     Attributes:
-        density: float32 scalar, mean share of blocks used over the gated matrices; of pruned and static-block models
+        density: float32 scalar, mean share of blocks used over the gated matrices; for pruned and static-block models
             the share of the recurrent layers' weights that are not zero; 1 for a dense model.
         usage: for each gated matrix, by name, the share of inputs that used each block, float32 [R, C].
-        output_square: float32 scalar, mean square of the last layer's output after dropout: what activation
-            regularisation weighs (AR of AWD-LSTM, arXiv 1708.02182).
+        output_square: float32 scalar, mean square of the last layer's output after dropout, the term of activation
+            regularisation (AR of AWD-LSTM, arXiv 1708.02182).
         output_change: float32 scalar, mean square of the change of that output from one step of the window to the
-            next, before dropout: temporal activation regularisation (TAR); 0 for one step.
+            next, before dropout, the term of temporal activation regularisation (TAR); 0 for one step.
     """
 
     density: Float[Array, ""]
@@ -70,12 +70,12 @@ class LanguageModel(NamedTuple):
         apply: ``apply(params, tokens, carry, *, dropout_key=None, sparsity=None) -> (logits, carry, info)`` with
             tokens int32 [B, T] and logits float32 [B, T, V]. Without ``dropout_key`` it is deterministic.
             ``sparsity`` replaces the configuration's and may be traced, so that a schedule needs no recompilation;
-            only the method dynamic has a use for it. A number is the model's, of which each matrix gets its share by
-            ``ModelConfig.sparsities``; a mapping has one for each matrix, by the names of ``config.matrices``.
+            only the method dynamic uses it. A number is the sparsity of the model, and each matrix gets its share by
+            ``ModelConfig.sparsities``; a mapping has one number for each matrix, by the names of ``config.matrices``.
             ``params`` may also come from ``decode_params``, and be any mappings, such as a FrozenDict or nnx.State.
-            ``ValueError`` names what does not fit the configuration. Token ids outside of the vocabulary are refused
-            in NumPy's arrays, and taken as the nearest token in JAX's.
-        init_carry: ``init_carry(batch) -> carry``, zeros.
+            A ``ValueError`` names the argument that does not fit the configuration. Token ids outside of the
+            vocabulary are refused in arrays of NumPy, and clipped to it in arrays of JAX.
+        init_carry: ``init_carry(batch) -> carry``: float32 zeros, an ``LSTMCarry`` or ``QRNNCarry`` for each layer.
     """
 
     init: Callable[[Array], Params]
@@ -83,8 +83,8 @@ class LanguageModel(NamedTuple):
     init_carry: Callable[[int], tuple[Any, ...]]
 
 
-# Last in each: the product whose weights weight dropout drops. For the LSTM that is the recurrent one; a QRNN has a
-# single product, and AWD-QRNN (Merity et al. 2018, arXiv 1803.08240) drops the weights of that.
+# The last entry is the product to which weight dropout applies: the recurrent one of an LSTM. A QRNN has a single
+# product, and AWD-QRNN (Merity et al. 2018, arXiv 1803.08240) applies it to that.
 _CELLS = {
     "lstm": (init_lstm, lstm, init_lstm_carry, "hidden"),
     "qrnn": (init_qrnn, qrnn, init_qrnn_carry, "input"),
@@ -92,12 +92,11 @@ _CELLS = {
 
 
 def language_model(config: ModelConfig) -> LanguageModel:
-    """The model of a configuration: LSTM or QRNN layers, dense or block-wise dynamically sparse.
+    """The model of a configuration: LSTM or QRNN layers, dense or block-wise dynamically sparse (arXiv 2001.04686).
 
-    Pruned and static-block models compute as dense ones, with zeros among the weights: those of static-block are there
-    from the start, and ``bwds.training.pruning`` keeps them in training.
-
-    Equal configurations give one and the same model, so that what was compiled for it serves again.
+    Pruned and static-block models compute as dense ones, with zeros among the weights. A static-block model has its
+    zeros from the start; ``bwds.training.pruning`` keeps weights at zero in training. Equal configurations give one and
+    the same model, so that its compiled programs are used again.
 
     Example:
         ```python
@@ -107,6 +106,9 @@ def language_model(config: ModelConfig) -> LanguageModel:
         tokens = jax.random.randint(jax.random.key(1), (4, 10), 0, 1000)
         logits, carry, info = lm.apply(params, tokens, lm.init_carry(4))        # logits [4, 10, 1000]
         ```
+
+    Raises:
+        ValueError: ``config`` is no ``ModelConfig``.
     """
     require_config(config)
     return _language_model(config)
@@ -195,7 +197,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
 
 def output_logits(params: Params, x: Float[Array, "B T H"], config: ModelConfig) -> Float[Array, "B T V"]:
     """Logits of the last layer's outputs, float32."""
-    # XLA's product with a transposed matrix is a fast one, whatever the type.
+    # XLA's product with a transposed matrix is fast in every dtype, so this one needs no ``matmul``.
     logits = (
         jnp.matmul(x, params["embedding"].astype(x.dtype).T, preferred_element_type=jnp.float32)
         if config.tied_softmax
@@ -205,7 +207,7 @@ def output_logits(params: Params, x: Float[Array, "B T H"], config: ModelConfig)
 
 
 def _drop_weights(key: Array | None, layer: Params, name: str, rate: float) -> Params:
-    """The layer with dropped weights in one of its products. A dropped weight is zero: its block is read as before."""
+    """The layer with dropped weights in one of its products. Dropped weights are zero; their blocks are still read."""
     product = layer[name] if key is None or rate == 0.0 else without_norms(layer[name])
     return {**layer, name: {**product, "kernel": weight_dropout(key, product["kernel"], rate)}}
 
@@ -217,7 +219,7 @@ def _kernel_name(path: tuple[Any, ...]) -> str | None:
 
 
 def recurrent_kernels(params: Params) -> dict[str, Float[Array, "K N"]]:
-    """The recurrent layers' matrices by name, as in ``Info.usage``: what sparsity is about."""
+    """The recurrent layers' matrices by name, as in ``Info.usage``: those that sparsity applies to."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {name: leaf for path, leaf in leaves if (name := _kernel_name(path)) is not None}
 
@@ -240,24 +242,24 @@ def static_mask(config: ModelConfig, shape: tuple[int, ...]) -> Bool[np.ndarray,
 
 
 def _block_diagonal(kernel: Float[Array, "K N"], config: ModelConfig) -> Float[Array, "K N"]:
-    """What the mask keeps, in the range ±1/sqrt(H / G) of the narrower models that it stands for, or ±init_bound."""
+    """The kernel inside the mask, in the range ±1/sqrt(H / G) of the G narrow models it stands for, or ±init_bound."""
     mask = static_mask(config, kernel.shape)
     return where_kept(mask, kernel if config.init_bound else kernel * mask.mean() ** -0.5)
 
 
 @functools.lru_cache(maxsize=64)
 def parameter_shapes(config: ModelConfig) -> Params:
-    """What ``init`` gives for a configuration, in shapes."""
+    """The shapes of the parameters that ``init`` makes for a configuration."""
     return jax.eval_shape(lambda seed: language_model(config).init(jax.random.key(seed)), 0)
 
 
 def decode_params(params: Tree, config: ModelConfig) -> Params:
     """The same parameters laid out for decoding: gated kernels block-major, all matrices in the compute dtype.
 
-    A kept block is then one contiguous read. On a CPU kernels of small blocks, of which many are kept, stay as they
-    are, since a product over all of them is faster. ``apply`` takes either layout; these are for inference. The
-    embedding stays float32 unless it is the softmax too: few of its rows are read, and for one of bfloat16 XLA converts
-    the whole of it on a CPU. Parameters that are laid out already stay so.
+    A kept block is then one contiguous read. On a CPU, kernels of small blocks of which many are kept stay as they are,
+    because a product over all blocks is faster there. ``apply`` takes either layout; this one is for inference. The
+    embedding stays float32 unless it is the softmax too: only a few of its rows are read, and on a CPU XLA would
+    convert a whole embedding of bfloat16. Parameters that are already laid out stay as they are.
 
     Example:
         ```python
@@ -267,10 +269,13 @@ def decode_params(params: Tree, config: ModelConfig) -> Params:
         logits, carry, info = lm.apply(fast, jnp.zeros((1, 1), jnp.int32), lm.init_carry(1))
         ```
 
+    Args:
+        params: as ``LanguageModel.init`` makes them, or laid out already.
+        config: the model's.
+
     Raises:
         ValueError: ``params`` are not those of a model of this configuration.
     """
-
     require_config(config)
     params = fitting(params, parameter_shapes(config), config)
     if config.gate_source == "norm":

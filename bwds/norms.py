@@ -2,9 +2,9 @@
 
     score of block (r, c) = ||x_r|| * ||w_rc||_F
 
-is the most that the block can add to the norm of y (Cauchy and Schwarz). Nothing is learned, and next to nothing is
-computed for an input: K squares and R * C products. Norms of blocks change only when the weight does, so whoever runs
-many steps with one weight takes them first (``prepare`` and ``with_norms`` in ``bwds.linear``).
+is the most that the block can add to the norm of y (Cauchy and Schwarz). Nothing is learned, and an input costs only K
+squares and R * C products. Norms of blocks change only when the weight does, so a loop of many steps with one weight
+computes them first (``prepare`` and ``with_norms`` in ``bwds.linear``).
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from bwds.checks import require
 from bwds.collectives import all_gather_columns, global_shape
 from pallas_kernels.explicit_axes import takes_explicit_axes
 
-# Where squares leave the range of float32 norms are infinite, and infinity times zero is no number. All that is larger
-# counts as this, whose square is in range.
+# A norm whose square leaves the range of float32 is infinite, and infinity times zero is NaN. So larger norms count as
+# this one, whose square is in range.
 LARGEST = 1e18
 
 
@@ -58,7 +58,7 @@ def norm_scores(x: Float[Array, "*b K"], norms: Float[Array, "R C"]) -> Float[Ar
 
 
 def known_norms(params: Any, num_features: int, grid: tuple[int, int], w: Any) -> Float[Array, "R C"]:
-    """Norms of blocks, from the weight or as they are given; ``ValueError`` unless they are of this input and grid."""
+    """Norms of blocks, from ``params`` or computed of ``w``; ``ValueError`` unless they fit the input and the grid."""
     gate, (r, c) = plain("params", params), grid
     require(num_features % r == 0, f"x has {num_features} features, which {r} rows of blocks do not divide.")
     if w is None:

@@ -1,4 +1,4 @@
-"""Lines for whoever looks on. One that cannot be shown is dropped: nothing that is computed ends with its reader."""
+"""Lines for the user. A line that cannot be shown is dropped, so that a run does not end because nobody reads it."""
 
 import contextlib
 import os
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def tell(text: str) -> bool:
-    """Prints on stderr what the user should know; whether it could be shown."""
+    """Prints a message on stderr; returns whether it could be shown."""
     return _print(text, sys.stderr)
 
 
 def say(text: str, *, end: str = "\n") -> bool:
-    """Prints a result on stdout; whether it could be shown. Characters that stdout has not are written as escapes."""
+    """Prints a result on stdout, unknown characters as escapes; returns whether it could be shown."""
     return _print(text, sys.stdout, end)
 
 
@@ -37,7 +37,7 @@ def _print(text: str, stream: Any, end: str = "\n") -> bool:
 def open_streams() -> None:
     """Gives a process that was started without a standard stream the null device in its place.
 
-    Else the next file that it opens takes the number of the stream, and gets what libraries write to that.
+    Otherwise the next file that it opens takes the number of the stream, and gets what libraries write to the stream.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -46,7 +46,7 @@ def open_streams() -> None:
 
 
 def let_go() -> None:
-    """Gives up what is left for a reader that is gone: when it ends, Python would make exit code 120 of it."""
+    """Drops output whose reader is gone; otherwise Python would fail to flush it and end with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -55,7 +55,7 @@ def let_go() -> None:
 
 
 def drop(stream: Any) -> None:
-    """What is not written yet, and all that comes, goes nowhere."""
+    """Sends what the stream has not written yet, and all that follows, to the null device."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,8 +1,8 @@
 """Units in another order: the same dense model, with other units together in a block.
 
-A hidden unit is a column of what makes it and a row of what reads it. Exchanged everywhere alike, units change nothing
-that a dense model computes. They decide which rows lie in one block of ``block_size``, and so how much a block's share
-of a product varies with the input: units that are active together belong together.
+A hidden unit is a column of the matrix that makes it and a row of the matrices that read it. If these are permuted
+alike, a dense model computes the same. The order decides which rows lie in one block, and so how much a block's share
+of a product varies with the input: units that are active together belong into one block.
 """
 
 from typing import Any
@@ -29,8 +29,11 @@ def permute_units(params: Tree, config: ModelConfig, orders: Any) -> Params:
     Args:
         params: of a model without gates.
         config: the model's.
-        orders: permutations of 0..H-1, ``num_layers`` + 1 of them: of the embedding's columns, then of each layer's
-            units; place u gets unit ``order[u]``. Under a tied softmax the first and the last are the same.
+        orders: ``num_layers`` + 1 permutations of 0..H-1: one for the columns of the embedding, then one for the units
+            of each layer; place u gets unit ``order[u]``. With a tied softmax the first and the last must be equal.
+
+    Returns:
+        The parameters in the new order.
 
     Raises:
         ValueError: the model has gates, the parameters are not its own, or the orders are no such permutations.
@@ -70,9 +73,9 @@ def permute_units(params: Tree, config: ModelConfig, orders: Any) -> Params:
 def group_units(magnitude: Float[np.ndarray, "n H"], block_size: int, *, rounds: int = 20) -> Int[np.ndarray, " H"]:
     """An order in which units that matter for the same tokens lie in one block: k-means with groups of equal size.
 
-    What is compared is the course of each unit's magnitude over the tokens. The first groups are of units of like size:
-    there some blocks matter more than others for every token. Every round takes the mean course of each group and gives
-    the units, first those that prefer a group most, to the group with the nearest mean that has room.
+    k-means compares the magnitudes of units over all tokens. The first groups are units of similar size, so that some
+    blocks matter more than others for every token. Every round computes the mean of each group and assigns each unit to
+    the group with the nearest mean that has room. Units with the strongest preference come first.
 
     Example:
         ```python
@@ -82,12 +85,15 @@ def group_units(magnitude: Float[np.ndarray, "n H"], block_size: int, *, rounds:
         ```
 
     Args:
-        magnitude: of H units at n tokens, at least one of each: how much each can matter for what reads it.
+        magnitude: [n, H], how much each of H units can matter for its readers at each of n tokens; n, H at least 1.
         block_size: units of a group; divides H.
-        rounds: of k-means at most; 0 leaves the units in the order of their size.
+        rounds: the most rounds of k-means; 0 leaves the units in the order of their size.
 
     Returns:
-        The units of the first block, then those of the second one, and so on.
+        A permutation [H]: the units of the first block, then those of the second one, and so on.
+
+    Raises:
+        ValueError: there is no unit or no token, or ``block_size`` does not divide the units.
     """
     n, h = magnitude.shape
     require(n >= 1 and h >= 1 and h % block_size == 0, f"block_size is {block_size}; it must divide the {h} units.")

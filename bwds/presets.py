@@ -28,8 +28,8 @@ def _quick() -> Config:
 def _by_steps(steps_per_epoch: int, *, epochs: int, **model: Any) -> Config:
     """The recipe of Zaremba et al. 2014 (arXiv 1409.2329) without dropout: batches of 20 x 20, SGD.
 
-    Their rate of 1.0 and gradient norm of 5 are for the loss summed over the 20 steps of a window: 20 and 0.25 for the
-    mean, that we take. The rate is halved every epoch after the fourth.
+    Their rate of 1.0 and gradient norm of 5 are for the loss summed over the 20 steps of a window. For the mean loss,
+    which is used here, these are 20 and 0.25. The rate is halved every epoch after the fourth.
     """
     return Config(
         model=ModelConfig(init_bound=0.1, **model),
@@ -51,8 +51,8 @@ def _by_steps(steps_per_epoch: int, *, epochs: int, **model: Any) -> Config:
 def _zaremba() -> Config:
     """The small dense LSTM of the same paper: 2 x 200, 13 epochs.
 
-    The paper reports a test perplexity of 114.5, TensorFlow's tutorial of the same model 116.7. Dense, as published;
-    ``--model.method dynamic`` has blocks of 40.
+    The paper reports a test perplexity of 114.5, TensorFlow's tutorial of the same model 116.7. The model is dense, as
+    published; ``--model.method dynamic`` takes blocks of 40.
     """
     return _by_steps(2_323, epochs=13, hidden_size=200, method="dense", block_size=40, gate_activation="softplus")
 
@@ -104,7 +104,7 @@ def _awd(dataset: str) -> Config:
 PRESETS: dict[str, Config] = {
     "quick": _quick(),
     "ptb-lstm-small": _small("lstm"),
-    # A full gate on its 512 inputs would cost half of the matrix, all that half of the blocks save.
+    # A full gate on its 512 inputs would cost half of the matrix, as much as omitting half of the blocks saves.
     "ptb-qrnn-small": _small("qrnn", gate_rank=32),
     "ptb-lstm": _paper("lstm", "ptb", 10_000, 207),
     "ptb-qrnn": _paper("qrnn", "ptb", 10_000, 207),

@@ -1,7 +1,7 @@
 """Dense LSTM language models of PyTorch, from a file of safetensors: no pickle, nothing in the file is run.
 
-PyTorch's LSTM computes as ours does, with the four parts in the same order i, f, g, o. Its matrices are transposed, and
-it has two biases, which are summed.
+PyTorch's LSTM computes as that of ``bwds``, with the four parts in the same order i, f, g, o. Its matrices are
+transposed, and it has two biases, which are summed.
 
 Example:
     ```python
@@ -43,8 +43,11 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
     Args:
         path: of the file, with the tensors of ``from_pytorch``.
 
+    Returns:
+        Parameters, float32, and configuration of the dense model.
+
     Raises:
-        ValueError: safetensors is not installed, the file is none of its kind, or its tensors are no such model's.
+        ValueError: safetensors is not installed, the file is not in its format, or the tensors are not such a model's.
         OSError: the file cannot be read.
     """
     path = place(path, "path", "file")
@@ -76,13 +79,17 @@ def from_pytorch(tensors: Mapping[str, Any]) -> tuple[Params, ModelConfig]:
     Args:
         tensors: by the names of PyTorch's word language model: encoder.weight [V, H], decoder.weight [V, H],
             decoder.bias [V], and of each layer those of ``torch.nn.LSTM``, weight_ih_l0 [4H, H], weight_hh_l0 [4H, H],
-            bias_ih_l0 [4H], bias_hh_l0 [4H] and so on, all with one prefix, as "rnn.", or none. Arrays of NumPy or JAX,
-            or tensors on the CPU; "module." before all of them, as DataParallel writes it, does not count. Without
-            decoder.weight, or where it equals encoder.weight, the softmax is tied to the embedding: safetensors writes
-            shared tensors once.
+            bias_ih_l0 [4H], bias_hh_l0 [4H] and so on, all with one prefix, such as "rnn.", or none. Arrays of NumPy or
+            JAX, or tensors on the CPU, floating-point. The prefix "module." of all names, which DataParallel writes, is
+            dropped. Without decoder.weight, or if it equals encoder.weight, the softmax is tied to the embedding:
+            safetensors writes shared tensors once.
+
+    Returns:
+        Parameters, float32, and configuration of the dense model.
 
     Raises:
-        ValueError: a tensor is missing, there is one that such a model has not, or shapes or types do not fit.
+        ValueError: a tensor is missing or has no place in such a model, shapes or types do not fit, or a number is not
+            finite.
     """
     require(isinstance(tensors, Mapping), f"tensors is a {type(tensors).__name__}; it must be a mapping of arrays.")
     arrays = {name: _array(name, value) for name, value in tensors.items()}

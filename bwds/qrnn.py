@@ -25,7 +25,7 @@ from pallas_kernels.mesh_axes import alike
 
 @serializable
 class QRNNCarry(NamedTuple):
-    """State between windows, both float32 [B, H]: the last input and the pooled cell.
+    """State between windows: the last input ``x`` and the pooled cell ``c``, both float32 [B, H].
 
     Example:
         ```python
@@ -87,7 +87,7 @@ def qrnn(
         x: input [B, T, H] in the compute dtype; the outputs have it too.
         carry: state before the window.
         config: the model's.
-        sparsity: overrides the configuration's; a number, or {"input": number}; may be traced.
+        sparsity: replaces the configuration's: a number, or {"input": number}; may be traced.
 
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
@@ -104,7 +104,7 @@ def qrnn(
 
 
 def input_pairs(x: Float[Array, "B T H"], carry: QRNNCarry) -> Float[Array, "B T K"]:
-    """[x_{t-1}; x_t], what the product reads at every step."""
+    """[x_{t-1}; x_t], the input of the product at every step."""
     before = jnp.concatenate([carry.x.astype(x.dtype)[:, None], x[:, :-1]], axis=1)
     return jnp.concatenate([before, x], axis=-1)
 

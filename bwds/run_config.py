@@ -1,4 +1,4 @@
-"""Options of a training run beside the model: its text, optimiser and length. ``bwds.config`` puts them together."""
+"""Options of a training run other than the model: text, optimiser and length. ``bwds.config`` puts them together."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,16 +31,19 @@ class DataConfig:
         data = bwds.DataConfig(dataset="text", directory="my_texts", tokens="subword", batch_size=20)
         config = bwds.Config(data=data)
         ```
+
+    Raises:
+        ValueError: an option has a wrong type, is unknown or out of range.
     """
 
     dataset: str = "pydoc"
     """pydoc, ptb, wikitext2, wikitext103, text (your own, in --data.directory) or tfds:NAME."""
     directory: str | None = None
-    """Folder with the text files, or one file of text; otherwise it is downloaded (pydoc needs neither)."""
+    """Folder with the text files, or one file of text; None: the text is downloaded (pydoc needs neither)."""
     tokens: Tokens = "word"
-    """What the model reads: words between white space, characters, or subwords (byte-level BPE, knows every text)."""
+    """What a token is: a word between white space, a character, or a subword (byte-level BPE, knows every text)."""
     held_out: float = 0.05
-    """Of a text without files for train, valid and test: share at its end for test, as much before for valid."""
+    """For a text without files for train, valid and test: share at its end for test, and as much before for valid."""
     batch_size: int = 64
     """Text streams read side by side."""
     sequence_length: int = 35
@@ -48,7 +51,7 @@ class DataConfig:
     eval_batch_size: int = 16
     """Text streams read side by side in evaluation."""
     vocab_limit: int | None = None
-    """Size of the vocabulary: rarer words or characters become <unk>. None: chosen by the text; 4,096 subwords."""
+    """Size of the vocabulary; rarer words or characters become <unk>. None: the text decides; 4,096 subwords."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -80,6 +83,9 @@ class OptimConfig:
         optim = bwds.OptimConfig(name="sgd", learning_rate=20.0, clip_norm=0.25, transition_steps=2000)
         config = bwds.Config(optim=optim)
         ```
+
+    Raises:
+        ValueError: an option has a wrong type, is unknown or out of range, or does not fit the optimiser.
     """
 
     name: OptimizerName = "adamw"
@@ -101,9 +107,9 @@ class OptimConfig:
     decay_rate: float = 0.5
     """Factor of these cuts, in (0, 1]. The three are those of optax.exponential_decay with staircase."""
     activation_penalty: float = 0.0
-    """Weight in the objective of the last layer's mean squared output, after dropout (AR)."""
+    """Activation regularisation (AR): weight of the last layer's mean squared output, after dropout."""
     temporal_activation_penalty: float = 0.0
-    """Weight of temporal activation regularisation: its mean squared change from step to step, before dropout (TAR)."""
+    """Temporal AR (TAR): weight of the mean squared change of that output from step to step, before dropout."""
     ema_decay: float = 0.0
     """Decay of a moving average of the parameters, which evaluation then uses; 0: no average."""
 
@@ -144,12 +150,15 @@ class TrainConfig:
         train = bwds.TrainConfig(steps=2000, eval_every=500, sparsity_range=(0.25, 0.75))
         config = bwds.Config(model=bwds.ModelConfig(gate_activation="softplus"), train=train)
         ```
+
+    Raises:
+        ValueError: an option has a wrong type, is unknown or out of range.
     """
 
     steps: int = 800
     """Optimiser steps; 0, which only evaluates, with --start-from."""
     start_sha256: str | None = None
-    """Digest of the parameters that training starts from, those of --start-from; None: they are drawn."""
+    """Digest of the parameters of --start-from; None: initial parameters are drawn."""
     seed: int = 0
     """Seed of the initial parameters and of dropout."""
     eval_every: int = 200
@@ -161,13 +170,13 @@ class TrainConfig:
     sparsity_schedule: SparsitySchedule | None = None
     """constant: the model's from the start; cubic: rises to it; None: cubic for magnitude, constant for the others.
 
-    Cubic starts with all blocks, where the mean of linear gates is near zero: a dynamic model then wants softplus.
+    Cubic starts with all blocks, where the mean of linear scores is near zero; a dynamic model then needs softplus.
     """
     sparsity_range: tuple[float, float] | None = None
-    """Least and largest: each step draws its sparsity uniformly between them, for one model that serves at all of them.
+    """Least and largest: each step draws its sparsity uniformly between them, so that one model serves for all of them.
 
-    For the method dynamic with a constant schedule. Evaluations in training are at --model.sparsity, and so is the
-    choice of the best checkpoint; bwds eval --sparsity evaluates at several.
+    For the method dynamic with a constant schedule. Evaluations in training, which choose the best checkpoint, are at
+    --model.sparsity; bwds eval --sparsity evaluates at several.
     """
     sparsity_initial: float = 0.05
     """Where the cubic schedule starts to rise; 0 before it begins."""
@@ -176,7 +185,7 @@ class TrainConfig:
     sparsity_end: float = 0.5
     """Where it has reached the model's sparsity."""
     sparsity_every: int = 10
-    """Steps between two changes of the sparsity; the end moves forward to a whole number of them."""
+    """Steps between two changes of the sparsity; the end moves to an earlier step to make the intervals equal."""
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -205,7 +214,7 @@ class TrainConfig:
 
 
 def _checked_range(limits: Any) -> tuple[float, float]:
-    """The two sparsities, from JSON too, where they are a list."""
+    """The two sparsities as floats; JSON gives them as a list."""
     require(
         isinstance(limits, tuple | list) and len(limits) == 2,
         f"sparsity_range is {shown(limits)}; it must be two numbers, the least and the largest sparsity.",

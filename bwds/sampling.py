@@ -1,4 +1,4 @@
-"""One token from logits: the most probable, any, or one of the most probable; and how a user asks for it."""
+"""Draws one token from logits: the most probable one, any, or one of the most probable."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from bwds.checks import known_number, require
 
 
 class Choice(NamedTuple):
-    """How tokens are chosen; what is None is not computed.
+    """How tokens are chosen. Each field that is None saves its computation.
 
     Attributes:
-        temperature: None takes the most probable token.
-        top_p: None draws from all tokens.
-        banned: tokens that are never chosen, [V].
+        temperature: divides the logits; None: take the most probable token.
+        top_p: probability of the nucleus; None: draw from all tokens.
+        banned: a mask [V] of tokens that are never chosen; None: there are none.
     """
 
     temperature: Float[Array, ""] | None
@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 
 
 def choice(temperature: Real, top_p: Real, ban: Any, vocab_size: int) -> Choice:
-    """The choice that a user's numbers and banned ids mean.
+    """The ``Choice`` of a user's numbers and banned ids.
 
     Raises:
         ValueError: one of them is out of range, or every token is banned.
@@ -78,7 +78,7 @@ def sample(
     """
     if temperature is None:
         return logits.argmax().astype(jnp.int32)
-    # At most zero, so that no temperature makes them infinite.
+    # Differences from the largest logit are at most zero, so no temperature makes them positive infinity.
     scaled = (logits - logits.max()) / temperature
     if top_p is None:
         return jax.random.categorical(key, scaled).astype(jnp.int32)
@@ -86,7 +86,7 @@ def sample(
     scaled = scaled[order]
     probabilities = jax.nn.softmax(scaled)
     before = jnp.cumsum(probabilities) - probabilities
-    # The first is always in, whatever rounding makes of the sum before it.
+    # The first token is always inside, even if rounding makes the sum before it larger than zero.
     inside = (before < top_p).at[0].set(True)
     drawn = jax.random.categorical(key, jnp.where(inside, scaled, -jnp.inf))
     return order[drawn].astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""From scores to gates: choose the k best blocks for every input, normalise what they scored (arXiv 2001.04686)."""
+"""From scores to gates: choose the k best blocks for every input, then normalise their scores (arXiv 2001.04686)."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def select_blocks(
         num_kept: the number of blocks kept instead of ``sparsity``, an integer or a traced int32 scalar. With scope
             "column" it counts the blocks of one column.
         scope: "matrix": all blocks compete; "column": those of one block column, so that columns are balanced.
-        implementation: of the products beside it; "xla" and "reference" take no Pallas kernel for the search either.
+        implementation: that of the product; with "xla" and "reference" the search takes no Pallas kernel either.
 
     Raises:
         ValueError: not exactly one of ``sparsity`` and ``num_kept`` is given, a static one is out of range, ``scope``
@@ -57,7 +57,7 @@ def select_blocks(
     k = kept_count((r, c), sparsity, scope) if num_kept is None else num_kept
     require_number("num_kept", k, whole=True)
     if not isinstance(k, jax.core.Tracer):
-        # A number, also where other things are traced: comparing an array there would be traced as well.
+        # An int, because under a trace a comparison of arrays would be traced too.
         k = int(k)
         if not 1 <= k <= n:
             raise ValueError(f"num_kept is {k}; it must be at least 1 and at most {n}.")
@@ -86,22 +86,22 @@ def gate_values(
         gates = max(1 + (scores - m) / q, 0) * R * C / k        q = sqrt(mean((scores - m)^2) + 1)
 
     for "relu", with k kept scores of mean m and both means over them: a ReLU of scores normalised by their root mean
-    square. Whatever their signs, there are gates of R * C / k and more. A kept score more than q below the mean gives a
+    square. For scores of any sign, some gates are R * C / k or more. A kept score more than q below the mean gives a
     gate of zero, and one block less is read. The mean over all gates is one, or up to 1.5 where gates are cut to zero.
-    With 1 added and under the root, scores near zero, as at initialisation, give gates that are nearly equal, and no
-    gate moves by more than R * C / k for a change of one in its score.
+    The 1 under the root and the 1 before it make gates nearly equal for scores near zero, as at initialisation; a
+    change of one in its score moves no gate by more than R * C / k.
 
-    The sum of linear scores can pass through zero. Where its magnitude is below 1e-4 of the sum of magnitudes, or with
+    The sum of linear scores can pass through zero. If its magnitude is below 1e-4 of the sum of magnitudes, or with
     normalization "bounded" below 0.1 of it, that bound, with the sign of the sum, takes its place and is held constant
     in differentiation, so gates stay finite (at most 1e4, or 10, * R * C). If every kept score is zero (below 1e-37),
-    all kept gates are R * C / k, the value for equal scores. Computed in float32.
+    all kept gates are R * C / k, the value for equal scores. All is computed in float32.
 
     Args:
         scores: [..., R, C].
         kept: which blocks are kept, at least one a matrix, [..., R, C].
         activation: a.
-        normalization: "mean" or "bounded" as above, which differ for "linear" alone; "none": gates = a(scores), for
-            "relu" max(scores, 0), for comparison. Softmax has no "none": its divisor is part of it.
+        normalization: "mean" or "bounded" as above, which differ for "linear" alone. "none", for comparison: gates =
+            a(scores), for "relu" max(scores, 0). Softmax has no "none": its divisor is part of it.
 
     Raises:
         ValueError: ``activation`` or ``normalization`` is unknown, or they have no meaning together.
@@ -122,41 +122,44 @@ def topk_gates(
     normalization: Normalization = "mean",
     scope: Scope = "matrix",
 ) -> Float[Array, "*b R C"]:
-    """Gates from scores: the largest k are kept and normalised to mean one over the matrix, the others are zero.
+    """Gates from scores (arXiv 2001.04686): the k largest are kept and normalised to mean one, the others are zero.
+
+        gates = a(scores) * R * C / sum(a(scores) of the kept blocks)
 
     Exactly k blocks of every matrix are kept (``select_blocks``); the gradient flows through their scores only, not
     through the choice. A kept linear score of exactly zero gives a gate of zero, and so do kept scores far below their
-    mean with "relu". Finite, in value and gradient, for finite scores at every sparsity in [0, 1) (``gate_values`` says
-    how).
+    mean with "relu". For finite scores, gates and gradients are finite at every sparsity in [0, 1); ``gate_values``
+    says how.
 
-    Which activation: "linear" to have the paper's; "softplus" or "softmax" for training that must not spike.
+    Take the activation "linear" for the paper's gates, and "softplus" or "softmax" for training that must not spike.
 
     Example:
         ```python
         scores = jax.random.normal(jax.random.key(0), (3, 4, 8))
         gates = bwds.topk_gates(scores, sparsity=0.75, activation="softplus")
-        assert ((gates != 0).sum(axis=(1, 2)) == 8).all()                      # of 32 blocks every row keeps 8
+        assert ((gates != 0).sum(axis=(1, 2)) == 8).all()                      # every row keeps 8 of 32 blocks
         ```
 
     Args:
-        scores: one score a block, [..., R, C], as ``gate_scores`` gives them.
+        scores: one score a block, [..., R, C], float32 or bfloat16, as ``gate_scores`` gives them.
         sparsity: fraction of blocks omitted, in [0, 1), static or traced; k is ``num_kept_blocks`` of R * C.
         num_kept: k itself, static or traced, instead of ``sparsity``.
-        activation: "linear", the paper's: scores have both signs, so the sum that gates are divided by can pass zero,
-            near which they are large (up to 1e4 * R * C): an amplifier of rounding, gradients and loss.
+        activation: "linear", the paper's: scores have both signs, so the sum that gates are divided by can pass zero.
+            Near zero gates are large (up to 1e4 * R * C) and amplify rounding, gradients and loss.
             "softplus": positive; finite at any sparsity; the layers of ``bwds.nn`` have it by default.
             "softmax": positive, at most R * C; larger scores stand out more than with softplus.
             "relu": zero for kept scores far below their mean; at most (1 + sqrt(k)) * R * C / k.
-        normalization: "mean": gates have mean one (the paper's); those of "relu" at most 1.5. "bounded": linear ones
-            have, unless the sum is less than a tenth of the sum of magnitudes, and are at most 10 * R * C; all others
-            are those of "mean". "none": a(scores) of the kept blocks, not divided; not for "softmax".
+        normalization: "mean": gates have mean one (the paper's); those of "relu" at most 1.5. "bounded": linear gates
+            have mean one unless the sum is less than a tenth of the sum of magnitudes, and are at most 10 * R * C;
+            other gates are as with "mean". "none": a(scores) of the kept blocks, not divided; not for "softmax".
         scope: "matrix": top-k over all blocks; "column": inside each block column, k of its R blocks.
 
     Returns:
         gates [..., R, C] in the dtype of ``scores``.
 
     Raises:
-        ValueError: an argument is out of range or unknown.
+        ValueError: an argument is out of range, unknown or of another shape or dtype, both or neither of ``sparsity``
+            and ``num_kept`` are given, or options have no meaning together.
     """
     kept = select_blocks(scores, sparsity=sparsity, num_kept=num_kept, scope=scope)
     return gate_values(as_array("scores", scores), kept, activation=activation, normalization=normalization)

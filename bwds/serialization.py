@@ -1,4 +1,4 @@
-"""What ``jax.export`` must be told, so that it writes programs which take or return this package's types."""
+"""Registers this package's types with ``jax.export``, so that it can write programs that take or return them."""
 
 import contextlib
 from typing import TypeVar

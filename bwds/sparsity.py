@@ -16,8 +16,8 @@ def schedule_steps(steps: int, *, begin: float, end: float, every: int) -> range
     Args:
         steps: all steps of the training run.
         begin: where the schedule begins, as a fraction of them.
-        end: where it has reached the final sparsity; moved forward to a whole number of intervals.
-        every: steps between two changes, at most all of the way.
+        end: where it has reached the final sparsity; moved to an earlier step, to a whole number of intervals.
+        every: steps between two changes; with more than there are, the sparsity changes at the first and last step.
 
     Raises:
         ValueError: ``begin`` is not before ``end``, one is outside [0, 1], or there are too few steps.

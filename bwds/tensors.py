@@ -16,7 +16,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dicts of such leaves. No path may be the beginning of another one."""
+    """The inverse of ``flat``: nested dicts of leaves by their path. No path may be the beginning of another one."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         *folders, name = path.split("/")
@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file, in memory.
 
     Raises:
-        ValueError: it is not of that format, or cut short; a tensor is of a type that NumPy has not; or safetensors is
+        ValueError: it is not of that format, or cut short; NumPy does not know the type of a tensor; or safetensors is
             not installed.
         OSError: it cannot be read.
     """

@@ -1,7 +1,7 @@
 """How long functions take, side by side.
 
-Two functions are never timed one after the other but in turns, so that a busy machine slows both. A time is the
-median over the turns, given with its quartiles.
+Functions that are compared are timed in turns, so that a busy machine slows all of them. A time is the median over the
+turns, given with its quartiles.
 """
 
 import math
@@ -26,7 +26,7 @@ class Timing(tuple):
 
 
 def require_turns(turns: int) -> None:
-    """Raises ``ValueError`` unless there are enough turns: the quartiles of two would lie beyond both."""
+    """Raises ``ValueError`` unless there are enough turns: quartiles of two times would lie beyond both."""
     if turns < 3:
         raise ValueError(f"The number of turns is {turns}; quartiles need at least 3.")
 
@@ -34,8 +34,8 @@ def require_turns(turns: int) -> None:
 def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least: float = 0.02) -> dict[Any, Timing]:
     """Seconds of each call, compiled and warm.
 
-    Before its turn each function is called once more: memory that the one before it took is still being given back
-    when its result is there, for tens of milliseconds after a dense product of bfloat16 on a CPU.
+    Each turn begins with a call that is not timed. Memory of the function before it may still be being freed after its
+    result is there: for tens of milliseconds after a dense product of bfloat16 on a CPU.
 
     Args:
         calls: functions without arguments that return arrays.
@@ -62,9 +62,10 @@ def time_in_turns(calls: dict[Any, Callable[[], Any]], *, turns: int = 15, least
 
 
 def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
-    """Calls each once: the dense ones alone, then the others side by side, as a compiler takes one core for a program.
+    """Calls each function once: the dense ones alone, then the others side by side.
 
-    XLA chooses among dense products of a GPU by timing them, and wants the device for itself.
+    The compiler uses one core per program. On a GPU, XLA times dense products to choose one, and needs the device for
+    itself.
     """
     dense = [call for name, call in calls.items() if "dense" in str(name)]
     for call in dense:
@@ -74,15 +75,15 @@ def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
 
 
 PAYS = 1.05
-"""How many times as fast as dense pays; two equal programs may differ by less."""
+"""The speed-up over dense from which skipping pays; times of equal programs may differ by less."""
 
 
 def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
-    """From which width on skipping blocks pays, by more than ``PAYS`` tells, in a sentence.
+    """A sentence that says from which width on skipping blocks is faster by more than ``PAYS``.
 
     Args:
-        speedups: by sparsity and width, how many times as fast as the dense model.
-        against: which dense model that is.
+        speedups: by sparsity and width, the speed-up over the dense model.
+        against: the dense model, in words.
     """
     parts = []
     for sparsity, widths in sorted(speedups.items()):

@@ -1,8 +1,7 @@
-"""What a model reads of a text: its words, its characters, or pieces of words that fit the text (byte-level BPE).
+"""Tokens of a text: its words, its characters, or pieces of words that are learnt from the text (byte-level BPE).
 
-A token is spelled as one line of ``vocabulary.txt``, whose lines alone tell what the tokens are: no other file is
-needed to read a run's text, and the digest of the vocabulary tells whether it is the same. ``<eos>`` ends a line, with
-every kind of token.
+A token is spelled as one line of ``vocabulary.txt``. These lines define all tokens: no other file is needed to read a
+run's text, and two vocabularies are the same if their digests are. ``<eos>`` ends a line, with every kind of token.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from bwds.run_config import Tokens
 UNK = "<unk>"
 EOS = "<eos>"
 REPLACEMENT = "\ufffd"
-"""What stands for an unknown character, and for bytes that are no character."""
+"""It stands for an unknown character, and for bytes that are no character."""
 
 
 @runtime_checkable
@@ -66,7 +65,7 @@ def lines_of(tokens: Iterable[str]) -> Iterator[list[str]]:
 
 
 class Words:
-    """What white space separates. ``join`` puts single blanks, so that white space is lost."""
+    """Words between white space. ``join`` puts single blanks between them, so the original white space is lost."""
 
     def split(self, text: str) -> list[str]:
         lines = [line.split() for line in text.split("\n")]
@@ -77,7 +76,7 @@ class Words:
 
 
 class Characters:
-    """Unicode characters: code points, not what a reader takes for one. ``join(split(text))`` is the text."""
+    """Unicode code points, of which a character on the screen may have several. ``join(split(text))`` is the text."""
 
     def split(self, text: str) -> list[str]:
         return [EOS if character == "\n" else spelled(character) for character in text]
@@ -105,9 +104,9 @@ def unspelled(token: str) -> str:
 class Subwords:
     """Byte-level byte pair encoding (Sennrich et al., arXiv 1508.07909; bytes as in GPT-2), by ``tokenizers``.
 
-    Every byte is a token, so no text is unknown, and ``join(split(text))`` is the text. The vocabulary is in the order
-    in which its pieces were learnt, and that is all there is to know: of all neighbours in a piece of text that
-    together are a token, the two that make the first token of the vocabulary become one, again and again.
+    Every byte is a token, so no text is unknown, and ``join(split(text))`` is the text. The order of the vocabulary, in
+    which its pieces were learnt, defines how a text is cut: of all neighbouring tokens that together are a token, the
+    pair whose token comes first in the vocabulary is joined, until there is no such pair.
 
     Raises:
         ValueError: a byte is missing in the vocabulary.
@@ -146,7 +145,7 @@ class Subwords:
 
 
 def merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs of tokens that together are a later token; those of the first such token come first.
+    """All pairs of tokens that together are a later token, in the order of these later tokens.
 
     Args:
         words: the vocabulary, in the order of its ids.
@@ -163,8 +162,8 @@ def merges(words: Sequence[str]) -> list[tuple[str, str]]:
 def learn_subwords(lines: Iterable[str], size: int) -> tuple[str, ...]:
     """The vocabulary of subwords that fits a text: ``<eos>``, the bytes, then pieces in the order they are learnt.
 
-    The same text gives the same vocabulary, whatever the machine. It is smaller than ``size`` where the text has no
-    more pieces that occur twice.
+    The same text gives the same vocabulary on every machine. It is smaller than ``size`` if no more pieces of the text
+    occur twice.
 
     Args:
         lines: of the training text, without newlines.
@@ -177,7 +176,7 @@ def learn_subwords(lines: Iterable[str], size: int) -> tuple[str, ...]:
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyrefly: ignore
-    # One place is for <eos>, which no text can be taken for: it is no token of this model.
+    # One place of the vocabulary is for <eos>. It is no token of this model, so no text can be read as <eos>.
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size - 1, min_frequency=2, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )

@@ -19,7 +19,7 @@ from bwds.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """What ``bwds.load`` gives.
+    """A trained model, as ``bwds.load`` and ``bwds.load_model`` return it.
 
     Example:
         ```python
@@ -30,10 +30,10 @@ class TrainedModel:
         ```
 
     Attributes:
-        config: of the model.
-        params: laid out for decoding by ``bwds.decode_params``, unless it was loaded otherwise.
+        config: the model's.
+        params: laid out by ``bwds.decode_params``, or as in the file with ``load_model(..., for_decoding=False)``.
         vocabulary: its tokens and their ids; None: the file has none.
-        card: what it is, for people.
+        card: a description of the model for people, in Markdown.
         parameters_sha256: digest of the parameters as they are in the file or checkpoint.
     """
 
@@ -59,7 +59,7 @@ class TrainedModel:
         ban: Sequence[str] = (),
         sparsity: float | None = None,
     ) -> Any:
-        """A text that begins with the prompt; a line ends where the model ends it.
+        """A text that begins with the prompt; lines end where the model ends them.
 
         Example:
             ```python
@@ -68,13 +68,13 @@ class TrainedModel:
             ```
 
         Args:
-            prompt: the beginning of a line, or several such prompts, of any lengths; words have blanks between them.
-            length: how many tokens to add.
-            temperature: lower is more predictable; 0 always takes the most probable token.
-            top_p: draws from the most probable tokens that together have this probability.
+            prompt: the beginning of a line, or several such prompts of any lengths; blanks separate words.
+            length: number of tokens to add, at least 1.
+            temperature: at least 0; lower is more predictable, and 0 always takes the most probable token.
+            top_p: in (0, 1]; draws from the most probable tokens that together have this probability.
             seed: the same seed gives the same text.
             ban: tokens that are never written.
-            sparsity: share of the blocks left out instead of the model's own; dynamic models only.
+            sparsity: share of the blocks left out, in [0, 1), instead of the model's own; dynamic models only.
 
         Returns:
             The text, or a list of texts for several prompts.
@@ -88,7 +88,7 @@ class TrainedModel:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         vocabulary, given, options = self._prepared(prompts, temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))
-        # A prompt alone draws with the key itself.
+        # A single prompt draws with the key itself, several with keys made from it.
         several = not isinstance(prompt, str)
         new = generate(model, self.params, given if several else given[0], length=length, **options)
         rows = zip(given, np.asarray(new if several else [new]), strict=True)
@@ -106,9 +106,9 @@ class TrainedModel:
         ban: Sequence[str] = (),
         sparsity: float | None = None,
     ) -> Iterator[str]:
-        """The words of ``generate`` after the prompt, each as soon as it is known; ``<eos>`` where a line ends.
+        """The words that ``generate`` adds to the prompt, each as soon as it is known; ``<eos>`` where a line ends.
 
-        A model of characters or subwords gives pieces of its text, with blanks and line ends as they are.
+        A model of characters or subwords yields pieces of its text, blanks and line ends included.
 
         Example:
             ```python
@@ -116,10 +116,23 @@ class TrainedModel:
                 print(word, end=" ", flush=True)
             ```
 
-        The other arguments are those of ``generate``, with one prompt.
-
         Args:
-            length: how many; None: there is no end.
+            prompt: the beginning of a line.
+            length: number of tokens, at least 1; None: there is no end.
+            temperature: as in ``generate``.
+            top_p: as in ``generate``.
+            seed: as in ``generate``.
+            ban: as in ``generate``.
+            sparsity: as in ``generate``.
+
+        Returns:
+            An iterator of strings.
+
+        Raises:
+            ValueError: an argument is out of range, a banned token is unknown, or there is no vocabulary.
+
+        Warns:
+            UserWarning: a word of the prompt is unknown, so ``<unk>`` is read instead.
         """
         vocabulary, (given,), options = self._prepared([prompt], temperature, top_p, seed, ban)
         model = language_model(self.config.at_sparsity(sparsity))
@@ -131,7 +144,7 @@ class TrainedModel:
     def _prepared(
         self, prompts: Sequence[str], temperature: Real, top_p: Real, seed: int, ban: Sequence[str]
     ) -> tuple[Vocabulary, list[np.ndarray], dict[str, Any]]:
-        """The vocabulary, the prompts' ids, and what both ways to generate take; warns of unknown words."""
+        """The vocabulary, the ids of the prompts, and the options of ``bwds.generate``; warns of unknown words."""
         vocabulary = self.vocabulary
         if vocabulary is None:
             raise ValueError(
@@ -149,13 +162,13 @@ class TrainedModel:
 
 
 def _pieces(vocabulary: Vocabulary, tokens: Iterable[Any]) -> Iterator[str]:
-    """The text of tokens, as soon as it is settled: a character may take several subwords."""
+    """The text of tokens, piece by piece as soon as it is final: a character may take several subwords."""
     waiting: list[int] = []
     shown, text = 0, ""
     for token in tokens:
         waiting.append(int(token))
         text = vocabulary.text(waiting)
-        # Bytes at the end may be the beginning of a character; what comes before them no token changes any more.
+        # Bytes at the end may be the beginning of a character. No later token changes the text before them.
         settled = text.rstrip(REPLACEMENT)
         if piece := settled[shown:]:
             yield piece
@@ -169,15 +182,15 @@ def _pieces(vocabulary: Vocabulary, tokens: Iterable[Any]) -> Iterator[str]:
 def continued(
     vocabulary: Vocabulary, prompt: Int[np.ndarray, " P"], new: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " m"]:
-    """The ids of a prompt and of what follows it, without the ``<eos>`` before its line."""
+    """The ids of a prompt and of the text that follows it, without the ``<eos>`` before its line."""
     return np.concatenate([prompt[len(vocabulary.prompt("")) :], new])
 
 
 def banned_ids(vocabulary: Vocabulary, words: Sequence[str]) -> list[int]:
-    """Ids of words that are not to be written.
+    """Ids of tokens that are not to be written.
 
     Raises:
-        ValueError: the vocabulary has no such word, so that there is nothing to ban.
+        ValueError: the vocabulary does not have one of them.
     """
     require(not isinstance(words, str), f"ban is {words!r}, one string; give a list of words.")
     unknown = vocabulary.unknown(words)

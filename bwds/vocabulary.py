@@ -29,8 +29,11 @@ class Vocabulary:
         ```
 
     Attributes:
-        words: the tokens, as ``bwds.tokens`` spells them.
-        tokens: what a token is: "word", "character" or "subword".
+        words: the tokens, of any kind, as ``bwds.tokens`` spells them.
+        tokens: the kind of the tokens: "word", "character" or "subword".
+
+    Raises:
+        ValueError: there are no tokens, or one occurs twice.
     """
 
     words: tuple[str, ...]
@@ -38,12 +41,12 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.words:
-            raise ValueError("The vocabulary is empty; it needs at least one word.")
+            raise ValueError("The vocabulary is empty; it needs at least one token.")
         if len(self._ids) < len(self.words):
             place, word = next((i, w) for i, w in enumerate(self.words) if self._ids[w] != i)
             raise ValueError(
                 f"The vocabulary has the word {word!r} twice, as ids {place} and {self._ids[word]}; "
-                "every word has exactly one id."
+                "every token has exactly one id."
             )
 
     @cached_property
@@ -66,14 +69,14 @@ class Vocabulary:
 
     @property
     def sha256(self) -> str:
-        """Digest of the words in their order."""
+        """SHA-256 of the tokens in their order."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
     def encode(self, words: Iterable[str]) -> Int32[np.ndarray, " n"]:
-        """Ids of the words; a word that is not in the vocabulary gets the id of ``<unk>``.
+        """Ids of tokens, int32 [n]; a token that is not in the vocabulary gets the id of ``<unk>``.
 
         Raises:
-            ValueError: an unknown word, and the vocabulary has no ``<unk>``.
+            ValueError: a token is unknown and the vocabulary has no ``<unk>``.
         """
         unk = self._ids.get(UNK)
         ids = []
@@ -87,11 +90,11 @@ class Vocabulary:
         return np.array(ids, np.int32)
 
     def unknown(self, words: Iterable[str]) -> list[str]:
-        """Those of the words that are not in the vocabulary, each once."""
+        """The given tokens that are not in the vocabulary, each once."""
         return [word for word in dict.fromkeys(words) if word not in self._ids]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> list[str]:
-        """Words of the ids."""
+        """The tokens of ids."""
         return [self.words[i] for i in ids]
 
     def split(self, text: str) -> list[str]:
@@ -99,15 +102,15 @@ class Vocabulary:
         return self._tokenizer.split(text)
 
     def prompt(self, text: str) -> Int32[np.ndarray, " n"]:
-        """Ids of a text that begins a line: ``<eos>``, which ends the line before, if there is one, and its tokens.
+        """Ids of a text that begins a line: its tokens after ``<eos>``, if the vocabulary has it; int32 [n].
 
         Raises:
-            ValueError: an unknown token, and the vocabulary has no ``<unk>``.
+            ValueError: a token is unknown and the vocabulary has no ``<unk>``.
         """
         return self.encode([*([EOS] if EOS in self._ids else []), *self.split(text)])
 
     def text(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of the ids, words with blanks between them; a line ends at ``<eos>``."""
+        """The text of ids, with blanks between words; ``<eos>`` ends a line."""
         return self._tokenizer.join(self.decode(ids))
 
     def shown(self, ids: Iterable[SupportsIndex]) -> list[str]:
@@ -121,7 +124,11 @@ class Vocabulary:
         return self._tokenizer.file() if isinstance(self._tokenizer, Subwords) else None
 
     def save(self, path: str | Path) -> None:
-        """Writes one word a line: line number, counted from 0, = id. The file is written whole or not at all."""
+        """Writes one token per line, in the order of the ids. The file is written whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         write_text(Path(path), "".join(f"{word}\n" for word in self.words))
 
     @classmethod
@@ -129,7 +136,7 @@ class Vocabulary:
         """The vocabulary written by ``save``.
 
         Raises:
-            ValueError: no such file; it is empty or not UTF-8; a line is not exactly one word; a word occurs twice.
+            ValueError: no such file; it is empty or not UTF-8; a line is not exactly one token; a token occurs twice.
         """
         if not Path(path).is_file():
             raise ValueError(f"There is no vocabulary at {str(path)!r}; training writes one into its --workdir.")

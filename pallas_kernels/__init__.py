@@ -1,6 +1,6 @@
 """Products with the kept blocks of a weight matrix, and the search for the largest scores.
 
-Knows nothing of models: x, w and gates come in, y goes out.
+The package knows nothing of models: x, w and gates come in, y goes out.
 """
 
 from pallas_kernels.block_sparse.api import (

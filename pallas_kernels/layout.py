@@ -27,7 +27,7 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
         block_shape: (K/R, N/C), rows and columns of one block.
 
     Raises:
-        ValueError: ``w`` is no matrix, or the block does not divide it.
+        ValueError: ``w`` is no matrix, ``block_shape`` is not two numbers, or the block does not divide ``w``.
     """
     if not hasattr(w, "ndim") or not isinstance(block_shape, tuple | list) or len(block_shape) != 2:
         raise ValueError(
@@ -43,7 +43,7 @@ def to_block_major(w: Shaped[Array, "K N"], block_shape: tuple[int, int]) -> Sha
 
 @takes_explicit_axes(lambda w: PartitionSpec(*tuple(spec_of(w))[1::-1]))
 def from_block_major(w: Shaped[Array, "C R bk bn"]) -> Shaped[Array, "K N"]:
-    """The weight [K, N] of a block-major ``w``: the inverse of ``to_block_major``.
+    """The weight [K, N] of a block-major ``w`` [C, R, K/R, N/C] of any dtype: the inverse of ``to_block_major``.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""Pallas Triton, as every kernel for NVIDIA GPUs here imports it: ``pl`` and ``pltriton``."""
+"""Pallas and its Triton backend, ``pl`` and ``pltriton``, for every kernel for NVIDIA GPUs in this package."""
 
 import warnings
 

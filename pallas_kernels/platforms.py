@@ -2,7 +2,7 @@
 
 ``lax.platform_dependent`` traces the branches of all platforms. A program exported for several platforms at once lowers
 every branch for each of them, which Pallas refuses. So a kernel is a primitive here, and only its types are known
-before lowering. It is traced only when a program is lowered for its own platform. So an error in a kernel, or a change
+before lowering. It is traced only when a program is lowered for its own platform, so an error in a kernel, or a change
 of Pallas in another jax, cannot break programs for other platforms.
 """
 

@@ -202,7 +202,7 @@ def test_ids_outside_of_the_vocabulary_are_refused_where_they_can_be_seen(bad):
     tokens = TOKENS.astype(np.int64)
     tokens[1, 1] = bad
     for given in (tokens, tokens.tolist()):
-        with pytest.raises(ValueError, match=rf"tokens go from .*{bad}.*; the ids of 300 words go from 0 to 299\."):
+        with pytest.raises(ValueError, match=rf"tokens go from .*{bad}.*; the ids of 300 tokens go from 0 to 299\."):
             shapes(params, given)
     with pytest.raises(ValueError, match="prompt_ids go from "):
         generate(*model(), tokens[1], key=KEY, length=1)

@@ -17,8 +17,9 @@ from bwds.config import Config, ModelConfig
 from bwds.data import Vocabulary
 from bwds.digest import digest
 from bwds.model import language_model
-from bwds.training.checkpoint import DIGEST_FILE, Checkpoints, best_checkpoints
+from bwds.training.checkpoint import Checkpoints, best_checkpoints
 from bwds.training.identity import identity
+from bwds.training.manifest import MANIFEST_FILE
 from bwds.training.trained import load_params
 from bwds.training.workdir import claim_workdir, read_config
 from tests.strategies import apply, attempt, folder_changes
@@ -85,7 +86,7 @@ def test_a_damaged_checkpoint_gives_what_was_saved_or_is_refused(changes):
             assert digest(tree) == digest(state(info["step"]))
             # An older one only with a warning, or where the newer one is gone.
             for step in STEPS[info["step"] :]:
-                assert not (folder / str(step) / DIGEST_FILE).is_file() or "warning: " in told.getvalue()
+                assert not (folder / str(step) / MANIFEST_FILE).is_file() or "warning: " in told.getvalue()
 
 
 def read_state(folder: Path, *, read_only: bool) -> tuple[Any, dict[str, Any]]:

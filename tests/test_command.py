@@ -212,7 +212,7 @@ def test_bench_says_when_its_measurements_differ(monkeypatch, capsys, quartiles,
     monkeypatch.setattr(bench, "measure", lambda *_, **__: {"dense": Timing((1.0, 1.0, 1.0)), 0.5: Timing(quartiles)})
     code, out, _ = call(capsys, "bench", "--hidden", "128", "--sparsity", "0.5")
     assert code == 0
-    assert ("The machine is busy: half of the measurements of a model lie 30% of their median apart" in out) is busy
+    assert ("The machine is busy: the quartiles of a model's times lie 30% of the median apart" in out) is busy
 
 
 def test_turns_alternate_and_the_slower_function_is_slower():

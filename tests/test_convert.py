@@ -212,7 +212,7 @@ def test_what_layers_read_is_what_the_model_computes():
         (dataclasses.replace(DENSE, method="dynamic"), {}, "method is 'dynamic'; only a model without gates"),
         (DENSE, {"sparsity": 1.0}, "sparsity is 1.0"),
         (DENSE, {"tokens": TOKENS[:, :1]}, r"tokens have shape \(3, 1\)"),
-        (DENSE, {"tokens": TOKENS + V}, "the ids of 20 words go from 0 to 19"),
+        (DENSE, {"tokens": TOKENS + V}, "the ids of 20 tokens go from 0 to 19"),
         (DENSE, {"block_size": 5}, "hidden_size 16 is not a multiple of block_size 5"),
         (DENSE, {"block_size": 16, "sparsity": 0.9}, "of the 1 x 4 blocks of layer_0/input at least 1 .* at most 0.75"),
     ],
@@ -379,7 +379,7 @@ def test_other_starts_are_refused(dense_run, tmp_path):
     with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
         train(config, tmp_path / "run", progress=False)
     words = dataclasses.replace(config, data=dataclasses.replace(config.data, vocab_limit=10))
-    with pytest.raises(ValueError, match="another vocabulary than this text: 31 words there, "):
+    with pytest.raises(ValueError, match="another vocabulary than this text: 31 tokens there, "):
         train(words, tmp_path / "run", start_from=folder, progress=False)
     train(config, tmp_path / "run", start_from=folder, progress=False)
     with pytest.raises(ValueError, match=r"train.start_sha256: '.*' there, None now"):

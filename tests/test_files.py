@@ -177,7 +177,7 @@ def without(tree, name):
         (lambda p: {"params": p | {"embedding": p["embedding"].astype("float16")}}, "embedding of type float16"),
         (lambda p: {"params": p | {"embedding": p["embedding"].astype("bfloat16")}}, "are float32"),
         (lambda p: {"config": bwds.Config(model=CONFIG)}, "config is a Config"),
-        (lambda p: {"vocabulary": ["a", "b"]}, "has 2 words and the model 6"),
+        (lambda p: {"vocabulary": ["a", "b"]}, "has 2 tokens and the model 6"),
         (lambda p: {"vocabulary": [1, 2, 3, 4, 5, 6]}, "must be of strings"),
         (lambda p: {"card": 3}, "card is a int"),
     ],

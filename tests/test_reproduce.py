@@ -228,7 +228,7 @@ sys.exit(name == "b")
     done.write_text('{"options": {}}\n')
     code, said = side_by_side(program, "a", "done", "b", "c", "d")
     assert code == 1
-    assert capsys.readouterr().err == "error: what ended with an error: ptb-lstm-small/b/seed0 (exit code 1)\n"
+    assert capsys.readouterr().err == "error: these cells ended with an error: ptb-lstm-small/b/seed0 (exit code 1)\n"
     order = [(word, name) for word, name, _ in said]
     assert sorted(name for word, name in order if word == "ended") == ["a", "b", "c", "d"]
     # Two at a time: the third waits for the second, and the last for one of those that are left.

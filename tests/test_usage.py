@@ -219,6 +219,14 @@ def test_chance_overlap_is_the_mean_over_all_pairs_of_sets(grid, num_kept, scope
     assert chance_overlap(grid, num_kept, scope) == pytest.approx(math.fsum(pairs) / len(pairs))
 
 
+def test_the_overlap_by_chance_is_that_of_the_matrix_s_own_number_of_blocks():
+    config = configuration("lstm, shares")
+    found = measure_usage(parameters(config), config, IDS, DATA, EOS).matrices
+    assert len({usage.num_kept for usage in found.values()}) == 2
+    for name, grid in gated_matrices(config).items():
+        assert found[name].overlap_chance == chance_overlap(grid, found[name].num_kept)
+
+
 CONSIDERED = set(
     """
 vocab_size hidden_size num_layers cell method sparsity magnitude_unit block_size gate_rank gate_activation

@@ -39,7 +39,7 @@ GRID, BLOCK = (12, 48), 128
 WIDE = (32, 128)
 """Blocks of a layer of 4096."""
 MANY = 16
-"""Of more rows than this only some are compared, because an oracle in NumPy is slow."""
+"""With more rows than this only some are compared, because an oracle in NumPy is slow."""
 
 
 def module_here() -> tuple[str, ModuleType]:

@@ -1,4 +1,4 @@
-"""What this machine has to tell about bwds, in as many minutes as you give it.
+"""Measures bwds on this machine, in as many minutes as you give it.
 
     python benchmarks/hardware.py --minutes 10 --output DIR [--data-directory DIR] [--only PART ...] [--after PART]
     python benchmarks/hardware.py --list

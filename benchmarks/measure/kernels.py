@@ -40,6 +40,7 @@ from pallas_kernels.dense import matmul
 
 
 def arrays(rows, h, block, dtype, gate_rank=None):
+    """Random x [rows, H], w [H, 4H], dy [rows, 4H] and gate for blocks of ``block``, all but its bias in ``dtype``."""
     k, n = h, 4 * h
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (rows, k), dtype)
@@ -117,6 +118,7 @@ def on_several_devices(args, options, x, w, gate, gates, copies):
 
 
 def decode(results, args, dtype):
+    """Writes one line per width, number of rows and sparsity: the part "decode"."""
     bandwidth = copy_bandwidth()
     results.write("copy", bytes_per_second=bandwidth)
     for h in args.hidden:
@@ -183,6 +185,7 @@ def all_of_dense(x, dy, w):
 
 
 def batched(results, args, dtype):
+    """Writes one line per width, number of rows and sparsity: the part "batched"."""
     rate = matmul_rate(dtype=dtype)
     results.write("matmul", dtype=dtype, flops_per_second=rate)
 

@@ -3,9 +3,9 @@
     python -m benchmarks.measure.train_step [PRESET ...] [--hidden 1536] [--sparsity 0.5 0.75 0.9]
                                            [--dtype float32 bfloat16] [--turns 9] [--output FILE]
 
-The step is that of train.py: forward, backward, clipping and optimiser, on random tokens. --hidden takes another width
-than the preset's, with blocks of 128 where they divide it, else of the preset's size. All sparsities of a model take
-turns with the dense model and, for an LSTM on a CPU, with PyTorch's if torch is installed.
+The step is that of train.py: forward, backward, clipping and optimiser, on random tokens. --hidden replaces the width
+of the preset; blocks are then of 128 if that divides the width, and otherwise of the preset's size. All sparsities of a
+model take turns with the dense model and, for an LSTM on a CPU, with PyTorch's if torch is installed.
 
 The bound is six floating-point operations per token for each weight of the products, with all blocks and the gates, at
 the measured rate of a large matmul: some row of a batch keeps every block.

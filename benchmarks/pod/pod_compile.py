@@ -253,8 +253,8 @@ def main():
     configs = {}
     for name in args.preset:
         config = PRESETS[name]
-        words = min(config.model.vocab_size, args.vocab_limit or config.model.vocab_size)
-        configs[name] = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=words))
+        tokens = min(config.model.vocab_size, args.vocab_limit or config.model.vocab_size)
+        configs[name] = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokens))
     options = {"model": args.model, "shard_optimizer": args.shard_optimizer}
     cases = list(itertools.product(configs.items(), args.topology, args.rows))
     results = Results(args.output)

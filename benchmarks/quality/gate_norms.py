@@ -1,11 +1,12 @@
 """How large gradients get with each activation of the gates, beside the dense model: which of them spike.
 
-    python -m benchmarks.quality.gate_norms [PRESET] --data-directory DIR [--steps 400] [--sparsity 0.5] [--output FILE]
+    python -m benchmarks.quality.gate_norms [PRESET] [--data-directory DIR] [--steps 400] [--sparsity 0.5]
+                                            [--output FILE]
 
-A run for every optimiser and activation: SGD at the preset's rate, and AdamW at 0.002. All have the same text, batches
-and steps. ``norms`` are quantiles of the gradient norm before clipping over all steps, from the least to the largest
-in steps of 5%; ``over_dense`` is the quantile at 95% against the dense model's under the same optimiser, if that ran
-before.
+There is a run for every optimiser and activation: SGD at the preset's rate, and AdamW at 0.002. All have the same text,
+batches and steps. ``norms`` are quantiles of the gradient norm before clipping over all steps, from the least to the
+largest in steps of 5%. ``over_dense`` is the quantile at 95% over that of the dense model under the same optimiser, if
+that ran before.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ def configuration(args, optimizer, gate):
 
 
 def measured(config):
-    """Gradient norms of all steps, and the perplexity in the end; None where NaN or infinity stopped training."""
+    """Gradient norms of all steps, and the final perplexity; None if NaN or infinity stopped training."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             perplexity = train(config, Path(folder), progress=False)["validation_perplexity"]

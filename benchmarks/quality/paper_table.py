@@ -5,8 +5,8 @@
 One device trains three models at a time, which fills the gaps between launches. At first each model trains a few
 steps. That compiles the programs and tells how many epochs fit into the time. Schedules are then set to end with the
 last epoch, and reproduce.py runs the cells. Further seeds follow while there is time for all of their epochs. Every
-finished cell adds a line to DIR/lines.jsonl; a cell that the end of the time cut off adds its curve. Checkpoints are in
-DIR/runs. To begin anew, remove DIR.
+finished cell adds a line to DIR/lines.jsonl; if the time ends before a cell is finished, the cell adds its curve.
+Checkpoints are in DIR/runs. To begin anew, remove DIR.
 """
 
 import argparse

@@ -10,7 +10,7 @@ first, and methods take turns. With --jobs N, N cells run at a time, each in a p
 and the memory of a GPU. Each cell trains in a folder of its own, runs/grid/NAME, and goes on there if it was stopped.
 When it is finished, benchmarks/results/quality gets NAME.json: one line with all results, the curve of its evaluations
 included. --output names another folder for both. With --epochs the cells are other, shorter ones: their learning rate
-is halved every epoch over the last two fifths, whatever the preset does. A cell that has a result is skipped and never
+is halved every epoch over the last two fifths, for every preset. A cell that has a result is skipped and never
 overwritten, also one whose training failed: that is a result too. To run a cell anew, remove its line and its folder.
 
 Exit codes: 0 done, or stopped by SIGTERM with the state saved; 1 the training of a cell failed; 2 a mistake on the
@@ -143,7 +143,7 @@ def side_by_side(names: list[str], jobs: int, options: list[str]) -> None:
         for process in running:
             process.wait()
     if failed:
-        print(f"error: what ended with an error: {', '.join(failed)}", file=sys.stderr)
+        print(f"error: these cells ended with an error: {', '.join(failed)}", file=sys.stderr)
     if failed or stopped.is_set():
         sys.exit(0 if stopped.is_set() else 1)
 

@@ -4,8 +4,8 @@
 
 A step of a small model is hundreds of launches of tiny kernels, so one device has room for many models at a time. The
 cells run in the order of the grid; those that have a committed line are left out. Every finished cell adds a line to
-DIR/lines.jsonl, and its file to DIR/quality, from where it can be copied to benchmarks/results/quality. A cell that the
-end of the time cut off adds its curve, and goes on in DIR/runs if the command is given again.
+DIR/lines.jsonl, and its file to DIR/quality, from where it can be copied to benchmarks/results/quality. If the time
+ends before a cell is finished, the cell adds its curve, and goes on in DIR/runs when the command is given again.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""docs/should_i_use_it.md: does skipping pay, for a width, a number of streams and a sparsity, a table for each device.
+"""docs/should_i_use_it.md: a table for each device that says for which width, streams and sparsity skipping pays.
 
-A cell is the speed of a whole LSTM that decodes, over that of the fastest dense one that was timed in the same run,
-whoever made it. Each cell leads to its raw line in raw_lines.md.
+A cell is the speed of a whole LSTM that decodes, over that of the fastest dense LSTM of any library that was timed in
+the same run. Each cell links to its raw line in raw_lines.md.
 """
 
 import json
@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 STREAMS = (1, 4, 16)
 SPARSITIES = (0.5, 0.75, 0.9)
 LOSES = 2.0 - PAYS
-"""A speed-up between the two is within the noise of such machines."""
+"""The speed-up up to which skipping loses; one between this and ``PAYS`` is within the noise."""
 
 
 def speedup(row: Row) -> tuple[float, str]:

@@ -16,8 +16,8 @@ BASELINES = {
 }
 
 
-def _seconds(microseconds: float) -> tuple[float, str]:
-    """What a time is divided by, and the unit."""
+def _unit(microseconds: float) -> tuple[float, str]:
+    """The number of microseconds in the unit that suits a time, and the unit's name."""
     return (1.0, "µs") if microseconds < 1000 else (1e3, "ms") if microseconds < 1e6 else (1e6, "s")
 
 
@@ -27,7 +27,7 @@ def time(row: Row, name: str) -> str:
     if f"{name}_{unit}" not in row:
         return MISSING
     scale = 1e3 if unit == "ms" else 1.0
-    divisor, word = _seconds(row[f"{name}_{unit}"] * scale)
+    divisor, word = _unit(row[f"{name}_{unit}"] * scale)
     low, _, high = (number(q * scale / divisor) for q in row[f"{name}_quartiles_{unit}"])
     return f"{number(row[f'{name}_{unit}'] * scale / divisor)} {word} ({low}-{high})"
 
@@ -36,7 +36,7 @@ def _bound(row: Row, name: str = "bound") -> str:
     value = row.get(f"{name}_us", row.get(f"{name}_ms", 0) * 1e3)
     if not value:
         return MISSING
-    divisor, word = _seconds(value)
+    divisor, word = _unit(value)
     return f"{number(value / divisor)} {word}"
 
 
@@ -52,7 +52,7 @@ def _product(row: Row) -> dict[str, Any]:
         "gate rank": row.get("gate_rank") or "full",
         "rows": row["rows"],
         "sparsity": row["sparsity"],
-        # Of one row it is the density.
+        # For one row this is the density, which the sparsity already says.
         "blocks read": f"{row['share_read']:.1%}" if row["rows"] > 1 else MISSING,
         "dense": time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),

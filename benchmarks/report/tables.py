@@ -9,14 +9,14 @@ MISSING = "-"
 
 
 def table(header: list[str], lines: list[list[Any]]) -> list[str]:
-    """Lines of a table; columns in which nothing is known are left out."""
+    """Lines of a table in Markdown, without the columns in which every value is missing."""
     known = [i for i in range(len(header)) if any(str(line[i]) != MISSING for line in lines)]
     cut = [[str(line[i]) for i in known] for line in [header, ["---"] * len(header), *lines]]
     return ["| " + " | ".join(cells) + " |" for cells in cut]
 
 
 def said_once(lines: list[dict[str, Any]]) -> list[str]:
-    """Lines of a table of ``lines``, above it in a sentence the columns that are the same in all of them."""
+    """Lines of a table; columns with one value in all lines are left out of it and named in a sentence above."""
     alike = {key: lines[0][key] for key in lines[0] if len(lines) > 1 and len({str(line[key]) for line in lines}) == 1}
     told = ", ".join(f"{key} {value}" for key, value in alike.items() if value != MISSING)
     header = [key for key in lines[0] if key not in alike]
@@ -27,7 +27,7 @@ def said_once(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """The value with three significant digits, or all digits before the point."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -36,7 +36,7 @@ def number(value: float) -> str:
 def write_csv(path: Path, columns: Sequence[str], lines: list[dict[str, Any]]) -> None:
     """Writes nested dictionaries as rows; a dot in a column's name leads into a dictionary, a missing value is empty.
 
-    Items of a list are joined by spaces, those of a list in it by colons.
+    Items of a list are joined by spaces, and items of a list inside a list by colons.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -37,9 +37,9 @@ def parsed(parse: Callable[[], T]) -> T:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # Without colours, and without the line that points to --help, which ``run`` prints for all.
+        # Colours are removed, and so is the line that points to --help, which ``run`` prints for all errors.
         text = re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", printed.getvalue())
-        # The box is of ASCII where that is what the terminal takes.
+        # Where the terminal takes ASCII only, the box is drawn in ASCII.
         parts = [" ".join(part.split()) for part in re.split(r"[╭╮╰╯─]{2,}|-{20,}", text.replace("│", " "))]
         _, *sentences = [part for part in parts if part and "full helptext" not in part] or [""]
         raise ValueError(". ".join(sentences).removeprefix("Error parsing ") or " ".join(text.split())) from None
@@ -54,12 +54,14 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
         arguments: those of the command line.
 
     Returns:
-        0; 2 with ``error: ...`` on stderr for a mistake of the user (a ``ValueError`` that ``is_refusal``); 1 for an
-        error of the system (``OSError``, not enough memory, a package of an extra that is not installed); 130 after
-        Ctrl-C; 141 where what reads the output of a command that only tells something has ended, as head does.
+        0: done.
+        1: an error of the system: an ``OSError``, not enough memory, a package of an extra that is not installed.
+        2: a mistake of the user, a ``ValueError`` that ``is_refusal``, with ``error: ...`` on stderr.
+        130: Ctrl-C.
+        141: the reader of the output, such as head, has ended; only of commands that do nothing but print.
 
     Raises:
-        Exception: any other error, which is a mistake of ours.
+        Exception: any other error, which is a mistake in this package.
     """
     open_streams()
     try:
@@ -95,7 +97,7 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
 
 
 def _flush() -> None:
-    """Writes what is left of the output, while an error of it can still be answered."""
+    """Writes what is left of the output now, while ``run`` can still answer an error of it."""
     print(end="", flush=True)
 
 
@@ -108,12 +110,12 @@ def _check_text(argument: str) -> None:
 
 
 def shell_command(command: str, arguments: Sequence[str], *, script: Path | None = None) -> str:
-    """What to type into the shell, in this folder, for a command of ``bwds`` with this Python.
+    """The line to type into the shell, in this folder, for a command of ``bwds`` with this Python.
 
     Args:
         command: its name, such as ``eval``.
-        arguments: what follows.
-        script: of a clone, which does the same; None: not by a script was this one called, or there is none.
+        arguments: those of the command.
+        script: the script of a clone that does the same; None: the line calls ``bwds``.
     """
     if script is not None:
         script = script.resolve()
@@ -121,7 +123,7 @@ def shell_command(command: str, arguments: Sequence[str], *, script: Path | None
             script = script.relative_to(Path.cwd())
         return shlex.join([_python(), str(script), *arguments])
     found = shutil.which("bwds")
-    # One that lies beside another Python runs another installation.
+    # A ``bwds`` beside another Python runs another installation.
     beside = found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent
     return shlex.join([*(["bwds"] if beside else [_python(), "-m", "bwds"]), command, *arguments])
 
@@ -132,5 +134,5 @@ def _python() -> str:
 
 
 def _same_file(one: str | None, other: str) -> bool:
-    # Not resolved: the python of a virtual environment is a link, and the link is what matters.
+    # Links are not resolved: the python of a virtual environment is a link to one outside of it.
     return one is not None and Path(one).absolute() == Path(other).absolute()

@@ -18,13 +18,13 @@ from bwds.config import Dtype, ModelConfig
 from bwds.output import say
 
 UNSTEADY = 0.25
-"""Share of the median between the quartiles, above which a ratio says little."""
+"""Distance of the quartiles, as a share of the median, above which a ratio says little."""
 
 
 @dataclass(frozen=True)
 class Options:
     hidden: tuple[int, ...] = (512, 1024, 2048)
-    """Widths of the models; each takes its time and, in float32, 64 bytes times its square of memory, twice."""
+    """Widths of the models. In float32 a model of width H takes 64 H^2 bytes of memory, and two are held at a time."""
     sparsity: tuple[float, ...] = (0.5, 0.9)
     """Fractions of the blocks that are skipped."""
     block_size: int = 128
@@ -44,7 +44,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``bwds bench``. Raises what ``bwds.cli.run`` answers."""
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog="bwds bench", description=__doc__))
-    # All widths before the first is timed: a mistake in the last is told at once.
+    # All widths are checked before the first is timed, so that a mistake in the last one is reported at once.
     dynamic = {hidden: model(options, hidden) for hidden in options.hidden}
 
     # Imported late, so that --help and mistakes are answered at once.
@@ -74,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say(verdict(found, "the dense model of the same size"))
     if spread > UNSTEADY:
         say(
-            f"The machine is busy: half of the measurements of a model lie {spread:.0%} of their median apart. Repeat "
-            f"it with less beside it, or with more --turns than {options.turns}."
+            f"The machine is busy: the quartiles of a model's times lie {spread:.0%} of the median apart. Repeat this "
+            f"with less running beside it, or with more --turns than {options.turns}."
         )
 
 
 def model(options: Options, hidden: int) -> ModelConfig:
-    """The dynamic model of a width; raises ``ValueError`` for options that make none, in any sparsity."""
+    """The dynamic model of a width; ``ValueError`` if the options make no model at one of the sparsities."""
     config = ModelConfig(
         vocab_size=options.vocab,
         hidden_size=hidden,
@@ -111,7 +111,7 @@ def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, tur
     from bwds.timing import time_in_turns
 
     def parameters(config: ModelConfig) -> Any:
-        # In one program, which keeps no other copy of them.
+        # One program, which keeps no second copy of the parameters.
         return jax.jit(lambda key: decode_params(language_model(config).init(key), config))(jax.random.key(0))
 
     def rollout(config: ModelConfig, params: Any) -> Callable[[], Any]:

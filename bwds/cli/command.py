@@ -41,4 +41,6 @@ def about() -> str:
     """The help text."""
     lines = ["Block-wise dynamic sparseness for JAX.", "", "    bwds COMMAND [OPTIONS]", ""]
     lines += [f"    bwds {name:<10} {tells}" for name, (_, tells) in COMMANDS.items()]
-    return "\n".join([*lines, "", "bwds COMMAND --help tells the options of each; bwds --version the version."])
+    return "\n".join(
+        [*lines, "", "bwds COMMAND --help lists the options of a command; bwds --version says the version."]
+    )

@@ -2,13 +2,12 @@
 
     bwds compare RUN RUN ... [--output FILE]
 
-A run that is not finished is shown as far as it is; it has no measured speed of decoding yet.
+A run that is not finished is shown up to its last step; it has no measured speed of decoding yet.
 """
 
 import dataclasses
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import tyro
 
 from bwds import plots
 from bwds.checks import require
-from bwds.cli import parsed, run
+from bwds.cli import parsed
 from bwds.config import Config
 from bwds.errors import of_the_system
 from bwds.filesystem import place, write_bytes
@@ -36,14 +35,14 @@ class Options:
 
 
 class RunFigures(NamedTuple):
-    """What a folder tells of a run; None for what it does not tell yet.
+    """The figures of a run that its folder has; None for those that it does not have yet.
 
     Attributes:
-        name: the last part of the folder's name, or as much of it as tells it from the others.
+        name: the shortest end of the folder's name that tells the run from the others.
         config: its configuration.
         curve: steps and validation perplexities.
-        step: the last step that was written down.
-        density: realised, of the evaluation with the lowest loss.
+        step: the last step in metrics.jsonl.
+        density: realised density of the evaluation with the lowest loss.
         relative_cost: multiply-adds against the dense model of the same size, gate and softmax included.
         tokens_per_second: of training, median.
         decode_tokens_per_second: of decoding at batch 1.
@@ -84,14 +83,14 @@ def compare(options: Options) -> None:
     try:
         write_bytes(path, figure)
     except OSError as error:
-        # The table is shown.
+        # Only a warning, because the table is shown.
         tell(f"warning: {of_the_system(error)}\nThere is no figure; --output takes another place.")
         return
     say(f"Written to {path}.")
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' names that tell all of them apart; numbered where the same is given twice."""
+    """The shortest ends of the folders' names that tell all of them apart; numbers if a folder is given twice."""
     parts = [folder.absolute().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -101,7 +100,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_run(workdir: Path, name: str) -> RunFigures:
-    """What the folder of a run tells.
+    """The figures in the folder of a run.
 
     Raises:
         ValueError: it holds no run, a file is damaged, or there was no evaluation yet.
@@ -136,7 +135,7 @@ def read_run(workdir: Path, name: str) -> RunFigures:
 
 
 def table(runs: Sequence[RunFigures]) -> str:
-    """Figures of all runs, a line each, and below them the options in which they differ."""
+    """Figures of all runs, one line per run, and below them the options in which they differ."""
     rows = [["run", "steps", "validation", "density", "cost", "training", "decoding"]]
     rows += [["", "", "perplexity", "", "of dense", "tokens/s", "tokens/s"]]
     for found in runs:
@@ -160,9 +159,9 @@ def table(runs: Sequence[RunFigures]) -> str:
 
 
 def differences(configs: Sequence[Config]) -> list[tuple[str, list[str]]]:
-    """Options, as on the command line, in which configurations differ, and their values in each.
+    """Options in which configurations differ, by their names on the command line, with the value in each.
 
-    The size of the vocabulary and the folder of the text are left out: they come from the text.
+    The size of the vocabulary and the folder of the text are left out, because they come from the text.
     """
     plain = [dataclasses.asdict(config) for config in configs]
     found = []
@@ -180,7 +179,7 @@ def differences(configs: Sequence[Config]) -> list[tuple[str, list[str]]]:
 
 
 def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of columns, the first to the left and the others to the right."""
+    """Lines of columns, the first one aligned to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
@@ -189,7 +188,3 @@ def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(run(main, "bwds compare", sys.argv[1:]))

@@ -5,12 +5,13 @@
     bwds eval --workdir DIR --generate "some words" [--words 50]
     bwds eval --workdir DIR --export model.safetensors
 
-An evaluation ends with the perplexity and writes eval_<split>.json into the folder; eval_<split>_last.json for the last
-checkpoint, eval_<split>_<digest>.json for another text than the run's, eval_<split>_sparsity_<S>.json with --sparsity.
-Of several sparsities it prints a table instead, and writes eval_<split>_sparsities.json. It reads only the file of the
-split, in the tokens of the run. No token is dropped: each counts once, and state runs on through the split. With
---generate it prints text and evaluates nothing. With --export it writes the model into one file, which bwds.load_model
-reads without what training needs, and evaluates nothing.
+An evaluation prints the perplexity and writes eval_<split>.json into the folder. The name is eval_<split>_last.json for
+the last checkpoint, eval_<split>_<digest>.json for another text than the run's, and eval_<split>_sparsity_<S>.json with
+--sparsity. With several sparsities it prints a table and writes eval_<split>_sparsities.json. It reads only the file of
+the split, in the tokens of the run. No token is dropped: each counts once, and state runs on through the split.
+
+With --generate it prints text and evaluates nothing. With --export it writes the model into one file, which
+bwds.load_model reads without the packages that training needs, and evaluates nothing.
 """
 
 import dataclasses
@@ -61,13 +62,13 @@ class Options:
     batch_size: int | None = None
     """Text streams read side by side; None: as in training."""
     sparsity: tuple[float, ...] = ()
-    """Share of the blocks that a dynamic model leaves out, in [0, 1), if not that of training; of several: a table."""
+    """Share of the blocks that a dynamic model leaves out, in [0, 1); none: as in training; several: a table."""
     export: str | None = None
     """Writes the model into this file instead of evaluating."""
     generate: str | None = None
-    """Writes text that begins with these words instead of evaluating."""
+    """Writes text that begins with this prompt instead of evaluating."""
     words: int = 50
-    """With --generate: how many tokens, which are words unless the run was given others."""
+    """With --generate: how many tokens to write, which are words unless --data.tokens of the run says otherwise."""
     temperature: float = 0.8
     """With --generate: lower is more predictable; 0 always takes the most probable token."""
     top_p: float = 0.95
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         model = dataclasses.replace(model, implementation=options.model.implementation)
     config = settled(dataclasses.replace(config, data=data, model=model))
     for sparsity in options.sparsity:
-        model.at_sparsity(sparsity)  # Refuses what the model cannot take.
+        model.at_sparsity(sparsity)  # Refuses a sparsity that the model cannot take.
     sparsity = options.sparsity[0] if len(options.sparsity) == 1 else None
     model = model.at_sparsity(sparsity)
     lm = language_model(model)
@@ -148,13 +149,13 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
 def measure_each(
     options: Options, split: str, config: Any, lm: Any, params: Any, vocabulary: Any, info: Any, workdir: Path
 ) -> None:
-    """Evaluates at every one of ``options.sparsity``: a table, and one file."""
+    """Evaluates at each of ``options.sparsity``, prints a table and writes one file."""
     from bwds.cost import cost
 
     rows, result = [], {}
     shown = say(f"{'sparsity':>8}  {'perplexity':>10}  {'realised density':>16}  {'cost against dense':>18}")
     for sparsity in options.sparsity:
-        # Traced: one program for all of them.
+        # A NumPy scalar is traced, so one program serves all sparsities.
         result = measure(split, config, lm, params, vocabulary, np.float32(sparsity))
         figures = {name: result.pop(name) for name in ("perplexity", "loss", "density")}
         relative = cost(dataclasses.replace(config.model, sparsity=sparsity)).relative
@@ -178,7 +179,13 @@ def measure(
 ) -> dict[str, Any]:
     """Loss, perplexity and density of a split, in the run's vocabulary, and which text it was.
 
-    ``sparsity`` takes the place of the model's own.
+    Args:
+        split: its name.
+        config: the run's.
+        lm: the model.
+        params: its parameters.
+        vocabulary: the run's.
+        sparsity: replaces the model's own; None: the model's own.
     """
     from bwds.data import load_split
     from bwds.training.evaluation import evaluate
@@ -201,15 +208,18 @@ def measure(
 
 
 def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -> bool:
-    """Whether the text is that of the run; if not, stderr says so. ``info`` is what the checkpoint tells.
+    """Whether the text is the run's own; if not, stderr says so.
 
-    Checkpoints of earlier versions do not tell: then it is taken for another one if it was ``moved``.
+    Args:
+        result: of the evaluation: the split, the digest of its text, and how many tokens it has, known and unknown.
+        info: what the checkpoint keeps beside its arrays. Checkpoints of earlier versions have no digest of the text.
+        moved: whether the folder of the text is another one than in training; without a digest, only this counts.
     """
     split, text = result["split"], result["text_sha256"]
     known = info.get("splits_sha256", {}).get(split)
     same = not moved if known is None else known == text
     unknown, tokens = result["unknown_words"], result["tokens"]
-    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown words and count as <unk>"
+    lacking = f"{unknown:,} of its {tokens:,} tokens ({unknown / tokens:.1%}) are unknown and count as <unk>"
     if known is not None and not same:
         tell(f"warning: this {split} text is not the run's (SHA-256 {text[:12]}, the run's {known[:12]}); {lacking}.")
     elif not same and unknown:
@@ -218,7 +228,7 @@ def compare_text(result: dict[str, Any], info: dict[str, Any], *, moved: bool) -
 
 
 def keep(result: dict[str, Any], workdir: Path, *, is_runs_own: bool, needed: bool) -> None:
-    """Writes the result into the run's folder. Raises ``OSError`` where that fails only if it is ``needed``."""
+    """Writes the result into the run's folder. If that fails, raises ``OSError`` if ``needed``, and warns otherwise."""
     from bwds.filesystem import write_text
 
     parts = [result["split"], *(["last"] if result["checkpoint"] == "last" else [])]
@@ -243,7 +253,7 @@ def export(
     vocabulary: Any,
     sparsity: float | None,
 ) -> None:
-    """Writes the model into one file, and says what it is."""
+    """Writes the model into one file, and prints its card."""
     from bwds.card import model_card
     from bwds.files import save_model
     from bwds.training.trained import facts
@@ -255,9 +265,8 @@ def export(
 
 
 def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) -> str:
-    """The prompt and the words that follow it; a line ends where the model ends one."""
+    """The prompt and the text that follows it; a line ends where the model ends one."""
     import jax
-    import numpy as np
 
     from bwds.generate import generate
     from bwds.model import decode_params

@@ -26,13 +26,13 @@ class Options:
     directory: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """A new folder for the programs."""
     platform: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu",)
-    """What the programs are to run on; of several, each program runs on all."""
+    """Platforms that the programs are to run on; each program runs on all of them."""
     sparsity: float | None = None
     """Share of the blocks that a dynamic model leaves out, in [0, 1); None: as in training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command. Raises what ``bwds.cli.run`` answers."""
+    """The command ``bwds export``. Raises what ``bwds.cli.run`` answers."""
     options = parsed(lambda: tyro.cli(Options, args=arguments, prog="bwds export", description=__doc__))
     run, directory = place(options.run, "RUN"), place(options.directory, "DIR")
 

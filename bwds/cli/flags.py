@@ -22,11 +22,11 @@ _SECTION_OF = {field: name for name, fields in _FIELDS.items() for field in fiel
 
 
 def as_flags(sentence: str) -> str:
-    """The sentence with flags in the place of fields.
+    """The sentence with flags in place of fields.
 
-    Fields are recognised as ``section.field``; as ``field=`` if only one section has such a field; and in a sentence
-    that begins with ``section:``, as its first word or wherever a name has an underscore. ``workdir``, as a sentence's
-    first word, and ``start_from`` are arguments of ``bwds.training.train`` and flags of their own.
+    A field is recognised as ``section.field``; as ``field=`` if only one section has such a field; and in a sentence
+    that begins with ``section:``, as the first word or wherever its name has an underscore. ``start_from``, and
+    ``workdir`` as the first word of a sentence, are arguments of ``bwds.training.train`` and have flags of their own.
 
     Example:
         ```python

@@ -29,7 +29,7 @@ class Options:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, the --workdir of its training, or the file of a model."""
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT ...]")] = ()
-    """What the text begins with; none: the start of a line."""
+    """The beginning of the text; none: the start of a line."""
     tokens: int = 50
     """How many tokens follow."""
     temperature: float = 0.8

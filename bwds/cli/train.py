@@ -3,25 +3,26 @@
     bwds train [PRESET] [--workdir DIR] [--data.directory DIR] [--model.sparsity S] [--train.steps N] ...
     bwds train [PRESET] --start-from DIR --model.method dynamic --model.gate-source norm ...
 
-Without a preset it is quick: a small model on text that ships with Python, a few minutes on two CPU cores. All options
-of --help start from the preset's values; it comes first if it is given.
+The default preset is quick: a small model on text that ships with Python, a few minutes on two CPU cores. A preset
+comes before all options, and sets the defaults that --help shows.
 
---start-from trains the parameters of another run further. Those of a model without gates become dynamic first, if
-blocks are chosen by norms; --train.steps 0 does nothing else and evaluates the result.
+--start-from trains the parameters of another run further. A model without gates is first made dynamic if blocks are
+chosen by norms; with --train.steps 0 the result is only evaluated.
 
-The same command again resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM,
-SIGHUP (a terminal that is closed), SIGUSR1 or SIGUSR2 (what batch systems announce an end with), and ends with the same
-parameters as a run that was not stopped. Any other option there is another run, a larger --train.steps too, and is
-refused: nothing is overwritten. --extend-to STEPS gives a finished run more steps. Only what depends on the
-machine may change: --data.directory, if the text there is the same, --data.eval-batch-size, --model.implementation,
---train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and --distributed.
+The same command resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM, SIGHUP (the
+terminal was closed), SIGUSR1 or SIGUSR2 (a batch system announces the end). It ends with the same parameters as a run
+that was not stopped. A command with any other option is another run, even with a larger --train.steps only. It is
+refused in the same --workdir, and nothing is overwritten. --extend-to STEPS gives a finished run more steps. Only what
+depends on the machine may change: --data.directory, if the text there is the same, --data.eval-batch-size,
+--model.implementation, --train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and
+--distributed.
 
-A text of one's own: --data.dataset text --data.directory FILE, or a folder; --data.tokens says what is read of it.
+Your own text: --data.dataset text --data.directory FILE, or a folder; --data.tokens says what a token is.
 
-Exit codes: 0 done, or stopped by one of these signals, other than Ctrl-C, with the state saved; 1 the system refused (a
+Exit codes: 0 done, or stopped by one of these signals other than Ctrl-C, with the state saved; 1 the system refused (a
 full disk, no permission, not enough memory), or the loss is not finite; 2 a mistake on the command line or in the data,
-or the folder is another run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT) of one of several
-processes: another died, and JAX ended this one; the same commands resume.
+or the folder is another run's, in use, or damaged; 130 Ctrl-C with the state saved; 134 (SIGABRT), for one of several
+processes: another one died, and JAX ended this one. The same commands resume.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class Train(TrainConfig):
 
     start_sha256: tyro.conf.Suppress[str | None] = None
     profile: int = 0
-    """Steps that process 0 records a trace of, for xprof or TensorBoard: those after its first three."""
+    """Steps that process 0 traces for xprof or TensorBoard, after its first three."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Options:
     start_from: Annotated[str | None, tyro.conf.arg(aliases=["--init-from"])] = None
     """Folder of another run, of the same shape and text, whose best parameters training starts from."""
     extend_to: Annotated[int | None, tyro.conf.arg(aliases=["--train.extend-to"])] = None
-    """Steps that a finished run is to have, in place of those that were planned: it goes on from its last one.
+    """Steps that a finished run is to have in all; it goes on from its last one.
     With sgd the learning rate goes on as planned. With adamw it is that of the longer cosine, and rises again from 0.
     """
     model: Model = field(default_factory=Model)
@@ -111,21 +112,21 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
         tell(f"error: {as_flags(str(failure))}")
         sys.exit(1)
     if is_first() and not show(summary, workdir, config.model.method, script=script):
-        # As on a full disk; the folder of the run has it all.
+        # Stdout cannot be written, as on a full disk. That is no error, because the folder of the run has all results.
         drop(sys.stdout)
 
 
 class Asked(NamedTuple):
-    """What the options of the command come to.
+    """The run that the options of the command describe.
 
     Attributes:
         config: the run.
         workdir: its folder.
         mesh: how to spread it over devices.
-        distributed: and over processes.
+        distributed: how to spread it over processes.
         start_from: the folder of a run whose parameters it starts from.
-        profile: steps that are traced.
-        extended: a finished run in the folder gets so many steps in all.
+        profile: number of steps that are traced.
+        extended: whether a finished run in the folder with fewer steps is to go on.
     """
 
     config: Config
@@ -138,7 +139,7 @@ class Asked(NamedTuple):
 
 
 def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
-    """What the arguments ask for. Raises ``ValueError``."""
+    """The run that the arguments describe. Raises ``ValueError`` for a mistake in them."""
     require(
         not any(argument.replace("_", "-").startswith("--train.start-sha256") for argument in arguments),
         "--train.start-sha256 is no option: it is the digest of what --start-from names.",
@@ -164,7 +165,7 @@ def parse(arguments: Sequence[str], *, program: str = "bwds train") -> Asked:
         f"The preset {preset_name!r} must be the first argument: {program} {preset_name} ...",
     )
     model = ModelConfig(**dataclasses.asdict(options.model))
-    # No part of the configuration: with a trace or without it, a run is the same.
+    # No part of the configuration: a run is the same with or without a trace.
     training: dict[str, Any] = dataclasses.asdict(options.train)
     profile = training.pop("profile")
     require(profile >= 0, f"--train.profile is {profile}; it must be at least 0.")
@@ -193,7 +194,7 @@ def list_presets() -> str:
 
 
 def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path | None = None) -> bool:
-    """Prints the summary of a finished run, and the command that evaluates it; whether it could be shown."""
+    """Prints the summary of a finished run and the command that evaluates it; returns whether it could be shown."""
     s = summary
     speed = "not measured" if s["tokens_per_second"] is None else f"{s['tokens_per_second']:,.0f} tokens/s"
     decoding = f"{s['decode_tokens_per_second']:,.0f} tokens/s"

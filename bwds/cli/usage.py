@@ -2,11 +2,11 @@
 
     bwds usage RUN [--split validation] [--text "own sentence"] [--counterfactuals] [--max-tokens N]
 
-RUN is the folder of a run. A table tells how the blocks of every matrix are used over the text; with --counterfactuals
-also the perplexity with other choices of as many blocks: docs/usage.md explains both. Figures, and a line of
-usage.jsonl with all figures of the table, go to --output.
+RUN is the folder of a run. A table shows how the blocks of every matrix are used over the text, and, with
+--counterfactuals, the perplexity with other choices of as many blocks; docs/usage.md explains both. --output gets the
+figures, and a line of usage.jsonl with all numbers of the table.
 
-RUN may also be a model in one file. It comes without its text, so the blocks of --text are all that is drawn.
+RUN may also be a model in one file. It comes without its text, so only the blocks that --text keeps are drawn.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import tyro
 
 from bwds import plots
 from bwds.checks import require, require_seed
-from bwds.cli import parsed, run
+from bwds.cli import parsed
 from bwds.errors import of_the_system
 from bwds.filesystem import place, write_bytes, writing
 from bwds.output import say, tell
@@ -40,13 +40,13 @@ class Options:
     text: str | None = None
     """A sentence whose kept blocks are drawn; None: the first line of the split."""
     counterfactuals: bool = False
-    """Also read the text with other choices of blocks; some five times the work."""
+    """Also read the text with other choices of blocks, at some five times the work."""
     max_tokens: int | None = None
     """Reads the first N tokens of the split; None: 20,000, or all of it with --counterfactuals."""
     output: str | None = None
     """Folder for figures and usage.jsonl; None: the folder usage in that of the run, or beside the file."""
     format: Literal["png", "svg"] = "png"
-    """Of the figures."""
+    """Format of the figures."""
     checkpoint: Literal["best", "last"] = "best"
     """best: the lowest validation loss; last: the latest state."""
     directory: str | None = None
@@ -88,7 +88,7 @@ def usage(options: Options) -> None:
     sentence = None if options.text is None else _encoded(options.text, vocabulary)
     if options.directory is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, directory=options.directory))
-    # Which kernel computes depends on the machine.
+    # The kernel depends on the machine, so the one of the training need not run here.
     config = settled(dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=None)))
     params, info = load_checkpoint(config, workdir, options.checkpoint)
     split = "valid" if options.split == "validation" else options.split
@@ -120,7 +120,7 @@ def usage(options: Options) -> None:
         with writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        # The table is shown, and that may be all that is wanted of a run that one may only read.
+        # Only a warning: the table is shown, and the folder of the run may be read-only.
         tell(f"warning: {of_the_system(error)}\nThere are no figures; --output takes another folder.")
         return
     if not plots.is_available():
@@ -184,7 +184,7 @@ def _frequent(ids: Any, size: int) -> list[int]:
 
 
 def _numbered(tokens: list[int], size: int) -> Any:
-    """For every word of the vocabulary its place among the tokens, or -1."""
+    """For every token of the vocabulary its index in ``tokens``, or -1."""
     import numpy as np
 
     numbers = np.full(size, -1, np.int32)
@@ -201,7 +201,7 @@ def _progress(windows: Sequence[Any], title: str) -> Iterable[Any]:
 
 
 def _encoded(text: str, vocabulary: Any) -> Any:
-    """Ids of a sentence, ``<eos>`` before it; stderr names what the vocabulary does not have, or is not drawn."""
+    """Ids of ``<eos>`` and a sentence; stderr names unknown tokens, and says if the end is not drawn."""
     unknown = [repr(word) for word in vocabulary.unknown(vocabulary.split(text))]
     encoded = vocabulary.prompt(text)
     if unknown:
@@ -212,10 +212,10 @@ def _encoded(text: str, vocabulary: Any) -> Any:
 
 
 def _first_line(ids: Any, eos_id: int) -> Any:
-    """The first line of a text that has three tokens, or as much of it as is drawn."""
+    """The first line of a text with at least three tokens, as far as it is drawn, after the ``<eos>`` before it."""
     import numpy as np
 
-    # The text begins after an <eos> that is not there.
+    # The text has no <eos> before its first line.
     text = np.concatenate([[eos_id], ids]).astype(np.int32)
     ends = [*np.flatnonzero(text == eos_id), len(text)]
     start, end = next(((a, b) for a, b in pairwise(ends) if b - a > 3), (0, len(text)))
@@ -262,7 +262,7 @@ def _table(found: Any, split: str, step: int) -> str:
 
 
 def _line(found: Any, split: str, options: Options, config: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """All figures of the table as JSON values, and of what they are."""
+    """All numbers of the table as JSON values, and the run and the text that they are of."""
     import jax
 
     from bwds.training.metrics import perplexity
@@ -294,7 +294,3 @@ def _line(found: Any, split: str, options: Options, config: Any, info: dict[str,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(run(main, "bwds usage", sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Text as token ids: where it comes from, its vocabulary, and batches of it.
 
-``import bwds`` imports nothing of this; ``tensorflow_datasets`` is imported by ``builders`` and ``tfds`` only, which
-nothing but a download and ``tfds:NAME`` needs.
+``import bwds`` does not import this package. Only ``builders`` and ``tfds`` import ``tensorflow_datasets``, and only a
+download and ``tfds:NAME`` need these two.
 """
 
 from bwds.data.corpus import Corpus, load_corpus, load_split

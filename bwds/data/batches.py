@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     inputs: Int32[np.ndarray, "B T"]
     targets: Int32[np.ndarray, "B T"]
-    """Each the token after the input in the same place."""
+    """For each input, the token after it."""
     new_epoch: bool
     """First window of an epoch: the carried state must be zeros."""
 
@@ -36,14 +36,14 @@ def steps_per_epoch(ids: Int32[np.ndarray, " n"], *, batch_size: int, sequence_l
 def train_batch(
     ids: Int32[np.ndarray, " n"], step: int, *, batch_size: int, sequence_length: int, rows: slice = slice(None)
 ) -> Batch:
-    """The batch of a step, counted from 0 over all epochs: a function of the step alone, so that runs can resume.
+    """The batch of a step. It depends on the number of the step alone, so that runs can resume.
 
     The text is cut into ``batch_size`` contiguous columns of equal length; a step reads the next
-    ``sequence_length`` tokens of each. Tokens that fill no whole window at the end of a column are left out.
+    ``sequence_length`` tokens of each. Tokens at the end of a column that fill no whole window are left out.
 
     Args:
         ids: the corpus.
-        step: which batch.
+        step: number of the step, counted from 0 over all epochs.
         batch_size: columns, B.
         sequence_length: tokens of each, T.
         rows: which of the B rows to return.
@@ -71,13 +71,13 @@ class EvalBatch(NamedTuple):
 def eval_batches(
     ids: Int32[np.ndarray, " n"], *, batch_size: int, sequence_length: int, eos_id: int
 ) -> Iterator[EvalBatch]:
-    """Windows in which each of the n tokens is a target of weight 1 exactly once, whatever the batch.
+    """Windows in which each of the n tokens is a target of weight 1 exactly once, for any batch size.
 
-    The input of the first token is ``<eos>``, that of every other the token before it. The text is cut into at most
-    ``batch_size`` contiguous columns, read side by side. The first starts at the first token, from a state of zeros,
-    and is one window longer than the others. Every other starts one window early, with weight 0 there, so that its
-    state has run on over the boundary when its own tokens come. All windows have the same shape, [B, T]; B is less
-    than ``batch_size`` where columns would stay empty. Padding, at the end of the last column, has weight 0.
+    The input of the first token is ``<eos>``; the input of every other token is the token before it. The text is cut
+    into at most ``batch_size`` contiguous columns, read side by side. The first column starts at the first token, from
+    a state of zeros, and is one window longer than the others. Every other column starts one window early, with weight
+    0 there, so that its state is warm when its own tokens come. All windows have the same shape, [B, T]; B is less than
+    ``batch_size`` if columns would otherwise be empty. Padding, at the end of the last column, has weight 0.
 
     Raises:
         ValueError: there are no tokens.

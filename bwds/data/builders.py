@@ -43,7 +43,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
-        """Downloads and gives the text file of each split."""
+        """Downloads the text file of each split, and returns their paths."""
         raise NotImplementedError
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From text to token ids: the vocabulary of a corpus, and its splits in it. NumPy, and ``tokenizers`` for subwords."""
+"""From text to token ids: a corpus's vocabulary, and its splits as ids. Only subwords need ``tokenizers``."""
 
 import reprlib
 from array import array
@@ -17,9 +17,9 @@ from bwds.vocabulary import EOS, UNK, Vocabulary
 
 DATASETS = ("pydoc", "ptb", "wikitext2", "wikitext103", "text")
 MOST = 10_000
-"""Tokens of a vocabulary whose limit is chosen here, ``<unk>`` and ``<eos>`` included: as many as Penn Treebank's."""
+"""Largest vocabulary if its limit is chosen here, ``<unk>`` and ``<eos>`` included: the size of Penn Treebank's."""
 SUBWORDS = 4096
-"""Tokens of a vocabulary of subwords, unless a limit is given."""
+"""Size of a vocabulary of subwords without a limit."""
 
 
 class Corpus(NamedTuple):
@@ -31,7 +31,7 @@ class Corpus(NamedTuple):
     valid: Int32[np.ndarray, " n"]
     test: Int32[np.ndarray, " n"]
     notes: tuple[str, ...] = ()
-    """Sentences about what was chosen, for whoever looks on."""
+    """Sentences for the user about what was chosen."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -45,30 +45,38 @@ def load_corpus(config: DataConfig) -> Corpus:
         print(f"{len(corpus.train):,} tokens for training, of {len(corpus.vocabulary):,} different ones")
         ```
 
-    Tokens are words, split on white space (so the usual counts come out: 929,589 training tokens for Penn Treebank,
-    2,088,628 for WikiText-2), characters, or subwords; ``<eos>`` ends every line, blank ones included. A line whose
-    last word is ``<eos>`` gets no second one; elsewhere in a line ``<eos>`` is the same word and is kept. For
-    characters and subwords ``<eos>`` in a text is five characters, and a line end of two, CR LF, is a newline.
+    Tokens are words split on white space, characters, or subwords; ``<eos>`` ends every line, blank ones included.
+    Words give the usual counts: 929,589 training tokens for Penn Treebank, 2,088,628 for WikiText-2. A line whose last
+    word is ``<eos>`` gets no second one; elsewhere in a line ``<eos>`` is kept, as the same word. For characters and
+    subwords, ``<eos>`` in a text is five characters, and the line end CR LF is a newline.
 
-    The vocabulary is that of the training split, the most frequent words or characters first, equals in alphabetical
-    order; subwords in the order in which they are learnt. ``config.vocab_limit`` is its size, ``<unk>`` and ``<eos>``
-    included: with it words and characters have an ``<unk>``, which stands for the rare ones. Without it, and without
-    an ``<unk>`` in the text, a limit is chosen where one is needed: where a token of the valid or test split is not in
-    the training split, or where there are more than ``MOST``. Then what occurs once in the training split is
-    ``<unk>``, and so is all but the most frequent ``MOST``. Subwords, ``SUBWORDS`` without a limit, know every text.
+    The vocabulary is that of the training split: words or characters by frequency, equal ones in alphabetical order;
+    subwords in the order in which they are learnt. ``config.vocab_limit`` is its size, ``<unk>`` and ``<eos>``
+    included; ``<unk>`` then stands for rarer words or characters. Without a limit, and without an ``<unk>`` in the
+    text, a limit is chosen if one is needed: if a token of the valid or test split is not in the training split, or if
+    there are more than ``MOST`` tokens. Then ``<unk>`` stands for what occurs once in the training split, and for all
+    but the most frequent ``MOST``. Subwords, ``SUBWORDS`` of them without a limit, know every text.
+
+    Args:
+        config: names the dataset, its folder, the kind of the tokens and the limit of the vocabulary.
+
+    Returns:
+        The corpus: its vocabulary, and the ids of the three splits, int32 [n].
 
     Raises:
         ValueError: unknown dataset, missing, empty or unreadable files, failed download, a split without words, or
-            fewer than two different ones in the training split.
+            fewer than two different tokens in the training split.
     """
     return build_corpus(config.dataset, _open_splits(config), tokens=config.tokens, vocab_limit=config.vocab_limit)
 
 
 def load_split(config: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Int32[np.ndarray, " n"], int]:
-    """Ids of one split in the vocabulary of a run, and how many of its tokens that lacks. No other file is needed.
+    """Ids of one split in the vocabulary of a run, and the number of tokens that the vocabulary lacks.
+
+    It reads the file of this split alone.
 
     Raises:
-        ValueError: as ``load_corpus``, for that split; or a token that is unknown, and no ``<unk>``.
+        ValueError: as ``load_corpus``, for that split; or a token is unknown and the vocabulary has no ``<unk>``.
     """
     source = _open_splits(config, (split,))[split]
     _ = vocabulary.eos_id
@@ -114,7 +122,7 @@ def _open_splits(config: DataConfig, needed: Sequence[str] = SPLITS) -> dict[str
 
 
 class _Table(dict[str, int]):
-    """Token to id; one that is not there gets the id of ``<unk>``, or is an error that names the split's origin."""
+    """Token to id. An unknown token gets the id of ``<unk>``; without one it raises an error that names the origin."""
 
     origin, unknown = "", 0
 
@@ -131,7 +139,7 @@ class _Table(dict[str, int]):
 MANY = 0.2
 """Share of unknown tokens in a held-out text above which training says so."""
 _SPLIT: dict[str, Callable[[str], Iterable[str]]] = {"word": str.split, "character": without_line_end}
-"""The tokens of a line, ``<eos>`` at its end apart."""
+"""The tokens of a line, without the ``<eos>`` that ends it."""
 
 
 def build_corpus(
@@ -148,7 +156,7 @@ def build_corpus(
     if len(real := sorted(set(known) - {UNK, EOS})) < 2:
         found = f"only the {tokens} {reprlib.repr(real[0])}" if real else f"no {tokens} but {UNK}"
         raise ValueError(f"{splits['train'].origin} has {found}; there is something to learn from two {tokens}s on.")
-    # With their own ids too, so that no text is looked up twice.
+    # The table grows by tokens of the held-out splits, so that no text has to be looked up twice.
     valid, test = (_encode(splits[split], order, _SPLIT[tokens]) for split in SPLITS[1:])
     count = dict(zip(known, np.bincount(train, minlength=len(known)).tolist(), strict=True))
     if vocab_limit is None and (vocab_limit := _needed_limit(count, unknown=len(order) > len(known))):
@@ -176,7 +184,7 @@ def build_corpus(
 
 
 def _needed_limit(count: dict[str, int], *, unknown: bool) -> int | None:
-    """A size for the vocabulary of a text that has no ``<unk>`` and needs one, for itself or for what is held out."""
+    """The limit for a text without ``<unk>`` that needs one, for itself or for the held-out splits; None: no need."""
     if UNK in count or not (unknown or len(count) > MOST):
         return None
     often = sum(n > 1 for word, n in count.items() if word != EOS)

@@ -1,4 +1,4 @@
-"""A text in one piece, a file or all text files of a folder, cut in three: train, then valid, then test at its end."""
+"""Cuts a text, a file or all text files of a folder, in three: train, then valid, then test at the end."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -9,7 +9,7 @@ from bwds.data.plain import check_is_text, lines
 from bwds.data.sources import SPLITS, Split
 
 ENDINGS = (".txt", ".text", ".tokens", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex")
-"""Names of the files of a folder that are text end so, in capitals too."""
+"""A file of a folder is text if its name ends in one of these, in lower case or capitals."""
 
 
 class Piece(NamedTuple):
@@ -23,12 +23,12 @@ class Piece(NamedTuple):
 def splits(path: Path, needed: Sequence[str] = SPLITS, *, held_out: float) -> dict[str, Split]:
     """The splits of a file, or of all text files of a folder and the folders in it, in the order of their names.
 
-    What comes first is for training, the shares at the end are for validation and test. A border lies at a fraction of
-    the bytes, moved on to the next line end; where that is not within half a share, as on a line of megabytes, to
-    the next white space, or else the next character. The same text is always cut in the same places.
+    The beginning is for training, the two shares at the end are for validation and test. A border lies at a fraction of
+    the bytes, moved on to the next line end. If that is more than half a share away, as on a line of megabytes, it
+    moves to the next white space, or else to the next character. The same text is always cut in the same places.
 
     Args:
-        path: a file or a folder. Hidden files and folders are no part of it, nor is what a run in it keeps.
+        path: a file or a folder. Hidden files and folders are no part of the text, nor are the files of a run in it.
         needed: which splits.
         held_out: a share, more than 0 and less than 0.5.
 
@@ -50,7 +50,7 @@ def splits(path: Path, needed: Sequence[str] = SPLITS, *, held_out: float) -> di
         origin = f"the {split} split of {path} (bytes {begin:,} to {end:,})"
         if begin >= end:
             raise ValueError(f"There is no text for {origin}; take more text or a larger data.held_out.")
-        found[split] = Split(origin, _lines(_pieces(files, sizes, begin, end)), _told(path, files, borders))
+        found[split] = Split(origin, _lines(_pieces(files, sizes, begin, end)), _note(path, files, borders))
     return found
 
 
@@ -77,12 +77,13 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def _is_of_a_run(folder: Path, name: Path) -> bool:
-    """Whether training wrote this file of a folder: a run there, beside its config.json, must not change its text."""
+    """Whether a run in this folder, beside its config.json, wrote the file: a run must not change its own text."""
     written = [part for part in (name, *name.parents) if part.name in ("vocabulary.txt", "checkpoints")]
     return any((folder / part.parent / "config.json").is_file() for part in written)
 
 
-def _told(path: Path, files: list[Path], borders: list[int]) -> str:
+def _note(path: Path, files: list[Path], borders: list[int]) -> str:
+    """A sentence on how the text is cut."""
     whole = f"{path}, one file" if path.is_file() else f"{path}, {len(files)} text file{'s' * (len(files) > 1)} by name"
     shares = [(end - begin) / borders[-1] for begin, end in pairwise(borders)]
     return (
@@ -92,14 +93,14 @@ def _told(path: Path, files: list[Path], borders: list[int]) -> str:
 
 
 def _border(files: list[Path], sizes: list[int], at: int, *, reach: int) -> int:
-    """Where a split ends that would end at a byte of the text: see ``splits``."""
+    """The byte at which a split ends: ``at``, moved on as ``splits`` describes, by ``reach`` bytes at most."""
     for file, size, end in zip(files, sizes, accumulate(sizes), strict=True):
         if at > end:
             continue
         if at in (0, end):
             return at
         with file.open("rb") as opened:
-            # From the byte before: it may be the end of a line.
+            # It reads from the byte before, which may end a line.
             opened.seek(at - (end - size) - 1)
             ahead = opened.read(reach + 4)
         if (newline := ahead.find(b"\n", 0, reach)) >= 0:
@@ -108,7 +109,7 @@ def _border(files: list[Path], sizes: list[int], at: int, *, reach: int) -> int:
             return end
         if blank := [i for i, byte in enumerate(ahead[:reach]) if byte in b" \t\r\f\v"]:
             return at + blank[0]
-        # The bytes after the first of a character, at most three, begin with the bits 10. They may be the file's last.
+        # The second to fourth byte of a character begin with the bits 10. The file may end with one of them.
         return at + next((i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), len(ahead) - 1)
     return at
 

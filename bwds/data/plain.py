@@ -1,4 +1,4 @@
-"""Plain text files: UTF-8, with a byte order mark or without, and none of what stands in for a text by mistake."""
+"""Plain text files: UTF-8, with a byte order mark or without; files that are there by mistake are refused."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from bwds.filesystem import read_lines
 
 _MARK = "\ufeff"
-# What a file turns out to be when a download or a copy went wrong: how it begins, what that is, what to do.
+# Files that are there when a download or a copy went wrong: how such a file begins, what it is, what to do.
 _NO_TEXT = (
     (rb"version https://git-lfs\.github\.com/spec/", "a pointer of Git LFS", "Run git lfs pull in its repository."),
     (rb"(\.\./)*(\.git)?/annex/objects/", "a pointer of git-annex", "Run git annex get in its repository."),
@@ -26,7 +26,7 @@ _NO_TEXT = (
 
 
 def check_is_text(path: Path) -> None:
-    """Raises ``ValueError`` where a file begins as one of those that stand in for a text by mistake."""
+    """Raises ``ValueError`` if a file begins like one that is there by mistake, such as a pointer or an archive."""
     with path.open("rb") as file:
         start = file.read(512).removeprefix(_MARK.encode())
     for pattern, what, way_out in _NO_TEXT:
@@ -37,7 +37,7 @@ def check_is_text(path: Path) -> None:
 def lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The lines of a plain text file between two of its bytes.
 
-    A byte order mark at the start of a line, where files were joined too, is no part of its first word.
+    A byte order mark at the start of a line is dropped; there is one on later lines if files were joined.
 
     Raises:
         ValueError: as ``check_is_text`` and ``read_lines``; a mark elsewhere in a line, or a NUL character.

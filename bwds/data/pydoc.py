@@ -1,9 +1,9 @@
-"""A corpus that every Python brings along: its documentation topics and the docstrings of its standard library.
+"""A corpus that comes with every Python: its documentation topics and the docstrings of its standard library.
 
 The standard library is parsed, not imported. An entry is one docstring or one topic; a hash of its qualified name
-decides its split (90 / 5 / 5), so that a module's functions spread over all three. A paragraph that occurs again,
-in whatever entry, is left out: documentation repeats itself, and no paragraph of train may stand in valid or test.
-The corpus depends on the version of Python only, not on what is installed beside it.
+decides its split (90 / 5 / 5), so that a module's functions spread over all three. A paragraph that occurs again, in
+any entry, is left out: documentation repeats itself, and no paragraph of train may stand in valid or test. The corpus
+depends on the version of Python only, not on what is installed beside it.
 """
 
 import ast
@@ -26,7 +26,7 @@ from pathlib import Path
 from bwds.data.sources import SPLITS, Split, cache_dir
 from bwds.filesystem import write_bytes
 
-_FORMAT = 1  # part of the cache's file name: count it up when the text below comes out differently
+_FORMAT = 1  # part of the cache's file name; increase it when the code below makes another text
 _MIN_COUNT = 2  # words seen less often in the training split become <unk>
 _MIN_TOKENS = 100_000
 
@@ -35,7 +35,7 @@ _SKIPPED = {
     "test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "distutils", "ensurepip", "venv", "pydoc_data",
     "site-packages", "dist-packages", "__pycache__",
 }  # fmt: skip
-# Documented in C, so there is no source to parse; part of every build and free of side effects.
+# These modules are written in C, so there is no source to parse. Every build has them, and importing them does nothing.
 _BUILTIN_MODULES = (
     "builtins", "_bisect", "_codecs", "_collections", "_functools", "_heapq", "_io", "_operator", "_random", "_struct",
     "_thread", "array", "binascii", "cmath", "gc", "itertools", "marshal", "math",

@@ -1,4 +1,4 @@
-"""What all sources of text share: each is a module that gives three splits as streams of lines."""
+"""What all sources of text share. Each source is a module whose ``splits`` are three streams of lines."""
 
 import os
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ class Split(NamedTuple):
     lines: Iterable[str]
     """Lines of words separated by white space; read once, from first to last."""
     note: str = ""
-    """Where all splits come from one text: a sentence on how it is cut."""
+    """If all splits come from one text: a sentence on how it is cut."""
 
 
 def cache_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Text files of one's own: one each for train, valid and test in a folder, or any text, which is cut in three."""
+"""The user's own text files: one each for train, valid and test in a folder, or any text, which is cut in three."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ from bwds.data.plain import lines
 from bwds.data.sources import SPLITS, Split
 from bwds.filesystem import place
 
-# Plain names, the names in Mikolov's Penn Treebank archive, and those in the WikiText archives.
+# Plain names, then those of Mikolov's Penn Treebank archive and of the WikiText archives.
 _FILE_NAMES = ("{}.txt", "{}.tokens", "ptb.{}.txt", "wiki.{}.tokens")
 
 
 def find_files(directory: str | Path, needed: Sequence[str] = SPLITS) -> dict[str, Path]:
-    """The file of each split that is needed; of several candidates the first in the order of ``_FILE_NAMES`` is taken.
+    """The file of each split that is needed, by the first name of ``_FILE_NAMES`` that exists.
 
     Raises:
         ValueError: the folder or the file of a split is missing.
@@ -37,16 +37,16 @@ def find_files(directory: str | Path, needed: Sequence[str] = SPLITS) -> dict[st
 def splits(directory: str | Path, needed: Sequence[str] = SPLITS, *, held_out: float = 0.05) -> dict[str, Split]:
     """Train, valid and test of a text, or those that are needed, read line by line when asked for.
 
-    A folder that has a file of one of these names has them all; any other text is cut, see ``bwds.data.cut``.
+    A folder with a file of one of the names of ``find_files`` must have all three; any other text is cut in three, see
+    ``bwds.data.cut``.
 
     Args:
         directory: a folder, or one file.
         needed: which splits.
-        held_out: the share of a text in one piece that is for validation, and as much again for test.
+        held_out: if the text is cut, the share for validation, and as much again for test.
 
     Raises:
-        ValueError: as ``find_files``; there is no text; while reading, as ``read_lines``, or what a file holds is no
-            plain text.
+        ValueError: as ``find_files``; there is no text; while the lines are read, as ``bwds.data.plain.lines``.
     """
     path = place(directory, "data.directory")
     names = [name.format(split) for split in SPLITS for name in _FILE_NAMES]

@@ -1,7 +1,7 @@
-"""Corpora out of TensorFlow Datasets, without TensorFlow: prepared as array records, read as a data source.
+"""Corpora of TensorFlow Datasets, without TensorFlow: prepared as array records, read as a data source.
 
-Prepared data lie in ``$TFDS_DATA_DIR``, or in the ``tfds`` folder of the cache. TFDS prepares in a folder of another
-name and renames it at the end, so that a half-written dataset is never taken for a whole one.
+Prepared data lie in ``$TFDS_DATA_DIR``, or in the folder ``tfds`` of the cache. TFDS prepares them in a folder of
+another name and renames it at the end, so a half-written dataset is never taken for a whole one.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def _prepare(make: Callable[[], tfds.core.DatasetBuilder], *, way_out: str) -> t
     tell(f"Preparing the dataset {builder.name} in {builder.data_path} ...")
     tfds.disable_progress_bar()
     try:
-        # TFDS tries for minutes to reach a server that is not there.
+        # TFDS would try for minutes to reach a server that does not answer.
         hosts = {urlsplit(url).netloc: url for url in (builder.url_infos or {})}
         if hosts and not any(map(_answers, hosts.values())):
             raise ConnectionError(f"none of {', '.join(hosts)} can be reached")

@@ -9,11 +9,11 @@ Example:
     ```
 
 The gates are softplus by default, while those of ``ModelConfig`` are linear, as in the paper. Linear scores have both
-signs, so the sum that gates are divided by can pass zero, and near zero the layer amplifies whatever comes in. A recipe
-with clipped gradients, tuned to that, bears it. Softplus gates are positive and finite at any sparsity, so they suit
-networks in which nothing else bounds the gates. So do softmax gates, which set larger scores further apart, and ReLU
-gates, which leave out kept blocks of low scores. None of them makes the layer at sparsity 0 a dense one, and finite
-does not mean that it learns: one language model with softplus gates and all blocks did not.
+signs, so the sum that gates are divided by can pass zero, and near zero the layer amplifies its input. A tuned recipe
+with clipped gradients can cope with that. Softplus gates are positive and finite at any sparsity, so they suit networks
+in which nothing else bounds the gates. So do softmax gates, which set larger scores further apart, and ReLU gates,
+which leave out kept blocks of low scores. With none of them is the layer at sparsity 0 a dense one. Finite gates do not
+guarantee that a model learns: one language model with softplus gates and all blocks did not.
 """
 
 from bwds.lstm import LSTMCarry

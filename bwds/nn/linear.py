@@ -13,12 +13,14 @@ from bwds.linear import GateOptions, Params, decoding_layout, init_linear, linea
 
 
 def contain(params: Params) -> nnx.Pytree:
-    """Parameters of a function, nested dicts of arrays, as those of a module."""
+    """Nested dicts of arrays, the parameters of a function, as a module's tree of ``nnx.Param``."""
     return nnx.Dict({k: contain(v) if isinstance(v, dict) else nnx.Param(v) for k, v in params.items()})
 
 
 class BlockSparseLinear(nnx.Module):
-    """y = x @ kernel + bias with the kernel's blocks chosen by a gate for every input row.
+    """y = x @ kernel + bias, where a gate chooses the blocks of the kernel for every input row (arXiv 2001.04686).
+
+        y[c] = sum over kept (r, c) of gates[r, c] * x[r] @ kernel[r, c] + bias[c]
 
     Example:
         ```python
@@ -35,18 +37,18 @@ class BlockSparseLinear(nnx.Module):
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
         gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
-            low scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see above and
+            low scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see ``bwds.nn`` and
             ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5; "bounded": linear ones no more
-            than ten times what their magnitudes would give; "none": as they are, which "softmax" cannot be.
-        gate_scope: "matrix" or "column".
-        gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one, whatever the activation is,
-            and there are no parameters but the kernel and the bias. Or a control, as ``bwds.gate_scores`` has them.
+        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5. "bounded": a linear gate is at
+            most ten times what the sum of magnitudes as divisor would give. "none": not divided; not for "softmax".
+        gate_scope: "matrix": blocks compete over the whole matrix; "column": within their block column.
+        gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one for every activation, and
+            the only parameters are the kernel and the bias. Or a control of ``bwds.gate_scores``.
         use_bias: add a bias [N], initialised to zero.
         return_gates: a call returns (y, gates), the gates [..., R, C] in float32 with zero for an omitted block.
         implementation: kernel of the product; None: the platform's own, or else xla, which runs everywhere.
-        rngs: its ``params`` stream draws the parameters: kernel and gate uniform in ±1/sqrt(K), the factors of a
-            low-rank gate so that scores start at the size of a full one's.
+        rngs: its ``params`` stream draws the parameters, float32: kernel and gate uniform in ±1/sqrt(K), the factors of
+            a low-rank gate so that scores start at the size of a full gate's.
 
     Raises:
         ValueError: a value is out of range, the block does not divide the matrix, "norm" has a rank or a
@@ -125,16 +127,20 @@ class BlockSparseLinear(nnx.Module):
             layer = bwds.nn.BlockSparseLinear.from_linear(dense, sparsity=0.5, block_shape=(64, 64))
             ```
 
-        At sparsity 0 it computes what the dense layer does. The arrays are shared until one is replaced. The other
-        arguments are those of the class.
+        At sparsity 0 it computes what the dense layer does. The two layers share their arrays until one is replaced.
 
         Args:
             dense: a layer of float32 parameters, with a bias or without; its ``dtype`` and ``precision`` do not count.
+            sparsity: as for the class.
+            block_shape: as for the class.
+            gate_scope: as for the class.
+            return_gates: as for the class.
+            implementation: as for the class.
 
         Raises:
             ValueError: ``dense`` is no ``nnx.Linear``, its parameters are not float32, or an option is out of range.
         """
-        # One that computes something else, as nnx.LoRALinear does, would lose it.
+        # A subclass that computes something else, as nnx.LoRALinear does, would lose that.
         plain_linear = isinstance(dense, nnx.Linear) and type(dense).__call__ is nnx.Linear.__call__
         require(plain_linear, f"dense is a {type(dense).__name__}; it must be a flax.nnx.Linear.")
         kernel, bias = dense.kernel[...], None if dense.bias is None else dense.bias[...]
@@ -173,11 +179,11 @@ class BlockSparseLinear(nnx.Module):
     def for_decoding(self) -> "BlockSparseLinear":
         """A copy whose kernel is block-major, [C, R, K/R, N/C], so that a kept block is one contiguous read.
 
-        Laid out once, here, for products of few rows. On a CPU a kernel of small blocks, of which many are kept, stays
-        as it is. The copy gives the same results and gradients up to rounding, the kernel's in its own layout, and
-        splits, merges and loads as any module does, with a state of its own shape.
-        Later changes to this module are not changes to the copy. The copy of a copy is equal to it. With the gate
-        source "norm" it holds the norms of its blocks, which do not follow a change of its kernel: train the original.
+        It is for products of few rows. On a CPU, a kernel of small blocks of which many are kept stays as it is. The
+        copy gives the same results and gradients up to rounding; the kernel's gradient has the copy's layout. It
+        splits, merges and loads as any module does, with a state of its own shape. Later changes to this module do not
+        change the copy. A copy of the copy is equal to it. With the gate source "norm" the copy holds the norms of its
+        blocks, which do not follow a change of its kernel: train the original.
         """
         copy = nnx.clone(self)
         params = prepare({"kernel": self.kernel[...], "gate": plain("gate", self.gate)}, self.options)

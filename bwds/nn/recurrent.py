@@ -19,7 +19,7 @@ from bwds.qrnn import init_qrnn, init_qrnn_carry, qrnn
 
 
 class Outputs(NamedTuple):
-    """What a recurrent layer returns: y, carry = layer(x). Named, because ``nnx.tabulate`` shows no carry in a tuple.
+    """What a recurrent layer returns: y, carry = layer(x). ``nnx.tabulate`` shows a carry only if it has a name.
 
     Example:
         ```python
@@ -83,7 +83,7 @@ class _Recurrent(nnx.Module):
         """State of ``batch`` streams before their first token: zeros, float32 [B, H].
 
         Raises:
-            ValueError: ``batch`` is no whole number, or negative.
+            ValueError: ``batch`` is no whole number, negative, or 2**31 or more.
         """
         return self._init_carry(batch_size(batch, minimum=0), self.config)
 
@@ -101,7 +101,7 @@ class _Recurrent(nnx.Module):
             raise ValueError(
                 f"x has shape {x.shape}; it must be [B, T, {config.hidden_size}] with at least one time step."
             )
-        # Not by ``init_carry``: under ``nnx.tabulate`` a public method called by another gets a traced number.
+        # Not by ``init_carry``, because under ``nnx.tabulate`` a public method that another calls gets traced numbers.
         zeros = self._init_carry(x.shape[0], config)
         carry = zeros if carry is None else fitting_state("carry", carry, zeros)
         params = fitting(self.params, _layer_shapes(self._init, config), config)
@@ -111,11 +111,11 @@ class _Recurrent(nnx.Module):
     def for_decoding(self) -> Any:
         """A copy laid out for decoding: gated kernels block-major, matrices in the compute dtype.
 
-        What ``bwds.decode_params`` does for a model. Up to rounding, results are the same, and with dtype float32 so
-        are gradients, the kernels' in their own layout; with bfloat16 gradients are rounded to it: train the original.
-        So with the gate source "norm", whose norms are taken here and do not follow a change of a kernel.
-        It splits, merges and loads as any module does, with a state of its own shapes. Later changes to this module are
-        not changes to the copy. The copy of a copy is equal to it.
+        It does for a layer what ``bwds.decode_params`` does for a model. Results are the same up to rounding, and with
+        dtype float32 so are gradients; those of kernels have the copy's layout. Train the original: with bfloat16 the
+        copy's gradients are rounded to bfloat16, and with the gate source "norm" its norms do not follow a change of a
+        kernel. It splits, merges and loads as any module does, with a state of its own shapes. Later changes to this
+        module do not change the copy. A copy of the copy is equal to it.
         """
         copy = nnx.clone(self)
         params = plain("params", self.params)
@@ -132,9 +132,13 @@ def _layer_shapes(init: Callable[..., Params], config: ModelConfig) -> Params:
 
 
 class LSTM(_Recurrent):
-    """Layer of ``bwds.lstm`` with its parameters. Call it on x [B, T, H] and, if any, an ``LSTMCarry``.
+    """An LSTM layer with its parameters. Call it on x [B, T, H] and, if any, an ``LSTMCarry``.
 
-    Options are those of ``bwds.ModelConfig``, but gates are softplus by default.
+        i, f, g, o = split(x_t W_x + h_{t-1} W_h + b)
+        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)        h_t = sigmoid(o) * tanh(c_t)
+
+    Each of the two products has a gate of its own. Options are those of ``bwds.ModelConfig``, but gates are softplus by
+    default. It returns ``Outputs``.
 
     Example:
         ```python
@@ -143,6 +147,23 @@ class LSTM(_Recurrent):
         y, carry = layer(x)                                                     # y [4, 10, 128]
         y, carry = layer(x, carry)                                              # the next window
         ```
+
+    Args:
+        hidden_size: H, of inputs and outputs.
+        method: "dynamic" or "dense".
+        sparsity: fraction of blocks omitted, in [0, 1).
+        block_size: rows and columns of a block; divides H.
+        gate_rank: rank of the gates' projections; None: full matrices.
+        gate_activation: as for ``BlockSparseLinear``.
+        gate_normalization: as for ``BlockSparseLinear``.
+        gate_scope: as for ``BlockSparseLinear``.
+        gate_source: as for ``BlockSparseLinear``.
+        dtype: of the products, "float32" or "bfloat16"; parameters and carries are float32.
+        implementation: kernel of the products; None: the platform's own, or else xla, which runs everywhere.
+        rngs: its ``params`` stream draws the parameters.
+
+    Raises:
+        ValueError: an option is out of range, or options have no meaning together.
     """
 
     _cell = "lstm"
@@ -152,9 +173,12 @@ class LSTM(_Recurrent):
 
 
 class QRNN(_Recurrent):
-    """Layer of ``bwds.qrnn`` with its parameters. Call it on x [B, T, H] and, if any, a ``QRNNCarry``.
+    """A QRNN layer (arXiv 1611.01576) with its parameters. Call it on x [B, T, H] and, if any, a ``QRNNCarry``.
 
-    Options are those of ``bwds.ModelConfig``, but gates are softplus by default.
+        z, f, o = split([x_{t-1}; x_t] W + b)
+        c_t = sigmoid(f) * c_{t-1} + (1 - sigmoid(f)) * tanh(z)        h_t = sigmoid(o) * c_t
+
+    Arguments and errors are those of ``LSTM``. It returns ``Outputs``.
 
     Example:
         ```python

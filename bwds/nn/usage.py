@@ -18,10 +18,13 @@ def usage_by_label(gates: Float[Array, "N R C"], labels: Int[Array, " N"], num_l
         ```
 
     Args:
-        gates: of N inputs; a block is kept where its gate is not zero.
-        labels: whole numbers from 0 to ``num_labels`` - 1, such as the classes of images. An input with another label
-            counts nowhere.
+        gates: [N, R, C], those of N inputs; a block is kept if its gate is not zero.
+        labels: [N], whole numbers from 0 to ``num_labels`` - 1, such as the classes of images. An input with another
+            label is not counted.
         num_labels: G.
+
+    Returns:
+        Shares [G, R, C], float32.
 
     Raises:
         ValueError: the shapes do not fit together, or labels are no whole numbers.

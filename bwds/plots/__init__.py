@@ -1,7 +1,7 @@
 """Figures of the blocks that a model keeps, and of how runs went. They need matplotlib, the extra ``plots``.
 
-Every function returns a ``matplotlib.figure.Figure``, which belongs to no window: ``figure.savefig("usage.png")``.
-Figures of blocks take arrays by the name of the matrix, from a model or from any layers of your own network.
+A function that draws returns a ``matplotlib.figure.Figure`` without a window: ``figure.savefig("usage.png")``. Figures
+of blocks take arrays by the name of the matrix, from a model or from any layers of your own network.
 
 Example:
     ```python

@@ -18,20 +18,23 @@ USED = "viridis"
 
 
 def title_of(name: str) -> str:
-    """A matrix by the name it has in ``Info.usage``, for readers.
+    """The title of a matrix, from its name in ``Info.usage``.
 
     Example:
         ```python
         assert bwds.plots.title_of("layer_0/input") == "layer 0, input"
         ```
+
+    Args:
+        name: such as "layer_0/input".
     """
     return name.replace("_", " ").replace("/", ", ")
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Names of matrices as a model applies them: by layer, the input's before the one on the hidden state.
+    """Names of matrices in the order in which a model applies them: by layer, input before hidden.
 
-    Others stay as they are given.
+    Other names keep their order.
     """
 
     def place(name: str) -> tuple[int, bool]:
@@ -64,11 +67,14 @@ def kept_map(
         kept: for every gated matrix, by name, which blocks each of T tokens kept, [T, R, C].
         tokens: the T tokens, as they are to be shown.
         block_shape: rows and columns of a block.
-        cell: of an LSTM or QRNN, whose matrices have its parts side by side: these are marked. None: of other layers.
+        cell: "lstm" or "qrnn": marks the parts of the cell, which lie side by side in the columns. None: other layers.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
 
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no token, the numbers of tokens differ, or an
-            argument is of another kind.
+            argument has another shape or type.
     """
     kept = {name: np.asarray(kept[name], bool) for name in _in_order(kept)}
     _check(kept, "[T, R, C]", {len(tokens)}, f"{len(tokens)} tokens")
@@ -117,10 +123,13 @@ def usage_maps(
     Args:
         used: for every gated matrix, by name, the share of inputs that use each block, [R, C], as in ``Info.usage``.
         block_shape: rows and columns of a block.
-        cell: of an LSTM or QRNN, whose matrices have its parts side by side: these are marked. None: of other layers.
+        cell: "lstm" or "qrnn": marks the parts of the cell, which lie side by side in the columns. None: other layers.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: matplotlib is not installed, there is no matrix, or an argument is of another kind.
+        ValueError: matplotlib is not installed, there is no matrix, or an argument has another shape or type.
     """
     used = {name: np.asarray(used[name], float) for name in _in_order(used)}
     _check(used, "[R, C]")
@@ -152,8 +161,8 @@ def usage_by_group(
 ) -> Any:
     """How often each block is used by the inputs of each group, such as a frequent token or a class of images.
 
-    A panel for each matrix and a line for each group, blocks from the most to the least used. A gate that ignores the
-    group has the same line for all. A group that does not occur stays blank.
+    There is a panel for each matrix and in it a line for each group, with blocks from the most to the least used. If a
+    gate ignores the group, all lines are the same. The line of a group that does not occur is blank.
 
     Example:
         ```python
@@ -169,9 +178,12 @@ def usage_by_group(
         labels: the names of the groups.
         block_shape: rows and columns of a block.
 
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
     Raises:
         ValueError: matplotlib is not installed, there is no matrix or no group, the numbers of groups differ, or an
-            argument is of another kind.
+            argument has another shape or type.
     """
     used = {name: np.asarray(used[name], float) for name in _in_order(used)}
     _check(used, "[G, R, C]", {len(labels)}, f"{len(labels)} labels")
@@ -224,13 +236,13 @@ def _panels(figure: Any, number: int) -> list[Any]:
 
 
 def _mark_ends(set_ticks: Callable[..., Any], number: int) -> None:
-    """The first and the last of so many places, counted from 1."""
+    """Ticks at the first and the last of ``number`` places, counted from 1."""
     places = sorted({0, number - 1})
     set_ticks(places, [str(place + 1) for place in places])
 
 
 def _mark_columns(axes: Any, columns: int, cell: Cell | None) -> None:
-    """The parts of the cell below their columns, and lines between them; without a cell the columns' numbers."""
+    """Labels the parts of the cell below their columns, with lines between; without a cell, numbers the columns."""
     if cell is None:
         _mark_ends(axes.set_xticks, columns)
         return
@@ -243,7 +255,7 @@ def _mark_columns(axes: Any, columns: int, cell: Cell | None) -> None:
 
 
 def _columns_label(width: int, cell: Cell | None) -> str:
-    """What lies across; ``ValueError`` where there is no such cell."""
+    """The label of the columns; ``ValueError`` for an unknown cell."""
     label = f"block column ({width} outputs each)"
     if cell is None:
         return label

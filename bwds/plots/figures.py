@@ -1,4 +1,4 @@
-"""What all figures share: settings that are not those of the user's matplotlib, and files that are always the same."""
+"""What all figures share: settings of their own, whatever the user's are, and files that are always the same."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 
 from bwds.checks import require
 
-# What no one chose: settings of matplotlib's own, whatever those of the user, and text as text in SVG files.
+# These are applied to matplotlib's defaults, not to the user's settings. Text stays text in SVG files.
 SETTINGS = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -58,22 +58,30 @@ def settings() -> Iterator[Any]:
 
 
 def new_figure(mpl: Any, width: float, height: float) -> Any:
-    """An empty figure of so many inches, which a notebook shows as the last value of a cell."""
-    # Without pyplot: it would look for a screen, and keep every figure.
+    """An empty figure, ``width`` and ``height`` in inches, which a notebook shows as the last value of a cell."""
+    # It is made without pyplot, which would look for a screen and keep every figure.
     figure = mpl.figure.Figure(figsize=(width, height), layout="constrained")
-    # Notebooks know how to show figures of matplotlib only once pyplot has drawn one.
+    # A notebook cannot show a figure of matplotlib by itself before pyplot has drawn one.
     figure._repr_png_ = functools.partial(file_of, figure, "png", dpi=100)
     return figure
 
 
 def file_of(figure: Any, kind: str, *, dpi: int = 160) -> bytes:
-    """A figure as a file, "png" with so many pixels an inch, or "svg"; the same bytes whenever it is drawn.
+    """The bytes of a figure as a file; the same figure always gives the same bytes.
 
     Example:
         ```python
         figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
         svg = bwds.plots.file_of(figure, "svg")
         ```
+
+    Args:
+        figure: a ``matplotlib.figure.Figure``.
+        kind: "png" or "svg".
+        dpi: pixels per inch of a PNG.
+
+    Raises:
+        ValueError: matplotlib is not installed, or does not know the kind.
     """
     file = io.BytesIO()
     with settings():
@@ -82,13 +90,22 @@ def file_of(figure: Any, kind: str, *, dpi: int = 160) -> bytes:
 
 
 def png_of(figure: Any) -> tuple[bytes, tuple[int, int]]:
-    """A figure as a PNG file, and its width and height in pixels, at the resolution of a screen.
+    """The bytes of a figure as a PNG at the resolution of a screen, 100 pixels per inch, and its size in pixels.
 
     Example:
         ```python
         figure = bwds.plots.usage_maps({"layer_0/input": np.full((4, 16), 0.5)}, (64, 64), cell="lstm")
         png, (width, height) = bwds.plots.png_of(figure)
         ```
+
+    Args:
+        figure: a ``matplotlib.figure.Figure``.
+
+    Returns:
+        The bytes, and (width, height).
+
+    Raises:
+        ValueError: matplotlib is not installed.
     """
     png = file_of(figure, "png", dpi=100)
     # The header, after 8 bytes of signature and 8 of the chunk's length and name.

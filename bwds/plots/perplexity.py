@@ -9,7 +9,7 @@ from bwds.plots.figures import new_figure, settings
 
 
 def curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
-    """Validation perplexity by step, one line for each run; the legend has its lowest value.
+    """Validation perplexity by step, one line for each run; the legend shows the lowest value of each.
 
     The axis ends at about three times the lowest value, so that the first steps of a run do not set the scale.
 
@@ -21,10 +21,13 @@ def curves(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
         ```
 
     Args:
-        runs: for every run, by name, steps and perplexities.
+        runs: for every run, by name, pairs of a step and a perplexity.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: matplotlib is not installed, or a run has no finite perplexity.
+        ValueError: matplotlib is not installed, there is no run, or a run has no finite perplexity.
     """
     for name, points in runs.items():
         require(any(math.isfinite(value) for _, value in points), f"The run {name} has no validation perplexity yet.")

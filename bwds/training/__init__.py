@@ -1,7 +1,7 @@
 """Training: the loop around the step, and what it writes into the run's folder. Needs the extra ``train``.
 
-``train`` and ``NonFiniteError`` are imported when they are asked for: the options of a command line are read without
-the packages that training needs.
+``train`` and ``NonFiniteError`` are imported on first use, so that a command line can be parsed without the packages
+that training needs.
 """
 
 from typing import TYPE_CHECKING, Any

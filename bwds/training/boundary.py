@@ -14,7 +14,7 @@ from bwds.training.step import evaluated_params
 
 
 def at_boundary(run: Run) -> bool:
-    """Whether something is to be done before the next step."""
+    """Whether there is an evaluation, a checkpoint or a stop to do before the next step."""
     train = run.config.train
     return _due(run, train.eval_every) or _due(run, train.checkpoint_every) or run.stop.requested
 
@@ -24,12 +24,12 @@ def _due(run: Run, every: int) -> bool:
 
 
 def _first(run: Run) -> int:
-    """The first step to evaluate and save after. Parameters of another run are, before any step; drawn ones are not."""
+    """The first step to evaluate and save after: 0 for parameters of another run, 1 for drawn ones."""
     return 1 if run.config.train.start_sha256 is None else 0
 
 
 def on_boundary(run: Run) -> None:
-    """Evaluates, saves or stops, whichever it is time for.
+    """Evaluates, saves or stops, whatever is due.
 
     Raises:
         InterruptedRunError: a signal has come; the state is saved.
@@ -44,7 +44,7 @@ def on_boundary(run: Run) -> None:
         run.kept.save(run.step, run.state)
         message = f"Stopped after step {run.step} of {train.steps}; its state is saved in {run.workdir}."
         raise InterruptedRunError(interrupted.signum, message) from None
-    # The state too where it is the best: not more bests than are kept may come after the one it names.
+    # With new best parameters the state is saved too. Each kept state then names parameters that are still kept.
     if _due(run, train.checkpoint_every) or (run.step >= _first(run) and int(run.state.plateau.best_step) == run.step):
         run.kept.save(run.step, run.state)
 
@@ -52,7 +52,7 @@ def on_boundary(run: Run) -> None:
 def _validate(run: Run) -> None:
     """Evaluates on the validation split, applies the plateau rule and keeps the parameters if they are the best.
 
-    While a schedule still raises the sparsity, losses do not compare: they are written down only.
+    While a schedule still raises the sparsity, losses cannot be compared: they are only written down.
     """
     config, step = run.config, run.step
     params = evaluated_params(run.state, run.placement)
@@ -81,7 +81,10 @@ def _validate(run: Run) -> None:
 
 
 def _giving_up(stop: StopSignals) -> Callable[[], None]:
-    """Gives up an evaluation after a signal to any process, one batch late: so the newest is not waited for."""
+    """A function that gives up an evaluation after a signal to any process.
+
+    It reads the answer of the processes one batch late, so it never waits for the newest batch.
+    """
     asked: Any = None
 
     def after_batch() -> None:

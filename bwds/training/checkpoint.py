@@ -1,8 +1,8 @@
 """Checkpoints of a training run.
 
-``checkpoints/last`` keeps the newest two states, from which training resumes; ``checkpoints/best`` the parameters with
-the lowest validation loss, and those with the lowest before them. A checkpoint is whole or counts for nothing; what
-counts for nothing is renamed, and removed only where this program knows that it has not written it to the end.
+``checkpoints/last`` keeps the newest two states, from which training resumes. ``checkpoints/best`` keeps the parameters
+with the lowest validation loss, and those that were the best before. A checkpoint that is not whole is not used. It is
+renamed, and removed only if this program knows that it did not finish writing it.
 """
 
 import logging
@@ -20,26 +20,27 @@ from bwds.training.manifest import MANIFEST_FILE, manifest, set_aside, unchanged
 from bwds.training.processes import first_alone, from_first
 from bwds.training.workdir import CHECKPOINTS
 
-DIGEST_FILE = MANIFEST_FILE
-
 
 class Checkpoints:
     """The newest ``keep`` checkpoints in a folder, each with digests of its files, checked when it is read.
 
-    The digests are written last: what has none counts for nothing. A file beside it, ``12.writing``, tells that a
-    process was at it and has ended, so that it can be removed. Of several processes each writes its part of the arrays,
-    into one folder that all see, and the first one the rest.
+    The digests are written last, so a checkpoint without them is not whole. A file beside it, ``12.writing``, shows
+    that a process ended while it wrote the checkpoint, which can then be removed. If there are several processes, each
+    writes its part of the arrays into one folder that all see, and the first one writes the rest.
 
     Args:
-        directory: made if it is not there.
+        directory: of the checkpoints; made if it does not exist.
         keep: how many stay; older ones are removed.
         read_only: nothing is written, renamed or removed, so that a run that is still going on is not disturbed.
+
+    Raises:
+        ValueError: ``read_only``, and there is no such folder.
     """
 
     def __init__(self, directory: Path, *, keep: int, read_only: bool = False) -> None:
         import orbax.checkpoint as ocp
 
-        # What orbax has to say about a broken checkpoint is said again, in our words.
+        # Messages of orbax about a broken checkpoint are hidden: this class raises or prints its own.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.directory = directory.absolute()
@@ -52,7 +53,7 @@ class Checkpoints:
             max_to_keep=keep,
             create=not read_only,
             read_only=read_only,
-            # Writes that were cut short: orbax gives a folder its step for a name when all is in it.
+            # Removes writes that were cut short: orbax names a folder by its step only when all is in it.
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=False,
         )
@@ -60,13 +61,13 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         for path in self.directory.glob("[0-9]*"):
-            if path.name.isdigit() and not (path / DIGEST_FILE).is_file():
+            if path.name.isdigit() and not (path / MANIFEST_FILE).is_file():
                 if self._writing(path.name).is_file() and path.is_dir():
                     shutil.rmtree(path)
                 else:
-                    # It may be whole: a copy that was made without this file.
+                    # It may be whole, if it is a copy that was made without this file.
                     aside = set_aside(path, "incomplete")
-                    tell(f"warning: {path} has no {DIGEST_FILE}, so it counts for nothing; it is {aside.name} now.")
+                    tell(f"warning: {path} has no {MANIFEST_FILE}, so it counts for nothing; it is {aside.name} now.")
         for path in self.directory.glob("[0-9]*.writing"):
             path.unlink()
 
@@ -76,7 +77,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, the newest first."""
-        complete = [s for s in self._manager.all_steps() if (self.directory / str(s) / DIGEST_FILE).is_file()]
+        complete = [s for s in self._manager.all_steps() if (self.directory / str(s) / MANIFEST_FILE).is_file()]
         return from_first(sorted(complete, reverse=True))
 
     def save(self, step: int, tree: Any, **info: Any) -> None:
@@ -95,9 +96,9 @@ class Checkpoints:
         first_alone(partial(self._begin, step, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
         try:
             self._write(step, tree, info)
-        except Exception as error:  # Also of this the libraries below make errors of many kinds.
+        except Exception as error:  # The libraries below raise errors of many kinds.
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-                # The others did not answer: nothing is wrong with the folder.
+                # The other processes did not answer; nothing is wrong with the folder.
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"The checkpoint of step {step} cannot be written in {self.directory}: {reason}.") from error
@@ -119,7 +120,7 @@ class Checkpoints:
         path = self.directory / str(step)
 
         def finish() -> None:
-            write_text(path / DIGEST_FILE, manifest(path))
+            write_text(path / MANIFEST_FILE, manifest(path))
             self._writing(step).unlink(missing_ok=True)
 
         first_alone(finish)
@@ -127,12 +128,12 @@ class Checkpoints:
     def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that is what was saved, and its info.
 
-        One that is not is passed over with a warning on stderr if there is an older good one, and renamed unless
+        If there is an older good one, a damaged one is skipped with a warning on stderr, and renamed unless
         ``read_only``. An error in reading is no damage: the next try may succeed, so nothing is renamed.
 
         Args:
-            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. Arrays are placed as
-                they are in it; on the first device where it does not say.
+            template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. It gives the sharding of
+                the arrays; a leaf without one goes to the first device.
 
         Raises:
             ValueError: there is no checkpoint, all are damaged, or the newest is of another version.
@@ -144,11 +145,11 @@ class Checkpoints:
         damaged: list[int] = []
         reason = ""
         for step in steps:
-            # Checked first: of damaged files orbax gives up on some, and reads wrong numbers from others.
-            if not from_first(first_alone(partial(self._told, step, partial(unchanged, self.directory / str(step))))):
+            # Checked first: orbax gives up on some damaged files, and reads wrong numbers from others.
+            if not from_first(first_alone(partial(self._try, step, partial(unchanged, self.directory / str(step))))):
                 damaged, reason = [*damaged, step], "its files have changed"
                 continue
-            tree, info = self._told(step, partial(self._read, step, template))
+            tree, info = self._try(step, partial(self._read, step, template))
             if info["step"] != step:
                 damaged, reason = [*damaged, step], f"it is that of step {info['step']}, renamed"
                 continue
@@ -160,14 +161,14 @@ class Checkpoints:
             "Put back a copy of it, or train anew in another workdir."
         )
 
-    def _told(self, step: int, read: Callable[[], Any]) -> Any:
+    def _try(self, step: int, read: Callable[[], Any]) -> Any:
         """``read()``, with errors that name the checkpoint."""
         try:
             return read()
-        except Exception as error:  # Files of another version can surface as nearly anything.
+        except Exception as error:  # Files of another version can raise nearly anything.
             if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
                 raise
-            # Messages of the libraries below can run over pages.
+            # Messages of the libraries below can be pages long.
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
             message = f"The checkpoint of step {step} in {self.directory} cannot be read ({reason})"
             if isinstance(error, OSError):
@@ -188,7 +189,8 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Renames the checkpoints of later steps, which will be written again, to ``12.later``.
 
-        They are whole. Where the state that they came from is damaged they are all that is left of these steps.
+        They are not removed: they are whole, and if the state that they came from is damaged, they are all that is left
+        of these steps.
         """
         later = [self.directory / str(other) for other in self._manager.all_steps() if other > step]
         first_alone(lambda: [set_aside(path, "later") for path in later] and None)
@@ -200,7 +202,7 @@ class Checkpoints:
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
         def place(leaf: Any) -> jax.ShapeDtypeStruct:
-            # Told, since those that were written down may be of devices that are not here.
+            # The sharding is always given, because the one in the checkpoint may name devices that are not here.
             return jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=first if leaf.sharding is None else leaf.sharding
             )
@@ -213,13 +215,14 @@ class Checkpoints:
 
 
 def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
-    """Training states: the newest and, should it be damaged, the one before it."""
+    """Training states: the newest and, in case it is damaged, the one before it."""
     return Checkpoints(workdir / CHECKPOINTS / "last", keep=2, read_only=read_only)
 
 
 def best_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
-    """Parameters with the lowest validation loss, the newest, and those that they beat.
+    """Parameters with the lowest validation loss: the newest, and those that were the best before.
 
-    A state is saved with each. So while one is written the two states there name at most two before it: three are kept.
+    A state is saved with each. While a new one is written, the two kept states name at most two older ones, so three
+    are kept.
     """
     return Checkpoints(workdir / CHECKPOINTS / "best", keep=3, read_only=read_only)

@@ -1,4 +1,4 @@
-"""Options that say where a run is trained. They are no part of its configuration: it may go on elsewhere."""
+"""Options that say where a run is trained. They are no part of its configuration, so it may go on elsewhere."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from bwds.checks import require, require_at_least
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How a run is spread over devices. No part of its configuration: it may go on with another mesh."""
+    """How a run is spread over devices. It is no part of the configuration: a run may go on with another mesh."""
 
     data: int | None = None
     """Devices that share the rows of the batch; None: all there are, divided by --mesh.model."""
@@ -24,16 +24,16 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes that train together. No part of a run's configuration either."""
+    """Several processes that train together. They are no part of a run's configuration either."""
 
     coordinator: str | None = None
-    """Address and port of process 0, like 10.0.0.1:8476; with it go --distributed.processes and .process."""
+    """Address and port of process 0, like 10.0.0.1:8476; needs --distributed.processes and --distributed.process."""
     processes: int | None = None
     """How many processes there are."""
     process: int | None = None
     """Which of them this is, counted from 0."""
     auto: bool = False
-    """Let JAX find the others. It is done anyway under srun, mpirun, and on a TPU slice under GKE."""
+    """Let JAX find the other processes. It always does so under srun, mpirun, and on a TPU slice under GKE."""
     heartbeat: int = 100
     """Seconds without a sign of life after which a process counts as dead, and the others end."""
 

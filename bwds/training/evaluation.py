@@ -20,8 +20,8 @@ from bwds.training.sharding import P, Placement, over_devices
 class Evaluation(NamedTuple):
     """Mean loss in nats per token over a split, realised density, and the number of tokens.
 
-    Of a dynamic model also the share of inputs that used each block, [R, C], by the name of the matrix. It is a mean
-    over all that was computed, padding included; ``bwds.training.usage`` counts tokens.
+    For a dynamic model also the share of inputs that used each block, [R, C], by the name of the matrix. This is a mean
+    over all inputs, padding included; ``bwds.training.usage`` counts only tokens of the text.
     """
 
     loss: float
@@ -81,14 +81,14 @@ def evaluate(
         ids, batch_size=data_config.eval_batch_size, sequence_length=data_config.sequence_length, eos_id=eos_id
     ):
         if carry is None:
-            # Placed as every later carry is, so that one compilation serves all batches.
+            # The first carry is placed like the later ones, so that one compilation serves all batches.
             there = jax.tree.leaves(params)[0].sharding if placement is None else placement.sharding(placement.rows)
             rows = _rows(len(batch.inputs), placement)
             carry = jax.jit(lm.init_carry, static_argnums=0, out_shardings=there)(rows)
         arrays = [_spread(array, rows, placement) for array in batch]
         carry, *result = eval_step(lm, params, carry, *arrays, sparsity, placement)
         results.append(result)
-        # One batch behind: the device always has work, and never a whole split of it.
+        # Waiting for the batch before keeps the device busy without queueing a whole split.
         jax.block_until_ready(results[-2:-1])
         after_batch()
     losses, densities, usages = zip(*jax.device_get(results), strict=True)
@@ -105,7 +105,7 @@ def _rows(count: int, placement: Placement | None) -> int:
 
 
 def _spread(array: np.ndarray, rows: int, placement: Placement | None) -> Any:
-    """The rows of a batch where they belong. Rows that fill it up are zeros, and so is the weight of their losses."""
+    """The rows of a batch on their devices, filled up with rows of zeros, whose losses have weight zero."""
     if placement is None:
         return array
     full = np.pad(array, ((0, rows - len(array)), (0, 0)))

@@ -1,7 +1,7 @@
 """Scalars and pictures for TensorBoard, written by the thread that calls.
 
-tensorboardX's ``SummaryWriter`` hands them to a thread of its own. Where the disk is full that thread ends, and the
-next to hand it something waits for ever.
+tensorboardX's ``SummaryWriter`` hands them to a thread of its own. If the disk is full, that thread ends, and the next
+call waits for ever.
 """
 
 import socket
@@ -23,11 +23,11 @@ class Events:
 
     Args:
         folder: an existing folder; the name of the file tells time and host.
-        purge_step: what TensorBoard has read of this step, and later ones, no longer counts; None: all counts.
+        purge_step: TensorBoard drops what older files have of this step and later ones; None: it drops nothing.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
-        # Absolute: of a name that begins with "s3:" or "gs:" tensorboardX makes a bucket.
+        # The path is absolute, because tensorboardX takes a name that begins with "s3:" or "gs:" for a bucket.
         self._path = folder.absolute() / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
         self._file = RecordWriter(str(self._path))
         self._flush_at = 0.0
@@ -36,11 +36,11 @@ class Events:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, name: str, value: float, step: int) -> None:
-        """One number; it is on disk ten seconds and one more number later."""
+        """Writes one number. The first write ten seconds or more after the last flush brings all to the disk."""
         self._write(Event(step=step, summary=scalar(name, value)))
 
     def write_image(self, name: str, png: bytes, size: tuple[int, int], step: int) -> None:
-        """One picture, as a PNG file of ``size`` (width, height); it is on disk when ``write`` would have it there."""
+        """Writes one picture, a PNG file of ``size`` (width, height); it reaches the disk as a number does."""
         image = Summary.Image(width=size[0], height=size[1], colorspace=4, encoded_image_string=png)
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 

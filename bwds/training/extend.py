@@ -16,14 +16,14 @@ from bwds.training.workdir import CONFIG_FILE, SUMMARY_FILE, claim_workdir, read
 
 
 def extend(workdir: Path, config: Config, vocabulary: Vocabulary, text: str) -> None:
-    """Makes the finished run in a folder one of ``config.train.steps`` steps, which then goes on from its last one.
+    """Turns the finished run in a folder into one of ``config.train.steps`` steps, which then goes on from its last.
 
-    Its summary stays as ``summary_300.json``, say. A run that has so many steps already is left as it is: it is one
-    that was extended before, and may have been stopped.
+    Its summary is kept as, for example, ``summary_300.json``. A run that already has this number of steps is left as it
+    is: it was extended before, and may have been stopped.
 
-    The learning rate: sgd's depends on the step and on the plateaus so far, and goes on as if more steps had been
-    planned from the start. That of adamw has come to 0 on a cosine that spans all steps; it goes on along the cosine of
-    the new number, so it rises again at once, and the run is not what one that was planned so would have been.
+    The learning rate of sgd depends on the step and on the plateaus so far, and goes on as if more steps had been
+    planned from the start. That of adamw has come to 0 on a cosine that spans all steps. It goes on along the cosine of
+    the new number of steps, so it rises again at once, and the result is not that of a run planned with this number.
 
     Args:
         workdir: the run's folder.
@@ -39,7 +39,7 @@ def extend(workdir: Path, config: Config, vocabulary: Vocabulary, text: str) -> 
     planned = there.train.steps
     if planned == steps:
         return
-    # But for its length it must be this run.
+    # Apart from its length it must be this run.
     claim_workdir(workdir, replace(config, train=replace(config.train, steps=planned)), vocabulary)
     if planned > steps:
         raise ValueError(
@@ -63,7 +63,7 @@ def extend(workdir: Path, config: Config, vocabulary: Vocabulary, text: str) -> 
         if optim.name == "adamw"
         else f"as planned, {rate:.3g} times what plateaus have left of it"
     )
-    # First the summary: without it the run of the old length is not finished, and its own command makes it again.
+    # The summary is renamed first: without it the run of the old length is unfinished, and its command writes it again.
     (workdir / SUMMARY_FILE).rename(workdir / f"summary_{planned}.json")
     write_text(workdir / CONFIG_FILE, config.to_json())
     tell(f"The run of {planned:,} steps goes on to step {steps:,}. Learning rate: {how}.")

@@ -1,4 +1,4 @@
-"""What parameters belong to: every checkpoint tells the model, the vocabulary and the text that it was made with."""
+"""What parameters belong to: every checkpoint names the model, the vocabulary and the text that it was made with."""
 
 import dataclasses
 import hashlib
@@ -20,11 +20,11 @@ FREE = {
     "data": {"directory", "eval_batch_size"},
     "train": {"log_every", "checkpoint_every"},
 }
-"""Options, by section, that a run may go on with others of. They depend on the machine, and no step depends on them.
+"""Options, by section, that may change when a run goes on. They depend on the machine, and no step depends on them.
 
-Where the text lies: its digest tells whether it is the same one. Which kernel computes, and how many streams an
-evaluation reads, change a number in its last digits, as another mesh does. Not how often there is an evaluation: that
-decides which parameters are the best, and when sgd lowers its rate.
+The text may lie in another folder, because its digest shows whether it is the same. Another kernel, or another number
+of streams in evaluation, changes only the last digits of numbers, as another mesh does. ``eval_every`` may not change:
+evaluations decide which parameters are the best, and when sgd lowers its rate.
 """
 
 
@@ -34,7 +34,7 @@ def identity(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def text_sha256(corpus: Corpus) -> str:
-    """Digest of what a run reads of a corpus: training and validation split, token by token."""
+    """Digest of the text that a run reads: the ids of the training and the validation split."""
     digest = hashlib.sha256()
     for ids in (corpus.train, corpus.valid):
         digest.update(np.int64(len(ids)).tobytes())
@@ -43,7 +43,7 @@ def text_sha256(corpus: Corpus) -> str:
 
 
 def ids_sha256(ids: Int32[np.ndarray, " n"]) -> str:
-    """Digest of one split, token by token, in the ids of a run's vocabulary."""
+    """Digest of one split, in the ids of a run's vocabulary."""
     return hashlib.sha256(np.ascontiguousarray(ids, np.int32).data).hexdigest()
 
 
@@ -54,7 +54,7 @@ def text_identity(corpus: Corpus) -> dict[str, Any]:
 
 
 def settled(config: Config) -> Config:
-    """The configuration with the folder of the text as an absolute path, which names the same one wherever it is read.
+    """The configuration with an absolute path to the text, which is the same from every working directory.
 
     Raises:
         ValueError: it is no folder's name; see ``place``.
@@ -66,12 +66,12 @@ def settled(config: Config) -> Config:
 
 
 def without_place(config: Config) -> Config:
-    """The configuration without the folder of the text, which may be another one on each machine."""
+    """The configuration without the folder of the text, which may differ between machines."""
     return replace(config, data=replace(config.data, directory=None))
 
 
 def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
-    """Raises ``ValueError`` where a checkpoint or summary tells of another text than ``text``, its digest now."""
+    """Raises ``ValueError`` if a checkpoint or summary has another digest of the text than ``text``, the digest now."""
     if info.get("text_sha256") not in (None, text):
         raise ValueError(
             f"The text has changed since the run in {str(workdir)!r} began: the vocabulary is the same, the "
@@ -83,10 +83,10 @@ def check_text(info: dict[str, Any], text: str, workdir: Path) -> None:
 def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabulary, workdir: Path) -> None:
     """Checks that the files of a run's folder are those that its parameters were made with.
 
-    A checkpoint of an earlier version does not tell, and an option that there was not yet is not compared.
+    Checkpoints of earlier versions lack some of the values; these, and options that are newer, are not compared.
 
     Args:
-        info: what was kept beside the parameters.
+        info: the values kept beside the parameters.
         model: as config.json has it.
         vocabulary: as vocabulary.txt has it.
         workdir: the run's folder, for the message.
@@ -94,7 +94,7 @@ def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabul
     Raises:
         ValueError: one of them has changed.
     """
-    # As JSON has it: a tuple is a list there.
+    # Compared as JSON, in which a tuple is a list.
     there, now = info.get("model", {}), json.loads(json.dumps(dataclasses.asdict(model)))
     changed = [name for name in now.keys() & there.keys() - FREE["model"] if now[name] != there[name]]
     if changed:
@@ -105,6 +105,6 @@ def check_identity(info: dict[str, Any], model: ModelConfig, vocabulary: Vocabul
     known = info.get("vocabulary_sha256")
     if known is not None and known != vocabulary.sha256:
         raise ValueError(
-            f"The vocabulary.txt in {str(workdir)!r} is not that of its checkpoint: words have changed. Put back a "
+            f"The vocabulary.txt in {str(workdir)!r} is not that of its checkpoint: tokens have changed. Put back a "
             "copy of it, or remove it and give the command of the run again."
         )

@@ -14,11 +14,11 @@ from bwds.training.step import NonFiniteError, TrainState, all_finite
 
 
 class Kept:
-    """The last states, to go on from, and the best parameters, to use.
+    """The last states, from which training resumes, and the best parameters.
 
     Args:
         workdir: the run's folder.
-        identity: JSON values that go beside all of them, ``text_sha256`` among them.
+        identity: JSON values that are kept beside each checkpoint, ``text_sha256`` among them.
     """
 
     def __init__(self, workdir: Path, identity: dict[str, Any]) -> None:
@@ -39,14 +39,14 @@ class Kept:
             self.saved = info["step"]
         else:
             state = fresh(key)
-        # Placed the same way whether new, restored or changed by an evaluation: jit compiles the step once.
+        # A new and a restored state, and one that an evaluation changed, have one placement, so jit compiles once.
         return jax.device_put(state, placement.shardings(state))
 
     def save(self, step: int, state: TrainState) -> None:
-        """Writes a state, unless that is where it came from. It is never one that is not finite.
+        """Writes a state, unless it is the one that was saved last or resumed from.
 
         Raises:
-            NonFiniteError: it is.
+            NonFiniteError: the state is not finite; it is not written.
         """
         if self.saved == step:
             return
@@ -56,11 +56,11 @@ class Kept:
         self.saved = step
 
     def save_best(self, step: int, params: Params, **figures: float) -> None:
-        """Writes parameters that are the best so far, with the figures of their evaluation."""
+        """Writes the best parameters so far, with the figures of their evaluation."""
         self.best.save(step, params, **figures, **self._identity)
 
     def failure(self, what: str) -> NonFiniteError:
-        """The error for what is not finite. It tells what is left of the run."""
+        """The error for numbers that are not finite. It names the last good checkpoint."""
         good = "There is no checkpoint yet" if self.saved is None else f"The last good checkpoint is step {self.saved}"
         return NonFiniteError(
             f"{what}. {good} in {self._last.directory}. Training stops here; try a smaller optim.learning_rate or "
@@ -68,7 +68,7 @@ class Kept:
         )
 
     def stopped(self, error: OSError, step: int) -> OSError:
-        """The error of the system, and how the run goes on."""
+        """The error of the system, with a sentence on how to go on with the run."""
         start = "it starts anew" if self.saved is None else f"it goes on from the checkpoint of step {self.saved}"
         return OSError(
             f"{error} Training stopped after step {step}. Make room, or see to the folder, and give the same "

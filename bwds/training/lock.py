@@ -16,10 +16,10 @@ LOCK_FILE = "lock"
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder if it is not there, and keeps other runs out of it while the context lasts.
+    """Makes the folder if it does not exist, and keeps other runs out of it while the context lasts.
 
-    The lock is the operating system's, on a file in the folder: it is gone when the process is, however that ended.
-    Where the file system has no locks, a warning on stderr says so.
+    The lock is the operating system's, on a file in the folder, so it ends with the process, even after a crash. If the
+    file system has no locks, a warning on stderr says so.
 
     Raises:
         ValueError: a run is going on there, or it is no folder.
@@ -46,8 +46,8 @@ def locked(workdir: Path) -> Iterator[None]:
             )
         with writing(workdir / LOCK_FILE):
             file.truncate(0)
-            # Not through the file's buffer: what is left in it where the disk is full could not be closed either.
+            # Written past the file's buffer: on a full disk, a file with data in its buffer could not be closed.
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-            # The other processes of the run look for it, from other machines.
+            # Synced because the other processes of the run read it, from other machines.
             os.fsync(file.fileno())
         yield

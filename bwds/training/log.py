@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics, progress, its speed, and a trace of some steps."""
+"""The output of a run while it trains: metrics, progress, its speed, and a trace of some steps."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from bwds.training.profiling import StepTrace
 
 
 class Log:
-    """Metrics and progress of the first process; its trace. All processes make one, and call it alike.
+    """Metrics, progress and trace of the first process. All processes make a log, and call the same methods.
 
     Args:
         config: the run's.
@@ -24,7 +24,7 @@ class Log:
         shown: show progress on stderr.
 
     Raises:
-        OSError: a file cannot be written; so do all methods.
+        OSError: a file cannot be written, here or in any method.
     """
 
     def __init__(self, config: Config, workdir: Path, *, step: int, evaluated: int, profile: int, shown: bool) -> None:
@@ -34,10 +34,10 @@ class Log:
         self._progress = Progress(total=config.train.steps, initial=step, shown=shown and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self._tokens_per_second: float | None = None
-        self._told = False
+        self._said_missing = False
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """A step is done; ``values`` are its ``StepMetrics``."""
+        """Records a step that is done; ``values`` are its ``StepMetrics``."""
         if step % self._config.train.log_every == 0 or step == self._config.train.steps:
             self._tokens_per_second = self.speed.take()
             self._write(
@@ -51,7 +51,7 @@ class Log:
         self._progress.update(step=step, loss=values["loss"], tokens_per_second=self._tokens_per_second)
 
     def evaluation(self, step: int, found: Evaluation) -> None:
-        """An evaluation on the validation split is done."""
+        """Records an evaluation on the validation split."""
         self._write(
             step=step,
             split="valid",
@@ -64,18 +64,18 @@ class Log:
             self._draw_usage(self._metrics, step, found)
 
     def _draw_usage(self, metrics: MetricsWriter, step: int, found: Evaluation) -> None:
-        """How often each block was used, as a picture; without matplotlib there is none, which is said once."""
+        """Draws how often each block was used; without matplotlib it only says so, once."""
         if not plots.is_available():
-            if not self._told:
+            if not self._said_missing:
                 self.note('TensorBoard gets no maps of used blocks: matplotlib is missing (pip install -e ".[plots]").')
-            self._told = True
+            self._said_missing = True
             return
         model = self._config.model
         png, size = plots.png_of(plots.usage_maps(found.usage, model.block_shape, cell=model.cell))
         metrics.write_image(step=step, name="valid/used_blocks", png=png, size=size)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._progress.note(text)
 
     def _write(self, *, step: int, split: str, **values: float | None) -> None:

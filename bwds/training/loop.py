@@ -1,7 +1,7 @@
 """Training: the loop around the step, its checkpoints and evaluations.
 
 A run is a function of its configuration and its text. All that influences it is in the state, and the state is in every
-checkpoint, so a run that was stopped, at any moment and in any way, ends with the parameters of one that was not.
+checkpoint. So a run that was stopped, at any moment and in any way, ends with the parameters of a run that was not.
 """
 
 import contextlib
@@ -63,15 +63,17 @@ def train(
 
     Args:
         config: what to train; the size of the vocabulary is taken from the data.
-        workdir: folder of this run alone, ``~`` is the home folder. It gets config.json, vocabulary.txt, metrics.jsonl,
+        workdir: folder of this run alone; ``~`` is the home folder. It gets config.json, vocabulary.txt, metrics.jsonl,
             TensorBoard events, checkpoints and, at the end, model.safetensors and summary.json.
-        start_from: folder of a run whose best parameters training starts from; without gates they are converted, as
-            ``bwds.convert`` does, where ``config`` asks for norms. They are evaluated before the first step.
-        mesh: how to spread it over devices; None: all on the first one. A run may go on with another mesh.
-        profile: steps that the first process records a trace of, after three; it goes to plugins/profile in the folder.
+        start_from: folder of a run whose best parameters training starts from. A model without gates is converted as by
+            ``bwds.convert`` if ``config`` asks for norms. The parameters are evaluated before the first step.
+        mesh: how to spread it over devices; None: one process puts all on its first device. A run may go on with
+            another mesh.
+        profile: number of steps that the first process traces, after its first three; the trace goes to plugins/profile
+            in the folder.
         progress: show progress on stderr.
-        command: noted in the summary.
-        extended: a finished run in the folder may have fewer steps, and goes on; see ``bwds.training.extend``.
+        command: written into the summary.
+        extended: a finished run in the folder with fewer steps goes on; see ``bwds.training.extend``.
 
     Returns:
         What summary.json holds; for a finished run it is read from there.
@@ -123,7 +125,7 @@ def to_the_end(run: Run, command: str) -> dict[str, Any]:
         try:
             run_steps(run)
         except BaseException:
-            # What could not be written cannot be closed either, and the first error is the one to tell.
+            # A file that could not be written cannot be closed either; the first error is the one to raise.
             with contextlib.suppress(OSError):
                 run.log.close()
             raise
@@ -143,7 +145,7 @@ def run_steps(run: Run) -> None:
             unread = None
             run.log.speed.pause()
             on_boundary(run)
-            # The first step of a process compiles, which is not counted.
+            # The first step of a process compiles, so its time does not count.
             if run.step > first:
                 run.log.speed.go()
         if run.step == run.config.train.steps:
@@ -178,7 +180,7 @@ def start_step(run: Run) -> StepMetrics:
 
 
 def read(run: Run, step: int, metrics: StepMetrics, signum: Any) -> None:
-    """Waits for a step, checks it and shows it. ``signum`` is the signal that some process got before it."""
+    """Waits for a step, checks it and shows it; ``signum``: the signal that any process got before it, 0 for none."""
     run.stop.hear(int(signum))
     values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
     run.log.speed.step()
@@ -189,8 +191,8 @@ def read(run: Run, step: int, metrics: StepMetrics, signum: Any) -> None:
 
 
 def finish(run: Run, command: str) -> dict[str, Any]:
-    """Writes the model into one file, and writes and returns the summary. The state is given up."""
-    # One tree at a time, and kept on the host: beside the state, copies of the parameters need not fit on a device.
+    """Writes the model into one file, and writes and returns the summary. Frees the state first."""
+    # Only one tree is on the devices at a time, the others are on the host: two copies need not fit on a device.
     params = evaluated_params(run.state, run.placement)
     del run.state
     template = run.placement.template(lambda: params)
@@ -213,7 +215,7 @@ def finish(run: Run, command: str) -> dict[str, Any]:
             write_text(run.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
         return signum or found
 
-    # What has come to any process since the last step: the summary takes a while.
+    # Signals that have come to any process since the last step are answered before the summary, which takes a while.
     run.stop.hear(int(process_max(run.stop.noted)))
     found = run.stop.counts or from_first(first_alone(summary))
     if isinstance(found, int):

@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of, and the digest of each. What else its folder has is not looked at."""
+"""Which files a checkpoint consists of, and the digest of each. Other files of its folder are ignored."""
 
 import hashlib
 import itertools
@@ -7,12 +7,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 MANIFEST_FILE = "sha256.txt"
-# What desktops and file servers put into any folder at any moment, and take away again.
+# Files that desktops and file servers put into any folder, and remove, at any moment.
 _FOREIGN = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "desktop.ini", "Thumbs.db")
 
 
 def manifest(directory: Path) -> str:
-    """A line for every file, as ``sha256sum`` writes and checks them; the last has the digest of those before it."""
+    """A line for every file, as ``sha256sum`` writes them; the last line has the digest of those before it."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in _digests(directory, _FOREIGN))
     return f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n"
 
@@ -35,7 +35,7 @@ def unchanged(directory: Path) -> bool:
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Renames what is not to be used to a name that is free, ``12.REASON``, and returns that. Nothing is removed."""
+    """Renames a path that is not to be used to a free name, ``12.REASON``, which it returns. Nothing is removed."""
     names = (path.with_name(f"{path.name}.{reason}{number}") for number in itertools.chain([""], itertools.count(2)))
     free = next(name for name in names if not os.path.lexists(name))
     path.rename(free)

@@ -1,4 +1,4 @@
-"""What a training run writes down: metrics.jsonl, TensorBoard events, and a progress bar or lines."""
+"""The records of a training run: metrics.jsonl, TensorBoard events, and a progress bar or lines."""
 
 import contextlib
 import json
@@ -56,8 +56,8 @@ def _is_metrics_line(line: Any) -> bool:
 class MetricsWriter:
     """Appends to metrics.jsonl and to TensorBoard events in the same folder.
 
-    Lines past the state that training goes on from were written by a process that ended before the next checkpoint:
-    they are dropped, since what they tell is done again.
+    Lines after the step that training goes on from were written by a process that ended before its next checkpoint.
+    They are dropped, because these steps are done again.
 
     Args:
         workdir: an existing folder.
@@ -65,11 +65,11 @@ class MetricsWriter:
         valid: the step of the latest evaluation before it.
 
     Raises:
-        OSError: here, in ``write`` and in ``close``: a file, which is named, cannot be written.
+        OSError: a file, which is named, cannot be written, here, in ``write`` or in ``close``.
     """
 
     def __init__(self, workdir: Path, *, train: int, valid: int) -> None:
-        # Imported late: who only reads metrics does not need tensorboardX.
+        # Imported late, because reading metrics does not need tensorboardX.
         from bwds.training.events import Events
 
         path = self._path = workdir / METRICS_FILE
@@ -80,7 +80,7 @@ class MetricsWriter:
         self._events = Events(workdir, purge_step=train + 1 if train else None)
 
     def write(self, *, step: int, split: str, **values: float | None) -> None:
-        """One line, handed to the operating system at once; None is null there and left out of the events."""
+        """Writes one line and flushes it. A value of None is null in the line, and left out of the events."""
         line = json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n"
         with writing(self._path):
             self._file.write(line)
@@ -90,7 +90,7 @@ class MetricsWriter:
                 self._events.write(f"{split}/{name}", value, step)
 
     def write_image(self, *, step: int, name: str, png: bytes, size: tuple[int, int]) -> None:
-        """One picture for TensorBoard, as a PNG file of ``size`` (width, height) in pixels."""
+        """Writes one picture for TensorBoard, a PNG file of ``size`` (width, height) in pixels."""
         self._events.write_image(name, png, size, step)
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class MetricsWriter:
 
 
 class Speed:
-    """Tokens per second of training alone: time between ``pause`` and ``go`` does not count."""
+    """Tokens per second of training alone: time between ``pause`` and the next ``go`` or ``step`` does not count."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self._tokens_per_step = tokens_per_step
@@ -108,7 +108,7 @@ class Speed:
         self._since: float | None = None
 
     def go(self) -> None:
-        """Time counts from here."""
+        """Starts to count time."""
         self._since = time.perf_counter()
 
     def step(self) -> None:
@@ -120,7 +120,7 @@ class Speed:
         self._since = now
 
     def pause(self) -> None:
-        """Time does not count from here."""
+        """Stops counting time."""
         self._since = None
 
     def take(self) -> float | None:
@@ -131,10 +131,10 @@ class Speed:
 
 
 class Progress:
-    """On stderr: a bar where it is a terminal, else a line every ten seconds; nothing if not ``shown``.
+    """Progress on stderr: a bar on a terminal, otherwise a line every ten seconds; nothing if not ``shown``.
 
-    Until a step is done it says that the program is compiled: that takes most of this time. Where stderr can no longer
-    be written to, nothing more is shown.
+    Until the first step is done it says that the program is being compiled, which takes most of that time. Once stderr
+    cannot be written, nothing more is shown.
     """
 
     def __init__(self, *, total: int, initial: int, shown: bool) -> None:
@@ -159,7 +159,7 @@ class Progress:
             show()
         except (OSError, ValueError):
             if self._bar is not None:
-                self._bar.disable = True  # Else it tries again when it is collected.
+                self._bar.disable = True  # Otherwise it writes again when it is garbage-collected.
             self._shown, self._bar = False, None
 
     def update(self, *, step: int, loss: float, tokens_per_second: float | None) -> None:
@@ -178,13 +178,13 @@ class Progress:
             self.note(f"step {step}/{self._total}  " + "  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         if (bar := self._bar) is not None:
             self._try(lambda: bar.write(text, file=sys.stderr))
         elif self._shown:
             tell(text)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Ends the bar, which stays as it is."""
         if self._bar is not None:
             self._try(self._bar.close)

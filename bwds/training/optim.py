@@ -20,8 +20,8 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
     sgd: constant, or with ``transition_steps`` cut by ``decay_rate`` every so many steps, as Zaremba et al. 2014 (arXiv
     1409.2329) halve it every epoch after the fourth. adamw: linear warm-up over ``warmup_steps``, at most half of all
-    ``steps``, then a cosine that reaches 0 after the last one. The first step already has a part of the peak, so that
-    it is not wasted.
+    ``steps``, then a cosine that reaches 0 after the last one. The warm-up does not begin at 0, so the first step is
+    not wasted.
 
     Args:
         config: the optimiser's options.
@@ -44,7 +44,7 @@ def learning_rate_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 class Optimizer(NamedTuple):
-    """An optimiser; its learning rate before the plateau's factor, to be shown; the options it was made from."""
+    """An optimiser, its learning rate before the plateau's factor, and the options that it was made from."""
 
     transformation: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
@@ -102,21 +102,21 @@ def update_average(average: Params, params: Params, *, step: Int32[Array, ""], d
 
 
 def averaged_params(average: Params, params: Params) -> Params:
-    """What is evaluated: the average, but zero wherever the latest parameter is exactly zero.
+    """The parameters to evaluate: the average, but zero wherever the latest parameter is exactly zero.
 
-    Such a weight was pruned. Its average still decays from what it was before, and would bring it back.
+    Such a weight was pruned. Its average still decays from its earlier value, and would bring it back.
     """
     return jax.tree.map(lambda a, p: jnp.where(p == 0.0, 0.0, a), average, params)
 
 
 class Plateau(NamedTuple):
-    """What evaluations have shown so far; part of the training state.
+    """The results of evaluations so far; part of the training state.
 
     Attributes:
         scale: factor on the learning rate, float32.
         best_loss: lowest validation loss in nats per token, float32; infinite before the first evaluation.
-        best_step: step of that evaluation, int32; 0 before the first, or -1 where that comes before the first step.
-        evaluated_step: step of the latest evaluation, int32; as before.
+        best_step: step of that evaluation, int32. Before the first evaluation it is 0, or -1 if that is at step 0.
+        evaluated_step: step of the latest evaluation, int32; before the first one as ``best_step``.
     """
 
     scale: Float32[Array, ""]
@@ -126,13 +126,13 @@ class Plateau(NamedTuple):
 
 
 def init_plateau(*, started: bool = False) -> Plateau:
-    """The state before any evaluation; ``started``: what training starts from is evaluated too, at step 0."""
+    """The state before any evaluation; ``started``: the initial parameters are evaluated too, at step 0."""
     before = jnp.int32(-1 if started else 0)
     return Plateau(jnp.float32(1.0), jnp.float32(jnp.inf), before, before)
 
 
 def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float, counts: bool = True) -> Plateau:
-    """The plateau after an evaluation: a new best loss is noted, anything else multiplies the scale by ``factor``.
+    """The plateau after an evaluation: a new best loss is recorded, any other multiplies the scale by ``factor``.
 
     This is the rule of the paper's code with factor 1/2: the learning rate is halved at every evaluation that does not
     improve on the best one.
@@ -141,8 +141,8 @@ def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float,
         plateau: the state before.
         loss: validation loss in nats per token.
         step: steps done at this evaluation.
-        factor: multiplies the scale where the loss is no improvement; 1 leaves it alone.
-        counts: False notes the evaluation only: its loss does not compare with that of others.
+        factor: multiplies the scale if the loss is no improvement; 1 leaves it alone.
+        counts: whether the loss can be compared with others; False: only the step is recorded.
     """
     plateau = plateau._replace(evaluated_step=jnp.int32(step))
     if not counts:
@@ -150,7 +150,7 @@ def after_evaluation(plateau: Plateau, loss: float, *, step: int, factor: float,
     loss32 = jnp.float32(loss)
     if loss32 < plateau.best_loss:
         return plateau._replace(best_loss=loss32, best_step=jnp.int32(step))
-    # In NumPy: JAX would compile a program for this product, in the middle of a run.
+    # In NumPy, because JAX would compile a program for this product in the middle of a run.
     return plateau._replace(scale=jax.device_put(np.float32(plateau.scale) * np.float32(factor)))
 
 
@@ -163,9 +163,9 @@ def sparsity_at(config: Config, step: int) -> float:
 
 
 def step_sparsity(config: Config, step: int) -> float:
-    """What the step after ``step`` steps trains at: ``sparsity_at``, or drawn uniformly from ``sparsity_range``.
+    """The sparsity of the step after ``step`` steps: ``sparsity_at``, or a uniform draw from ``sparsity_range``.
 
-    A draw depends on the seed and the step alone, so all processes have the same, and a resumed run has it again.
+    A draw depends on the seed and the step alone, so it is the same in all processes and in a resumed run.
     """
     if config.train.sparsity_range is None:
         return sparsity_at(config, step)
@@ -174,6 +174,6 @@ def step_sparsity(config: Config, step: int) -> float:
 
 
 def traced_sparsity(config: Config, sparsity: float) -> np.float32 | None:
-    """What a program is given, so that another sparsity needs no other program; None where the model knows it."""
+    """The sparsity as a traced argument, so that one program serves all sparsities; None: the model's own."""
     changes = config.rising_sparsity or config.train.sparsity_range is not None
     return np.float32(sparsity) if changes and config.model.method == "dynamic" else None

@@ -1,7 +1,7 @@
 """Several processes, each with its own devices, that train one model together on JAX's distributed runtime.
 
-All run the same program and meet in every computation. What the first process alone does, such as writing into the
-run's folder, the others wait for; an error it finds there is an error in all.
+All run the same program and meet in every computation. Some work, such as writing into the run's folder, is done by the
+first process alone, and the others wait for it. If that raises an error, all processes raise it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from bwds.training.devices import DistributedConfig
 T = TypeVar("T")
 
 _meetings = itertools.count()
-"""Of this process; all go to the same ones, in the same order."""
+"""Numbers the meetings of this process; all processes have the same meetings in the same order."""
 
 
 def connect(config: DistributedConfig) -> None:
@@ -35,7 +35,7 @@ def connect(config: DistributedConfig) -> None:
     """
     if config.processes is None and not config.auto and not _started_together():
         return
-    # It swallows SIGTERM until training listens for it, and nothing asks it about preemption.
+    # The service swallows SIGTERM until training listens for it, and nothing here asks it about preemption.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -43,7 +43,7 @@ def connect(config: DistributedConfig) -> None:
             config.processes,
             config.process,
             heartbeat_timeout_seconds=config.heartbeat,
-            # How long an end waits for the others.
+            # A process that ends waits this long for the others.
             shutdown_timeout_seconds=config.heartbeat,
         )
     except (ValueError, RuntimeError) as error:
@@ -59,8 +59,10 @@ def connect(config: DistributedConfig) -> None:
 
 
 def _started_together() -> bool:
-    """Whether the environment says that this process is one of several: by JAX's own variable, on a TPU slice under
-    GKE, in a step of SLURM, under Open MPI."""
+    """Whether the environment says that this process is one of several.
+
+    It looks for JAX's own variable, and for those of a TPU slice under GKE, of SLURM and of Open MPI.
+    """
     there = os.environ
     return (
         "JAX_COORDINATOR_ADDRESS" in there
@@ -71,10 +73,10 @@ def _started_together() -> bool:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-    """What may be an error of one process alone ends it with the message and exit code 1, where there are several.
+    """With several processes, an error that only this one may have ends it with the message and exit code 1.
 
-    An orderly end would wait for the others, which wait for this one. They end when they miss it: at once if it was the
-    first, else after ``distributed.heartbeat``. Unless there are several, nothing is changed.
+    An orderly end would wait for the others, which wait for this one. They end when they notice that it is gone: at
+    once if it was the first process, otherwise after ``distributed.heartbeat``. A single process is not affected.
     """
     try:
         yield
@@ -95,23 +97,23 @@ def is_first() -> bool:
 
 
 def _meet() -> None:
-    """Waits for all processes, however long some take; a dead one ends the wait. Collectives can give up after 30 s."""
+    """Waits up to a day for all processes; a dead one ends the wait. A collective might give up after 30 s."""
     from orbax.checkpoint import multihost
 
     multihost.get_barrier_sync_fn()(key=f"meeting {next(_meetings)}", timeout_ms=24 * 3600 * 1000)
 
 
 def from_first(value: Any) -> Any:
-    """The JSON value that the first process gives; that of the others is not looked at."""
+    """The JSON value of the first process, in all processes; the values of the others are ignored."""
     return value if jax.process_count() == 1 else _from(0, value)
 
 
 def _from(process: int, value: Any) -> Any:
-    """The JSON value that a process gives."""
+    """The JSON value of one process, in all processes."""
     source = jax.process_index() == process
     sent = np.frombuffer(json.dumps(value).encode() if source else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent)), is_source=source))
-    # Without this, all would have to know how long it is.
+    # All processes must give an array of the same size, so the size is sent first.
     padded = np.zeros(size, np.uint8)
     padded[: len(sent)] = sent[:size]
     found = multihost_utils.broadcast_one_to_all(padded, is_source=source)
@@ -122,7 +124,9 @@ def first_then_all(function: Callable[[], T]) -> T:
     """``function()`` in the first process, and then, when it is done there, in the others.
 
     Raises:
-        ValueError, OSError, RuntimeError: as ``first_alone``, whichever process it was that raised.
+        ValueError: as ``first_alone``, for an error in any of the processes.
+        OSError: as ``first_alone``, for an error in any of the processes.
+        RuntimeError: as ``first_alone``, for an error in any of the processes.
     """
     result: Any = first_alone(function)
     return _error_of_one_is_of_all(lambda: result if is_first() else function())
@@ -131,10 +135,12 @@ def first_then_all(function: Callable[[], T]) -> T:
 def first_alone(function: Callable[[], T]) -> T:
     """``function()`` in the first process; the others wait and get None.
 
+    An error in the first process is raised there as it is, and in the others with the same message.
+
     Raises:
-        OSError: in the others, where it raised one in the first process, with the same message.
-        ValueError: in the others, where it refused something there, with the same message.
-        RuntimeError: in the others, where it raised anything else there, with the same message.
+        OSError: in the others, if the error is an ``OSError``.
+        ValueError: in the others, if the error is a ``ValueError`` that ``is_refusal``.
+        RuntimeError: in the others, for any other error.
     """
     nothing: Any = None
     return _error_of_one_is_of_all(lambda: function() if is_first() else nothing)
@@ -147,7 +153,7 @@ def _error_of_one_is_of_all(function: Callable[[], T]) -> T:
     error: Exception | None = None
     try:
         result = function()
-    except Exception as raised:  # Of any kind: the others wait.
+    except Exception as raised:  # Any error, because the other processes wait.
         error = raised
     _meet()
     failed = np.asarray(multihost_utils.process_allgather(np.bool_(error is not None))).ravel()
@@ -163,7 +169,7 @@ def _error_of_one_is_of_all(function: Callable[[], T]) -> T:
 
 
 def check_shared(file: Path) -> None:
-    """Raises ``ValueError`` in all processes unless all see a file as the first does: on one file system."""
+    """Raises ``ValueError`` in all processes unless all see the same file as the first, on a shared file system."""
     if jax.process_count() == 1:
         return
     content = from_first(file.read_text(encoding="utf-8") if is_first() else None)
@@ -179,7 +185,7 @@ def check_shared(file: Path) -> None:
 
 
 def check_same(what: str, *values: Any) -> None:
-    """Raises ``ValueError`` in all processes unless they give the same bytes, or arrays."""
+    """Raises ``ValueError`` in all processes unless all call it with the same bytes or arrays."""
     if jax.process_count() > 1:
         checksum = 0
         for value in values:
@@ -193,7 +199,7 @@ def check_same(what: str, *values: Any) -> None:
 
 
 def process_max(value: int) -> Any:
-    """Starts to compute the maximum over all processes; ``int`` of the result waits for it."""
+    """Starts to compute the maximum over all processes; calling ``int`` on the result waits for it."""
     if jax.process_count() == 1:
         return value
     mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")

@@ -1,4 +1,4 @@
-"""A trace of some training steps: what host and devices did when, to be looked at with xprof or TensorBoard."""
+"""A trace of some training steps, of host and devices, for xprof or TensorBoard."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 from bwds.output import tell
 
-# The first step of a process compiles, and the next ones still fill the queue.
+# The first step of a process compiles, and the next two fill the queue.
 WARM_UP = 3
 
 
@@ -26,19 +26,19 @@ class StepTrace:
         self._running, self._to_come = False, steps > 0
 
     def before(self, step: int) -> None:
-        """To be called before a step is started; ``step`` are done."""
+        """Call it before a step is started; ``step``: the number of steps started so far."""
         if step == self._first < self._last:
             jax.profiler.start_trace(self._folder)
             self._running, self._to_come = True, False
 
     def after(self, step: int, result: Any) -> None:
-        """To be called when a step is started; ``step`` with it. Waits for the result of the last one."""
+        """Call it after a step is started; ``step``: the number with it. Waits for the result of the last of them."""
         if self._running and step == self._last:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running, as when the loop ends before it; a warning where none has begun."""
+        """Ends a trace that is still running; warns if the loop ended before a trace began."""
         if self._to_come:
             tell(f"warning: nothing was traced: the first {WARM_UP} steps of a process are left out.")
             self._to_come = False

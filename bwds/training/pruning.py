@@ -46,9 +46,9 @@ class PruningState(NamedTuple):
 
 
 def hold_fixed(optimizer: Optimizer, config: Config) -> Optimizer:
-    """The optimiser with what the method holds constant: pruned weights, static blocks, a frozen gate.
+    """The optimiser, wrapped so that it holds fixed what the method needs: pruned weights, static blocks, frozen gates.
 
-    Other models get it back as it is. Equal arguments give one and the same, whatever the data and the seed are.
+    For other models it is returned as it is. Equal arguments give the same object, for any data and seed.
     """
     return _hold_fixed(optimizer, replace(config, data=DataConfig(), train=replace(config.train, seed=0)))
 
@@ -97,7 +97,7 @@ def magnitude_pruning(inner: optax.GradientTransformation, config: Config) -> op
         pruned = {}
         for name, mask in masks.items():
             kept = np.array([num_kept_blocks(mask.size, sparsity) for sparsity in sparsities], np.int32)
-            # Smaller than every magnitude: what is pruned stays so, also beside weights that happen to be zero.
+            # Pruned weights rank below all others, also below weights that happen to be zero, so they stay pruned.
             magnitudes = jnp.where(mask, _magnitudes(kernels[name], mask), -1.0)
             pruned[name] = select_blocks(magnitudes, num_kept=jnp.asarray(kept)[change])
         return pruned
@@ -124,7 +124,7 @@ def hold_at_zero(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimiser under which weights outside of masks are exactly zero after every step.
 
-    It must be the last: what comes after it must not change its updates.
+    It must be the last of a chain, because a later transformation would change its updates.
 
     Args:
         inner: the optimiser. It sees no gradient of weights outside of the masks.

@@ -1,4 +1,4 @@
-"""One call of ``train``: what its loop works on."""
+"""The objects that the loop of one call of ``train`` works on."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -24,20 +24,20 @@ from bwds.training.workdir import keep_config
 
 @dataclass
 class Run:
-    """What is trained, with what, where it is told and kept, and how far it is.
+    """One training run in progress.
 
     Attributes:
         config: the run's, with the size of the vocabulary.
         corpus: its text.
         workdir: its folder.
         lm: its model.
-        optimizer: with what keeps pruned weights at zero.
+        optimizer: its optimiser, wrapped by ``hold_fixed``.
         placement: how it is spread over devices.
         stop: signals that have come.
         kept: its checkpoints.
         log: its metrics and its progress.
-        state: all that the next step depends on. This and ``step`` change, nothing else.
-        step: how many steps are started; the state is that of the last of them.
+        state: all that the next step depends on. Only this and ``step`` change.
+        step: number of steps started; the state is that after the last of them.
     """
 
     config: Config
@@ -64,7 +64,7 @@ def begin(
     progress: bool,
     params: Params | None = None,
 ) -> Run:
-    """A run at its newest checkpoint, or at its start where there is none: with ``params`` unless they are drawn.
+    """A run at its newest checkpoint, or at its start if there is none; it then starts from ``params``, None: drawn.
 
     Raises:
         ValueError: the checkpoint was made with another text.
@@ -75,11 +75,11 @@ def begin(
     kept = Kept(workdir, identity(config.model, corpus.vocabulary) | text_identity(corpus))
     fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size, placement=placement, params=params)
     state = kept.newest(fresh, jax.random.key(config.train.seed), placement)
-    # A state that does not fit into memory ends here: to take a number from one waits for ever.
+    # A state that does not fit into memory raises here; reading a number of it would wait for ever.
     jax.block_until_ready(state)
     step = kept.saved or 0
     first_alone(partial(keep_config, workdir, config))
-    # What came after is done again, and not to be taken for the best before it is.
+    # Later steps are done again, so their parameters must not count as the best yet.
     kept.best.forget_after(int(state.plateau.best_step))
     evaluated = int(state.plateau.evaluated_step)
     log = Log(config, workdir, step=step, evaluated=evaluated, profile=profile, shown=progress)

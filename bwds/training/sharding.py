@@ -2,10 +2,10 @@
 
 Rows of the batch, and the state of the recurrent layers that goes with them, are sharded over ``data``. Columns of the
 recurrent layers' matrices, in whole blocks, and tokens of the embedding and the softmax are sharded over ``model``; the
-tokens only if they divide evenly, else they are replicated. Parameters are replicated over ``data``. Or they are
-sharded there too, with the state of the optimiser and the moving average, and gathered for each step (fully sharded
-data parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). The mesh is not part of a run's identity: the run may
-go on with another one.
+tokens are replicated if they do not divide evenly. Parameters are replicated over ``data``, or with
+``shard_optimizer`` sharded there too, like the state of the optimiser and the moving average, and gathered for each
+step (fully sharded data parallel: ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054). The mesh is not part of a run's
+identity: the run may go on with another one.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from bwds.training.processes import is_first
 
 
 class Placement(NamedTuple):
-    """Which device holds what. Hashable, so that it can be a static argument.
+    """Which device holds which array. It is hashable, so that it can be a static argument.
 
     Attributes:
         mesh: devices [data, model].
@@ -35,31 +35,31 @@ class Placement(NamedTuple):
     shard_optimizer: bool = False
 
     def specs(self, tree: Any) -> Any:
-        """The axes along which each array of a tree is spread, from its path in it.
+        """The ``PartitionSpec`` of each array of a tree, from its path in the tree.
 
         Args:
-            tree: parameters, as a step computes with them; or a whole training state, as it lies between steps.
+            tree: parameters, as a step computes with them; or a whole training state, as it is between steps.
         """
         return jax.tree_util.tree_map_with_path(self._spec, tree)
 
     def shardings(self, tree: Any) -> Any:
-        """The same as what ``jit`` and ``device_put`` take."""
+        """The same as shardings, which ``jit`` and ``device_put`` take."""
         return jax.tree.map(self.sharding, self.specs(tree), is_leaf=lambda leaf: isinstance(leaf, P))
 
     def sharding(self, spec: P) -> jax.sharding.Sharding:
-        """Sharding along the axes of a ``PartitionSpec``. A single device has one that all its arrays share."""
+        """The sharding of a ``PartitionSpec``. On a single device all arrays have the same one."""
         if self.mesh.size == 1:
             return SingleDeviceSharding(self.mesh.devices.flat[0])
         return NamedSharding(self.mesh, spec)
 
     @property
     def replicated(self) -> jax.sharding.Sharding:
-        """Of what is the same on all devices."""
+        """The sharding of an array that is the same on all devices."""
         return self.sharding(P())
 
     @property
     def rows(self) -> P:
-        """Of an array whose first dimension is the batch."""
+        """The ``PartitionSpec`` of an array whose first dimension is the batch."""
         return P(DATA) if self.mesh.shape[DATA] > 1 else P()
 
     def spread_rows(self, shape: tuple[int, ...], make: Callable[[slice], np.ndarray]) -> Any:
@@ -73,7 +73,7 @@ class Placement(NamedTuple):
         return jax.make_array_from_callback(shape, sharding, lambda index: make(index[0]))  # pyrefly: ignore[unsupported-operation]
 
     def template(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function would return: shapes, dtypes and shardings, without running it."""
+        """Shapes, dtypes and shardings of the results of a function, without running it."""
 
         def described(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -87,7 +87,7 @@ class Placement(NamedTuple):
         return jax.device_get(whole)
 
     def put(self, tree: Any) -> Any:
-        """Numbers that all processes know, made the same on all devices."""
+        """Replicates arrays that all processes know over all devices."""
 
         def put(leaf: Any) -> Any:
             return jax.make_array_from_callback(np.shape(leaf), self.replicated, lambda index: np.asarray(leaf)[index])
@@ -95,7 +95,7 @@ class Placement(NamedTuple):
         return jax.tree.map(put, tree)
 
     def constrain(self, tree: Any) -> Any:
-        """The same tree with its arrays where they belong; for use under ``jit``."""
+        """The same tree, its arrays constrained to their shardings; for use under ``jit``."""
         return tree if self.mesh.size == 1 else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def _spec(self, path: tuple[Any, ...], leaf: Any) -> P:
@@ -107,15 +107,15 @@ class Placement(NamedTuple):
         parts = self.mesh.shape[MODEL]
         if parts > 1 and names and "gate" not in names and names[-1] in ("embedding", "kernel", "bias"):
             i = 0 if names[-1] == "embedding" else -1
-            # Only the number of tokens may not divide evenly.
+            # Only the number of tokens may fail to divide evenly; ``make_placement`` checks the columns.
             axes[i] = MODEL if leaf.shape[i] % parts == 0 else None
         if field in ("params", "opt_state", "average") and self.shard_optimizer and self.mesh.shape[DATA] > 1:
-            # The first dimension that can be cut evenly; small arrays that have none stay whole.
+            # It cuts the first dimension that divides evenly; small arrays without one stay whole.
             for i, size in enumerate(leaf.shape):
                 if axes[i] is None and size % self.mesh.shape[DATA] == 0:
                     axes[i] = DATA
                     break
-        # Without the dimensions at the end that are not spread: so jit writes it, and takes nothing else for equal.
+        # Dimensions at the end that are not sharded are dropped: jit writes specs so, and compares them as written.
         while axes and axes[-1] is None:
             axes.pop()
         return P(*axes)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and their like as a request that a loop answers when its state is whole."""
+"""Ctrl-C, SIGTERM and similar signals as a request that a loop answers when its state is whole."""
 
 import contextlib
 import os
@@ -8,8 +8,9 @@ import threading
 from typing import Any
 
 ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""Ctrl-C; what ends a job; a terminal that goes away; what batch systems announce an end with (SLURM as it is told to,
-Grid Engine with -notify, LSF); and a limit on the time of the processor (``ulimit -t``), which tells every second."""
+"""Ctrl-C (SIGINT); the end of a job (SIGTERM); a closed terminal (SIGHUP); signals with which batch systems announce an
+end (SIGUSR1, SIGUSR2: SLURM if configured, Grid Engine with -notify, LSF); and a limit on processor time, ``ulimit -t``
+(SIGXCPU, sent every second)."""
 
 
 class InterruptedRunError(Exception):
@@ -25,19 +26,18 @@ class InterruptedRunError(Exception):
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, as shells have it; 0 for the others: a scheduler sends them, and a saved run answers well."""
+        """130 for Ctrl-C, as in shells; 0 for the others, which a scheduler sends: the run is saved, so all is well."""
         return 128 + signal.SIGINT if self.signum == signal.SIGINT else 0
 
 
 class StopSignals:
-    """While it is entered, the first of the signals ``ANSWERED`` is noted; a second Ctrl-C ends the process at once.
+    """A context that notes the first of the signals ``ANSWERED``; a second Ctrl-C ends the process at once.
 
-    SIGHUP that is ignored, as under nohup, stays so.
-
-    Outside the main thread, where Python cannot handle signals, it does nothing.
+    If SIGHUP is ignored, as under nohup, it stays ignored. Outside the main thread, where Python cannot handle signals,
+    the context does nothing.
 
     Args:
-        together: several processes stop at the same step: a signal counts when they have told each other, in ``hear``.
+        together: several processes stop at the same step, so a signal counts only when all know of it, by ``hear``.
     """
 
     def __init__(self, *, together: bool = False) -> None:
@@ -62,7 +62,7 @@ class StopSignals:
         if self._signum is not None and signum != signal.SIGINT:
             return
         self._signum = self._signum or signum
-        # Not print: the signal may have come in the middle of one.
+        # Not by print, because the signal may have come in the middle of a call of print.
         hint = "; Ctrl-C again ends it at once, without" if signum == signal.SIGINT else ""
         text = f"\nStopping after this step and saving a checkpoint{hint}.\n"
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -70,11 +70,11 @@ class StopSignals:
 
     @property
     def noted(self) -> int:
-        """The signal that has come to this process; 0: none."""
+        """The number of the signal that has come to this process; 0: none."""
         return self._signum or 0
 
     def hear(self, signum: int) -> None:
-        """Takes note of the signal that has come to any process; 0: none."""
+        """Notes the number of the signal that has come to any process; 0: none."""
         self._heard = self._heard or signum or None
 
     @property

@@ -1,7 +1,7 @@
-"""What a run starts from if not from drawn parameters: those of another run, made dynamic on the way if they are not.
+"""Starts a run from the parameters of another run, which are made dynamic on the way if necessary.
 
-Such a run is told apart by the digest of these parameters, in its configuration, wherever they come from. What the
-conversion decides is there too, so that a run that was stopped goes on without doing it again.
+The configuration of the new run holds the digest of these parameters, which identifies them wherever they come from. It
+also holds the results of a conversion, so that a run that was stopped goes on without doing it again.
 """
 
 from dataclasses import replace
@@ -23,22 +23,22 @@ from bwds.training.checkpoint import last_checkpoints
 from bwds.training.trained import load_params
 from bwds.training.workdir import CONFIG_FILE, VOCABULARY_FILE, read_config
 
-# Text that a conversion is calibrated on: the first of the training split, in this many streams of so many tokens.
+# A conversion is calibrated on the beginning of the training split, in this many streams of so many tokens.
 _STREAMS, _TOKENS = 16, 129
 _SHAPE = ("cell", "num_layers", "hidden_size", "tied_softmax")
 
 
 def start(config: Config, corpus: Corpus, workdir: Path, folder: str | Path) -> tuple[Params | None, Config]:
-    """Parameters to start from, and the configuration that tells of them.
+    """Parameters to start from, and the configuration with their digest.
 
     Args:
         config: the run's, with the size of the vocabulary.
         corpus: its text.
-        workdir: its folder; if it has begun there, what its configuration tells of a conversion holds.
+        workdir: its folder; if the run has begun there, the conversion in its configuration is used.
         folder: that of the run whose best parameters it starts from.
 
     Returns:
-        Parameters, None if the run has a checkpoint of its own to go on from, and the configuration.
+        Parameters, or None if the run has a checkpoint of its own to go on from; and the configuration.
 
     Raises:
         ValueError: there is no such run, it has another vocabulary or shape, or its gates are of another kind.
@@ -51,18 +51,18 @@ def start(config: Config, corpus: Corpus, workdir: Path, folder: str | Path) -> 
     source = read_config(folder)
     require(
         Vocabulary.load(folder / VOCABULARY_FILE, corpus.vocabulary.tokens) == corpus.vocabulary,
-        f"The run in {str(folder)!r} has another vocabulary than this text: {source.model.vocab_size:,} words there, "
+        f"The run in {str(folder)!r} has another vocabulary than this text: {source.model.vocab_size:,} tokens there, "
         f"{config.model.vocab_size:,} here. Start from a run on the same text, with the same data.vocab_limit.",
     )
     _require_kind(source.model, config.model, folder)
     params, _ = load_params(source, folder, "best")
     config = replace(config, train=replace(config.train, start_sha256=digest(params)))
-    told = _told(config, workdir)
-    if told is not None and last_checkpoints(workdir, read_only=True).steps:
-        return None, told
+    begun = _begun(config, workdir)
+    if begun is not None and last_checkpoints(workdir, read_only=True).steps:
+        return None, begun
     params, model = started(params, source.model, config.model, calibration_tokens(corpus.train))
-    # In the memory of the host: it is to be seen which devices they go to.
-    return jax.device_get(params), replace(config, model=model) if told is None else told
+    # On the host, because it is not decided yet which devices they go to.
+    return jax.device_get(params), replace(config, model=model) if begun is None else begun
 
 
 def _require_kind(source: ModelConfig, model: ModelConfig, folder: Path) -> None:
@@ -95,8 +95,8 @@ def _converts(source: ModelConfig, model: ModelConfig) -> bool:
     return source.method != "dynamic" and model.method == "dynamic" and model.gate_source == "norm"
 
 
-def _told(config: Config, workdir: Path) -> Config | None:
-    """The configuration with what that in the folder tells of the conversion, if it is of a run that began the same."""
+def _begun(config: Config, workdir: Path) -> Config | None:
+    """The configuration with the conversion of the run in the folder; None unless that began with these parameters."""
     if not (workdir / CONFIG_FILE).is_file():
         return None
     there = read_config(workdir)
@@ -109,7 +109,7 @@ def _told(config: Config, workdir: Path) -> Config | None:
 def started(
     params: Params, source: ModelConfig, model: ModelConfig, tokens: Int32[np.ndarray, "B T"]
 ) -> tuple[Params, ModelConfig]:
-    """Parameters of one model as those of another one of the same shape; with its conversion, if it needs one."""
+    """Parameters of the source as those of a model of the same shape, and its configuration; converted if necessary."""
     if _converts(source, model):
         dense = replace(model, method="dense")
         params, converted = convert(
@@ -118,13 +118,13 @@ def started(
         return params, replace(model, sparsities=converted.sparsities or model.sparsities)
     if model.method != "dynamic" or source.sparsities is None or model.sparsities is not None:
         return params, model
-    # The shares that the matrices have of the blocks go over, whatever the sparsity is.
+    # The new model takes over how the source shares blocks among its matrices, at any sparsity.
     shares = tuple((name, float(matrix_sparsity(source, name, model.sparsity))) for name in source.matrices)
     return params, replace(model, sparsities=shares)
 
 
 def calibration_tokens(ids: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, "B T"]:
-    """The first tokens of a text, in streams side by side; of a short one as many as there are."""
+    """The first tokens of a text, in streams side by side; all tokens of a short text."""
     streams = min(_STREAMS, max(1, len(ids) // 2))
     length = min(_TOKENS, len(ids) // streams)
     return ids[: streams * length].reshape(streams, length)

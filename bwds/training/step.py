@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
         carry: state of the recurrent layers, one row a text stream.
         key: key of dropout; a step uses ``fold_in(key, step)``.
         step: steps done, int32.
-        plateau: what evaluations have shown, and the factor on the learning rate.
+        plateau: results of evaluations, and the factor on the learning rate.
         average: moving average of the parameters; None without ``ema_decay``.
     """
 
@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What one step shows.
+    """The figures of one step.
 
     Attributes:
         loss: mean cross-entropy of its batch in nats per token, without penalties, float32.
@@ -68,7 +68,7 @@ def init_state(
     placement: Placement | None = None,
     params: Params | None = None,
 ) -> TrainState:
-    """The state before the first step: the key of dropout and, unless there are ``params``, these come from ``key``."""
+    """The state before the first step. ``key`` gives the key of dropout, and the parameters if ``params`` is None."""
     params_key, dropout_key = jax.random.split(key)
     plateau = init_plateau(started=params is not None)
     params = lm.init(params_key) if params is None else params
@@ -106,7 +106,7 @@ def train_step(
     options = optimizer.options
 
     def differentiate(params, carry, key, inputs, targets, new_epoch, sparsity):
-        """On each device with its rows of the batch. All have as many, so the mean of their means is the mean."""
+        """Runs on each device with its rows of the batch. All have as many rows, so the mean of means is the mean."""
 
         def objective(params: Params) -> tuple[Array, tuple[Array, Any, Array]]:
             before = jax.tree.map(lambda c: jnp.where(new_epoch, jnp.zeros_like(c), c), carry)
@@ -119,12 +119,13 @@ def train_step(
                 total += options.temporal_activation_penalty * info.output_change
             return total, (loss, after, info.density)
 
-        # Told apart here, so that the gradients are those of these rows, and added up once, below.
+        # Parameters get the type of values that differ between devices. The gradients then are those of these rows
+        # alone, and are added up once, below.
         params = like(params, inputs)
         (_, (loss, carry, density)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         return *pmean_scatter((loss, density, gradients), (P(), P(), shares)), carry
 
-    # Parameters come whole along the axis of the rows, wherever they lie; gradients go where the optimiser needs them.
+    # Each device gets its parameters whole along the axis of the rows; gradients are sharded as the optimiser's state.
     if placement is None:
         params_spec = shares = jax.tree.map(lambda _: P(), state.params)
         rows = P()

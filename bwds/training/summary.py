@@ -1,4 +1,4 @@
-"""The figures a finished run ends with."""
+"""The summary of a finished run."""
 
 import importlib.metadata
 import json
@@ -30,7 +30,7 @@ _OPTIONAL_FIGURES = ("tokens_per_second", "dense_decode_tokens_per_second", "dec
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """What a finished run left in summary.json; None while it is not finished.
+    """The summary.json of a finished run; None while the run is not finished.
 
     Raises:
         ValueError: the file is damaged.
@@ -69,14 +69,14 @@ def summarise(
     *,
     command: str,
 ) -> dict[str, Any]:
-    """What summary.json holds. Perplexity, density and decoding are those of the best checkpoint.
+    """The content of summary.json. Perplexity, density and speed of decoding are those of the best checkpoint.
 
     Args:
         config: the run's.
         workdir: the run's folder, with its metrics.
-        params: the parameters after the last step, of which the digest is; on the host or a device.
+        params: the parameters after the last step, for the digest; on the host or a device.
         best: parameters and info of the checkpoint with the lowest validation loss.
-        command: noted as it is.
+        command: kept as it is.
 
     Returns:
         steps, validation_perplexity, realised_density, relative_cost (multiply-adds, gate and softmax included,

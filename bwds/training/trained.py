@@ -32,7 +32,7 @@ def load_params(config: Config, workdir: Path, which: Literal["best", "last"]) -
 
 
 def load_checkpoint(config: Config, workdir: Path, which: Literal["best", "last"]) -> tuple[Params, dict[str, Any]]:
-    """Parameters of a run, as it evaluates them, and what is kept beside them; nothing in the folder is changed.
+    """Parameters of a run, as it evaluates them, and the info kept beside them; nothing in the folder is changed.
 
     Args:
         config: the run's.
@@ -61,7 +61,7 @@ def load_run(workdir: Path) -> TrainedModel:
     """The model of a run with its lowest validation loss, laid out for decoding; see ``bwds.load``."""
     config = read_config(workdir)
     params, info = load_checkpoint(config, workdir, "best")
-    # Which kernel computes depends on the machine.
+    # The kernel depends on the machine, so the one of the training need not run here.
     model = dataclasses.replace(config.model, implementation=None)
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE, config.data.tokens)
     card = model_card(model, params, facts(config, info, workdir, "best"))
@@ -71,11 +71,11 @@ def load_run(workdir: Path) -> TrainedModel:
 def facts(
     config: Config, info: dict[str, Any], workdir: Path, which: Literal["best", "last"], sparsity: float | None = None
 ) -> list[str]:
-    """What is known of a checkpoint, for the card of its model: what it was trained on, and its perplexities.
+    """Lines on a checkpoint for the card of its model: its training and its perplexities.
 
     Args:
         config: the run's.
-        info: what is kept beside the checkpoint.
+        info: the info kept beside the checkpoint.
         workdir: the run's folder, where evaluations have left their results.
         which: the checkpoint.
         sparsity: at which the perplexities are wanted; None: the run's own.

@@ -1,4 +1,4 @@
-"""Which blocks a dynamic model keeps over a text, and what its perplexity is where other blocks are kept."""
+"""Which blocks a dynamic model keeps over a text, and its perplexity when other blocks are kept."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bwds.array_types import Array, Bool, Float, Int32
+from bwds.budgets import matrix_sparsity
 from bwds.collectives import cross_entropy
 from bwds.config import DataConfig, ModelConfig
 from bwds.counterfactual import apply_choosing, chance_overlap, gated_matrices, kept_of_each, most_used, overlap
@@ -29,8 +30,8 @@ class MatrixUsage(NamedTuple):
         used: share of the inputs that kept each block, float64 [R, C].
         num_kept: blocks that every input kept.
         overlap_before: mean Jaccard overlap of the blocks of an input with those of the step before it.
-        overlap_other: the same with those of another token of the text, drawn at random.
-        overlap_chance: the same of two sets that are drawn evenly from all blocks.
+        overlap_other: the same with the blocks of another token of the same window, drawn at random.
+        overlap_chance: the same for two sets of as many blocks that are drawn at random, independently of each other.
         by_group: ``used`` over the inputs of each group of tokens, [G, R, C]; NaN for a group that does not occur.
     """
 
@@ -53,7 +54,7 @@ class MatrixUsage(NamedTuple):
 
 
 class TextUsage(NamedTuple):
-    """What ``measure_usage`` found: tokens, loss in nats per token by choice of blocks, and usage by matrix."""
+    """The result of ``measure_usage``: tokens, loss in nats per token by choice of blocks, and usage by matrix."""
 
     tokens: int
     losses: dict[str, float]
@@ -74,17 +75,17 @@ def measure_usage(
 ) -> TextUsage:
     """Reads a text as ``evaluate`` does, every token once, and counts the blocks that are kept.
 
-    With ``counterfactuals`` the text is read with other choices of as many blocks too, each with a state of its own:
+    With ``counterfactuals`` it also reads the text with other choices of as many blocks, each with a carry of its own:
 
         own            those with the largest scores: the model as it is.
         most frequent  in every matrix the same blocks for all inputs: those that most inputs of this text kept.
-        other token    those that the model chose for another token of the same window. One token stands in for all
-                       matrices, drawn anew for every window; each is the stand-in of exactly one other.
+        other token    those that the model chose for another token of the same window. The same token stands in for
+                       all matrices. New pairs are drawn for every window; each token stands in for exactly one.
         step before    those that the model chose for the token before; for the first of a text its own.
         hindsight      those that add the vectors of largest norm to the product: ``apply_choosing`` has the equation.
 
-    Values of kept gates come from the scores of the input at hand in all of them. What stands in comes from the model
-    with its own choices, so that a text of other states is no part of the comparison.
+    In all of them the values of kept gates come from the scores of the input at hand. The blocks that stand in come
+    from the model as it reads the text with its own choices.
 
     Args:
         params: as ``LanguageModel.init`` makes them.
@@ -93,9 +94,9 @@ def measure_usage(
         data: gives ``eval_batch_size`` and ``sequence_length``.
         eos_id: the token before the first.
         counterfactuals: also measure the other choices, some five times the work.
-        groups: for every word of the vocabulary the number of its group, from 0 to G - 1, or -1 for none.
-        seed: of the drawing of other tokens.
-        follow: gets the windows and what they are read for, and gives them back one by one: for a progress bar.
+        groups: for every token of the vocabulary the number of its group, from 0 to G - 1, or -1 for none.
+        seed: of the random choice of other tokens.
+        follow: takes the windows and a title, and yields the windows one by one: for a progress bar.
 
     Raises:
         ValueError: the model has no gates, or the text is empty.
@@ -127,7 +128,7 @@ def measure_usage(
             overlap_before=float(total.overlap_before[name] / max(1, total.pairs)),
             overlap_other=float(total.overlap_other[name] / n),
             overlap_chance=chance_overlap(
-                grid, int(kept_count(grid, config.sparsity, config.gate_scope)), config.gate_scope
+                grid, int(kept_count(grid, matrix_sparsity(config, name), config.gate_scope)), config.gate_scope
             ),
             by_group=by_group,
         )
@@ -143,7 +144,7 @@ def measure_usage(
 
 
 class _Counts(NamedTuple):
-    """Sums over the tokens of a window; by choice, by matrix, or of all."""
+    """Sums over the tokens of a window: losses by choice, others by matrix, the last two in all."""
 
     losses: dict[str, Any]
     used: dict[str, Any]
@@ -166,7 +167,7 @@ def _read(
     config: ModelConfig,
     number: int,
 ) -> tuple[dict[str, Any], dict[str, Bool[Array, "B R C"]], _Counts]:
-    """One window, with all choices of ``carries``; ``before`` are the blocks of the last token before it."""
+    """One window with all choices of ``carries``; ``before``: the blocks kept for the last token before the window."""
     inputs, targets, weights = map(jnp.asarray, window)
     rows, steps = inputs.shape
     logits, own_carry, kept = apply_choosing(params, inputs, carries["own"], config, "own")

@@ -17,7 +17,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def config_differences(there: Config, now: Config, *, free: bool = False) -> list[str]:
-    """One line for every option in which two configurations are two runs; with ``free``, for every other one."""
+    """One line for every option that differs and may not when a run goes on; with ``free``, for those that may."""
     sections = [(name, dataclasses.asdict(there)[name], values) for name, values in dataclasses.asdict(now).items()]
     return [
         f"{section}.{name}: {old[name]!r} there, {value!r} now"
@@ -28,9 +28,9 @@ def config_differences(there: Config, now: Config, *, free: bool = False) -> lis
 
 
 def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None:
-    """Makes the folder that of one run, or checks that it is: nothing in it is overwritten.
+    """Makes the folder that of this run, or checks that it is; nothing in it is overwritten.
 
-    A run is its configuration, apart from the options in ``FREE``, and its text: a longer one is another run.
+    A run is its configuration, apart from the options in ``FREE``, and its text. With more steps it is another run.
 
     Raises:
         ValueError: the folder holds another run (the differences are named), or something that is no run.
@@ -60,9 +60,9 @@ def claim_workdir(workdir: Path, config: Config, vocabulary: Vocabulary) -> None
 
 
 def keep_config(workdir: Path, config: Config, *, finished: bool = False) -> None:
-    """Tells which free options are others than in a run's folder, and writes them there if the run goes on with them.
+    """Prints which free options differ from those in a run's folder, and writes them there if the run goes on.
 
-    The text must be known to be the run's.
+    Call it only once the text is known to be the run's.
     """
     changed = config_differences(read_config(workdir), config, free=True)
     for difference in changed:

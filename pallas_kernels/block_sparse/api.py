@@ -139,35 +139,37 @@ def block_sparse_matmul(
 
     Differentiable in ``x``, ``w`` and ``gates``, in reverse mode and at every order. The support of the gates is a
     constant of differentiation, so the gradient of an omitted gate is zero. There is no forward mode: for a Hessian,
-    apply ``jax.jacrev`` twice. Up to 16 rows, a block that no row keeps is not read, unless blocks are small and a CPU
-    is faster with all of them; what it holds never matters. The number of rows is the product of the leading dimensions
-    and, under ``vmap`` with one weight for all, of the number of examples.
+    apply ``jax.jacrev`` twice.
 
-    The platform is the one that a program is lowered for; ``jax.export`` takes one or several. For "cuda" it asks for
-    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, because nobody promises
-    that a later XLA still reads such a kernel; and where there is no GPU, from jax 0.12 on, for
-    ``jax.sharding.use_abstract_mesh`` with an abstract device of the kind in question. Leading dimensions may be
-    symbols of ``jax.export``. Kernels need numbers, so such a program takes "xla", and reads every block unless a
-    constraint says that there are at most 16 rows. Writing an exported program to a file needs flatbuffers, in the
-    extra ``export``.
+    With up to 16 rows, a block that no row keeps is not read, except where blocks are small and a CPU is faster with
+    all of them; even there its values never matter. The number of rows is the product of the leading dimensions, times
+    the number of examples under a ``vmap`` with one weight for all.
 
-    The arrays may lie on a mesh whose axes have type Auto or Explicit: y is sharded as the rows of ``x`` and the
-    columns of ``w`` are.
+    The platform is the one that a program is lowered for; ``jax.export`` takes one or several. An export for "cuda"
+    needs ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]``, because nobody
+    promises that a later XLA still reads such a kernel. From jax 0.12 on, an export on a machine without a GPU also
+    needs ``jax.sharding.use_abstract_mesh`` with an abstract device of the right kind. Leading dimensions may be
+    symbols of ``jax.export``. Kernels need numbers, so a program with symbols takes "xla", and reads every block unless
+    a constraint says that there are at most 16 rows. Writing an exported program to a file needs flatbuffers, which the
+    extra ``export`` installs.
+
+    The arrays may lie on a mesh whose axes have type Auto or Explicit. The rows of y are sharded as those of ``x``, its
+    columns as those of ``w``.
 
     Example:
         ```python
         x, w = jnp.ones((3, 256)), jnp.ones((256, 512))
-        gates = jnp.zeros((3, 4, 8)).at[:, :, :2].set(1.0)                      # of 4 x 8 blocks of 64 x 64 two columns
-        y = block_sparse_matmul(x, w, gates)                                    # [3, 512], zero from 128 on
+        gates = jnp.zeros((3, 4, 8)).at[:, :, :2].set(1.0)         # 4 x 8 blocks of 64 x 64; two block columns are kept
+        y = block_sparse_matmul(x, w, gates)                       # [3, 512], zero from column 128 on
         ```
 
     Args:
         x: input [..., K], float32 or bfloat16.
         w: weight [K, N] in the dtype of ``x``, or block-major [C, R, K/R, N/C] (see ``to_block_major``), the layout
             in which a kept block is one contiguous read.
-        gates: [..., R, C], zero where a block is omitted.
-        implementation: "reference", "xla", "mosaic_tpu" (TPU) or "triton" (NVIDIA GPU): it runs or raises. None: on
-            each platform its kernel where that takes these arguments, otherwise "xla".
+        gates: [..., R, C], any floating-point dtype, zero where a block is omitted.
+        implementation: "reference", "xla", "mosaic_tpu" (TPU) or "triton" (NVIDIA GPU): it runs or raises. None: the
+            platform's kernel if that takes these arguments, otherwise "xla".
 
     Returns:
         y [..., N] in the dtype of ``x``.
@@ -192,12 +194,29 @@ def block_sparse_input_gradients(
 ) -> tuple[Float[Array, "*b K"], Float[Array, "*b R C"]]:
     """Cotangents of ``x`` and ``gates`` alone: what a recurrent backward pass needs at every step.
 
+        q = dy[c] @ w[r, c]^T        dx[r] = sum over c of gates[r, c] * q        dgates[r, c] = <x[r], q>
+
+    Shapes and dtypes are not checked: they must be those of a ``block_sparse_matmul`` that runs.
+
     Example:
         ```python
         x, w, dy = jnp.ones((3, 256)), jnp.ones((256, 512)), jnp.ones((3, 512))
         gates = jnp.ones((3, 4, 8))                                             # of blocks of 64 x 64
         dx, dgates = block_sparse_input_gradients(x, w, gates, dy)              # [3, 256], [3, 4, 8]
         ```
+
+    Args:
+        x: input [..., K], float32 or bfloat16.
+        w: weight [K, N] or block-major [C, R, K/R, N/C], in the dtype of ``x``.
+        gates: [..., R, C], zero where a block is omitted.
+        dy: cotangent of y, [..., N], in the dtype of ``x``.
+        implementation: as in ``block_sparse_matmul``.
+
+    Returns:
+        dx [..., K] in the dtype of ``x``, and dgates [..., R, C] in the dtype of ``gates``, zero for an omitted block.
+
+    Raises:
+        ValueError: the implementation is unknown or cannot run here.
     """
     modules = _choose(implementation, x, w, gates)
     dx, dgates = vjp.input_gradients(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))
@@ -215,7 +234,10 @@ def block_sparse_weight_gradient(
 ) -> Float[Array, "..."]:
     """Cotangent of ``w`` alone, summed over all leading dimensions: once after a recurrent backward pass.
 
-    Only the shape, layout and dtype of ``w`` matter, not its values.
+        dw[r, c] = sum over rows of gates[r, c] * x[r]^T dy[c]
+
+    Only the shape, layout and dtype of ``w`` matter, not its values. Shapes and dtypes are not checked: they must be
+    those of a ``block_sparse_matmul`` that runs.
 
     Example:
         ```python
@@ -223,6 +245,19 @@ def block_sparse_weight_gradient(
         gates = jnp.ones((3, 4, 8))                                             # of blocks of 64 x 64
         dw = block_sparse_weight_gradient(x, w, gates, dy)                      # [256, 512]
         ```
+
+    Args:
+        x: input [..., K], float32 or bfloat16.
+        w: weight [K, N] or block-major [C, R, K/R, N/C], in the dtype of ``x``.
+        gates: [..., R, C], zero where a block is omitted.
+        dy: cotangent of y, [..., N], in the dtype of ``x``.
+        implementation: as in ``block_sparse_matmul``.
+
+    Returns:
+        dw in the shape, layout and dtype of ``w``, zero in a block that no row keeps.
+
+    Raises:
+        ValueError: the implementation is unknown or cannot run here.
     """
     modules = _choose(implementation, x, w, gates)
     return vjp.weight_gradient(modules, *alike(_flat(x, 1), w, _flat(gates, 2), _flat(dy, 1)))

@@ -1,7 +1,7 @@
 """How the TPU kernels cut their work and see their operands.
 
-The list of kept blocks; tiles and a ring of blocks that fit VMEM; blocks of either layout, rows in whole registers,
-gates in lanes.
+Here are the list of kept blocks, tiles and a ring of blocks that fit VMEM, and views of the operands: blocks of either
+layout, rows in whole registers, gates in lanes.
 
 Gates [b, R, C] with R or C as their last dimension would be padded to 128 lanes, many times their size. So the gates
 of a tile of blocks, which one grid step needs, lie side by side in lanes: [tiles, b, lanes], where lane = row in tile *

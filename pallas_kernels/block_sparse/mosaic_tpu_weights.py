@@ -31,7 +31,8 @@ from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 
 TILE_FEATURES = 1024
-"""Side of a tile of output blocks: enough products for every byte of x and dy. Of long blocks a tile has fewer."""
+"""Side of a tile of output blocks: enough products for every byte of x and dy. A tile has fewer blocks if these are
+long."""
 TILE_ROWS = 256
 
 

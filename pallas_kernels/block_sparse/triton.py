@@ -44,7 +44,7 @@ PROGRAMS = 132
 FEW_ROWS = 16
 """Up to this many rows a product is bound by the bytes of ``w``."""
 FEW_ROWS_PROGRAMS = 6 * PROGRAMS
-"""So many programs keep enough reads under way, and no program has to wait for the fullest column."""
+"""This many programs keep enough reads under way, and none has to wait for the fullest column."""
 SMALLEST_BLOCK = 16
 """Rows and columns of the smallest tensor-core product."""
 MOST_SPLITS = 8
@@ -182,8 +182,8 @@ UP_TO_16_ROWS = {
 OF_BFLOAT16 = [Tile(128, 128, 8), Tile(64, 128, 8), Tile(64, 64), Tile(64, 32)]
 FORWARD = {"float32": [Tile(128, 64), Tile(32, 64), Tile(32, 32)], "bfloat16": OF_BFLOAT16}
 BACKWARD = {"float32": [Tile(128, 128, 8), Tile(64, 32)], "bfloat16": OF_BFLOAT16}
-"""Largest first. Timings on an H100 chose the tiles of float32 with more than 16 rows (K = 1536) and the first tile of
-one row of bfloat16 (K = 4096). They showed no difference among tiles for one row of float32. The others have not been
+"""Largest first. Timings on an H100 chose the tiles for more than 16 rows of float32 (K = 1536) and the first tile for
+one row of bfloat16 (K = 4096). For one row of float32 they showed no difference among tiles. The others have not been
 timed."""
 
 

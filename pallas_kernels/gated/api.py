@@ -52,11 +52,14 @@ def gated_matmul(
     Derivatives, and calls under ``vmap``, take the three steps.
 
     Args:
-        x, w: as ``block_sparse_matmul`` takes them, b being at most 16 (``fuses`` says whether they fit).
-        scores, bias: the scores are their sum; n counts the blocks row by row of the grid.
+        x: as ``block_sparse_matmul`` takes it, b being at most 16; ``fuses`` says whether it fits.
+        w: as ``block_sparse_matmul`` takes it.
+        scores: without the bias; n counts the blocks row by row of the grid.
+        bias: added to the scores of every row.
         k: number of blocks kept.
         grid: (R, C), with n = R * C.
-        activation, normalization: as ``gate_values`` takes them.
+        activation: as ``gate_values`` takes it.
+        normalization: as ``gate_values`` takes it.
         implementation: None or "triton", for the product and the choice of blocks.
     """
     from pallas_kernels.gated import triton_gates

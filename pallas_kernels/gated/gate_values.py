@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-# The least magnitude of the sum that a linear gate divides by, as a share of sum(|kept scores|). Below the first the
-# sum has lost its leading digits in float32; below the second its gradient grows beyond what training bears.
+# The least magnitude of the sum that a linear gate divides by, as a share of sum(|kept scores|). Below the share of
+# "mean" the sum has lost its leading digits in float32; below that of "bounded" its gradient is too large for training.
 SMALLEST_SUM = {"mean": 1e-4, "bounded": 0.1}
 # softplus(-40) = exp(-40) = 4e-18: small enough to omit a block in effect, large enough to be divided by.
 LOWEST_SCORE = -40.0
@@ -76,11 +76,11 @@ def scaled_scores(scores, kept, num_blocks: int, *, total, maximum, activation, 
 
 
 def _relu(scores, kept, num_blocks, total, maximum, normalization):
-    """Of the kept scores, centred and divided by the root of their mean square plus one: what exceeds minus one."""
+    """max(1 + (s - m) / sqrt(mean((s - m)^2) + 1), 0) of the kept scores s of mean m, times num_blocks / num_kept."""
     if normalization == "none":
         return jnp.where(kept & (scores > 0), scores, 0.0)
-    # From the largest kept score down, exactly zero for equal ones; of halves, so that no difference leaves the range
-    # of float32. Then by a constant factor, so that no square does.
+    # Differences from the largest kept score are exactly zero for equal scores. They are taken of halves, so that none
+    # leaves the range of float32, and then divided by a constant, so that no square does.
     top = lax.stop_gradient(maximum(jnp.where(kept, scores, jnp.finfo(jnp.float32).min)))
     below = jnp.where(kept, 0.5 * scores - 0.5 * top, 0.0)
     scale = lax.stop_gradient(maximum(-below)).clip(1.0, SCALE_RANGE[1])

@@ -17,7 +17,7 @@ from pallas_kernels.platforms import kernel_on
 
 
 def low_rank(x: Float[Array, "*b K"], down: Float[Array, "K r"], up: Float[Array, "r n"]) -> Float[Array, "*b n"]:
-    """x @ down @ up in float32; the inner product is rounded to the dtype of ``x``, which all three have."""
+    """x @ down @ up in float32, all three in one dtype; x @ down is rounded to that dtype before the second product."""
     rows = math.prod(x.shape[:-1])
     flat, down, up = alike(x.reshape(rows, x.shape[-1]), down, up)
     try:

@@ -18,8 +18,8 @@ from pallas_kernels.topk.search import LOWEST, score, search, sortable
 
 MAX_SCORES = 16_384
 """Scores of one row, with rows and columns of the grid rounded up to powers of two: 32 per thread. Twice as many do not
-fit the registers: compiled for sm_90a they spill some 400 bytes per thread. These spill 40 at most, and none in usual
-grids."""
+fit the registers: compiled for sm_90a, they spill some 400 bytes per thread. This many spill 40 bytes at most, and none
+in usual grids."""
 
 
 def takes(x, w, gates) -> bool:
@@ -72,7 +72,7 @@ def gates_and_words(scores, bias, k, *, grid, activation, normalization, interpr
 
 
 def _warps(scores: int) -> int:
-    """As few as can hold the scores in registers: fewer warps wait less for each other at every count."""
+    """The fewest warps whose registers hold the scores: fewer warps wait less for each other at every count."""
     return min(16 if scores > 8192 else 8, max(1, scores // 256))
 
 

@@ -45,6 +45,8 @@ def largest(
 ) -> Bool[Array, "*b n"]:
     """Marks the ``k`` largest of the last axis, the first ones among equals. The choice has no gradient.
 
+    ``k`` is not checked: outside of 1 to n the result has no meaning.
+
     Example:
         ```python
         kept = largest(jnp.array([[0.5, 2.0, 1.0, 2.0]]), 2)
@@ -52,9 +54,12 @@ def largest(
         ```
 
     Args:
-        scores: floating-point numbers, compared as float32; -0.0 equals 0.0.
-        k: between 1 and n, an int or a traced scalar.
-        implementation: of the product that follows: with "xla" or "reference" no platform takes a Pallas kernel.
+        scores: [..., n], floating-point numbers, compared as float32; -0.0 equals 0.0.
+        k: between 1 and n, an int or a traced int32 scalar.
+        implementation: that of the product that follows. With "xla" or "reference" no platform takes a Pallas kernel.
+
+    Returns:
+        A mask [..., n], bool, of exactly ``k`` entries in every row.
     """
     flat = lax.stop_gradient(scores).reshape(-1, scores.shape[-1])
     kernels = implementation not in ("xla", "reference")
@@ -141,7 +146,7 @@ def _packed_loop(is_open, step, state):
 
 
 def search_in_kernel(scores, k, n: int, extremes: Extremes | None = None):
-    """What a kernel does: an int32 mask of the ``k`` largest among the first ``n`` of every row; see ``search``."""
+    """The body of a kernel: an int32 mask of the ``k`` largest among the first ``n`` of every row; see ``search``."""
     index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     # The padding of a row sorts after everything, also after equals.
     keys = jnp.where(index < n, sortable(scores), LOWEST)
@@ -220,9 +225,11 @@ def _interpolate(low, high, excess, over_low, over_high, loop):
     A bound that stays for a second time gets half the weight, so that it does not stay for long.
 
     Args:
-        low, high: as ``_bisect`` takes them.
+        low: as ``_bisect`` takes it.
+        high: as ``_bisect`` takes it.
         excess: decreasing; not negative at ``low``.
-        over_low, over_high: the excess at ``low`` and, below zero, at ``high``.
+        over_low: the excess at ``low``.
+        over_high: the excess at ``high``, below zero.
         loop: see ``search``.
     """
 
@@ -234,7 +241,7 @@ def _interpolate(low, high, excess, over_low, over_high, loop):
         middle = jnp.where(step == 7, (low & high) + ((low ^ high) >> 1), jnp.clip(between, low + 1, high - 1))
         over = excess(middle)
         reached, open_ = over >= 0, low + 1 < high
-        # Not a choice between two numbers of Python, which has 64 bits under jax_enable_x64.
+        # Arithmetic on int32, because a choice between two numbers of Python has 64 bits under jax_enable_x64.
         new_side = 2 * reached.astype(jnp.int32) - 1
         again = side == new_side
         over = over.astype(jnp.float32)

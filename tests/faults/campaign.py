@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from bwds.training.checkpoint import DIGEST_FILE
+from bwds.training.manifest import MANIFEST_FILE
 from tests import tiny_run
 from tests.faults.runs import ROOT, outcome, start, wait_for
 
@@ -141,7 +141,7 @@ def unfinished(workdir: Path, *, since: float) -> bool:
     for folder in workdir.glob("checkpoints/*/[0-9]*"):
         # It may be renamed or removed while this looks at it.
         with contextlib.suppress(FileNotFoundError):
-            if not (folder / DIGEST_FILE).is_file() and folder.stat().st_mtime > since:
+            if not (folder / MANIFEST_FILE).is_file() and folder.stat().st_mtime > since:
                 return True
     return False
 
