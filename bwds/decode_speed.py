@@ -1,40 +1,42 @@
-"""How fast a model decodes at batch 1: the whole model, gates included."""
+"""How fast a model decodes: the whole model, gates included."""
 
 import dataclasses
-import statistics
-import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bwds.array_types import Array, Int32
 from bwds.config import ModelConfig
 from bwds.generate import greedy_rollout
 from bwds.linear import Params
-from bwds.model import LanguageModel, decode_params, language_model
+from bwds.model import decode_params, language_model
+from bwds.timing import time_in_turns
 
 
-def _seconds(lm: LanguageModel, params: Params, steps: int) -> float:
-    first, carry = jax.block_until_ready((jnp.zeros(1, jnp.int32), lm.init_carry(1)))
-    start = time.perf_counter()
-    jax.block_until_ready(greedy_rollout(lm, params, first, carry, steps=steps))
-    return time.perf_counter() - start
-
-
-def decode_speed(lm: LanguageModel, params: Params, *, steps: int = 32, repeats: int = 7) -> float:
-    """Tokens per second of greedy decoding at batch 1: the whole model, gates included, compiled and warm.
+def decoding(
+    config: ModelConfig, params: Params, *, steps: int, first: Int32[Array, " B"] | None = None
+) -> Callable[[], Any]:
+    """A function that decodes greedily under one jit, as ``bwds.timing`` takes it.
 
     Args:
-        lm: the model.
+        config: the model's.
         params: its parameters; those that ``decode_params`` lays out are the fastest.
-        steps: tokens of one measurement.
-        repeats: measurements, of which the median counts.
+        steps: number of tokens.
+        first: the token that each of B streams starts with; None: one stream.
+
+    Returns:
+        A function without arguments that returns what ``greedy_rollout`` does.
     """
-    _seconds(lm, params, steps)
-    return steps / statistics.median(_seconds(lm, params, steps) for _ in range(repeats))
+    lm = language_model(config)
+    first = jnp.zeros(1, jnp.int32) if first is None else first
+    carry = lm.init_carry(first.shape[0])
+    return lambda: greedy_rollout(lm, params, first, carry, steps=steps)
 
 
 def compare_decode_speed(
-    config: ModelConfig, params: Params, *, steps: int = 32, repeats: int = 7
+    config: ModelConfig, params: Params, *, steps: int = 32, turns: int = 7
 ) -> dict[str, float | None]:
     """Decoding speed at batch 1 of a model and of the dense model of the same size, measured in turns.
 
@@ -44,29 +46,20 @@ def compare_decode_speed(
         config: the model.
         params: its parameters, as ``lm.init`` makes them.
         steps: tokens of one measurement.
-        repeats: measurements of each model, of which the medians count.
+        turns: measurements of each model, of which the medians count.
 
     Returns:
         decode_tokens_per_second; dense_decode_tokens_per_second and decode_speedup, both None for a dense model.
     """
-    lm = language_model(config)
-    laid_out = decode_params(params, config)
-    if config.method == "dense":
-        speed = decode_speed(lm, laid_out, steps=steps, repeats=repeats)
-        return {
-            "decode_tokens_per_second": speed,
-            "dense_decode_tokens_per_second": None,
-            "decode_speedup": None,
-        }
-    dense_config = dataclasses.replace(config, method="dense")
-    dense_lm = language_model(dense_config)
-    dense_params = decode_params(jax.jit(dense_lm.init)(jax.random.key(0)), dense_config)
-    _seconds(lm, laid_out, steps)
-    _seconds(dense_lm, dense_params, steps)
-    times = [(_seconds(lm, laid_out, steps), _seconds(dense_lm, dense_params, steps)) for _ in range(repeats)]
-    speed, dense_speed = (steps / statistics.median(column) for column in zip(*times, strict=True))
+    calls = {"model": decoding(config, decode_params(params, config), steps=steps)}
+    if config.method != "dense":
+        dense = dataclasses.replace(config, method="dense")
+        drawn = jax.jit(language_model(dense).init)(jax.random.key(0))
+        calls["dense"] = decoding(dense, decode_params(drawn, dense), steps=steps)
+    times = time_in_turns(calls, turns=turns, least=0.0)
+    speeds = {name: steps / time.median for name, time in times.items()}
     return {
-        "decode_tokens_per_second": speed,
-        "dense_decode_tokens_per_second": dense_speed,
-        "decode_speedup": speed / dense_speed,
+        "decode_tokens_per_second": speeds["model"],
+        "dense_decode_tokens_per_second": speeds.get("dense"),
+        "decode_speedup": speeds["model"] / speeds["dense"] if "dense" in speeds else None,
     }

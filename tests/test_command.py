@@ -194,7 +194,7 @@ def test_bench_times_the_models_that_it_names(monkeypatch):
         seen.append(lm)
         return rollout(lm, *arguments, **options)
 
-    monkeypatch.setattr("bwds.generate.greedy_rollout", watched)
+    monkeypatch.setattr("bwds.decode_speed.greedy_rollout", watched)
     config = ModelConfig(vocab_size=20, hidden_size=32, block_size=16, gate_rank=2, gate_activation="softplus")
     times = bench.measure(config, (0.5, 0.75), steps=2, turns=3)
     assert times.keys() == {"dense", 0.5, 0.75}

@@ -26,7 +26,7 @@ from benchmarks.command import parser, require_positive, script
 from benchmarks.lines import Results, fields
 from benchmarks.measure.baselines import baseline
 from bwds import ModelConfig, cost, decode_params, language_model, num_kept_blocks
-from bwds.generate import greedy_rollout
+from bwds.decode_speed import decoding
 from bwds.timing import require_turns, time_in_turns
 
 
@@ -76,9 +76,7 @@ def decode(results, args, bandwidth, dynamic, batch, params):
     first = jnp.arange(batch) * (dynamic.vocab_size // batch)
 
     def rollout(config, params):
-        lm = language_model(config)
-        arguments = lm, params, first, lm.init_carry(batch)
-        return lambda: greedy_rollout(*arguments, steps=args.steps)
+        return decoding(config, params, steps=args.steps, first=first)
 
     configs = {
         (source, sparsity): dataclasses.replace(config, sparsity=sparsity)

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ROOT
@@ -44,8 +43,8 @@ from benchmarks.quality.stopwatch import Stopwatch
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.config import Config, ModelConfig
 from bwds.data import load_corpus
+from bwds.decode_speed import decoding
 from bwds.filesystem import temporary_name, write_text
-from bwds.generate import greedy_rollout
 from bwds.linear import Params
 from bwds.timing import time_in_turns
 from bwds.training import NonFiniteError, train
@@ -257,14 +256,10 @@ def decode_times(config: ModelConfig, reference: ModelConfig, params: Params, *,
         params: of the model.
         steps: tokens of one call.
     """
-    models = {"model": (config, params)}
+    calls = {"model": decoding(config, decode_params(params, config), steps=steps)}
     if config != reference:
-        models["dense"] = reference, jax.jit(language_model(reference).init)(jax.random.key(0))
-    calls = {}
-    for name, (made, raw) in models.items():
-        lm = language_model(made)
-        arguments = lm, decode_params(raw, made), jnp.zeros(1, jnp.int32), lm.init_carry(1)
-        calls[name] = lambda arguments=arguments: greedy_rollout(*arguments, steps=steps)
+        drawn = jax.jit(language_model(reference).init)(jax.random.key(0))
+        calls["dense"] = decoding(reference, decode_params(drawn, reference), steps=steps)
     times = time_in_turns(calls, least=0.0)
     return fields({name: type(t)(q / steps for q in t) for name, t in times.items()})
 

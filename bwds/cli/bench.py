@@ -104,9 +104,8 @@ def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, tur
         turns: measurements of each model.
     """
     import jax
-    import jax.numpy as jnp
 
-    from bwds.generate import greedy_rollout
+    from bwds.decode_speed import decoding
     from bwds.model import decode_params, language_model
     from bwds.timing import time_in_turns
 
@@ -114,12 +113,7 @@ def measure(config: ModelConfig, sparsities: Sequence[float], *, steps: int, tur
         # One program, which keeps no second copy of the parameters.
         return jax.jit(lambda key: decode_params(language_model(config).init(key), config))(jax.random.key(0))
 
-    def rollout(config: ModelConfig, params: Any) -> Callable[[], Any]:
-        lm = language_model(config)
-        first, carry = jnp.zeros(1, jnp.int32), lm.init_carry(1)
-        return lambda: greedy_rollout(lm, params, first, carry, steps=steps)
-
     dense, params = dataclasses.replace(config, method="dense"), parameters(config)
-    calls: dict[Any, Callable[[], Any]] = {"dense": rollout(dense, parameters(dense))}
-    calls |= {sparsity: rollout(dataclasses.replace(config, sparsity=sparsity), params) for sparsity in sparsities}
+    calls: dict[Any, Callable[[], Any]] = {"dense": decoding(dense, parameters(dense), steps=steps)}
+    calls |= {s: decoding(dataclasses.replace(config, sparsity=s), params, steps=steps) for s in sparsities}
     return time_in_turns(calls, turns=turns, least=0.0)
