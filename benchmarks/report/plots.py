@@ -34,6 +34,7 @@ METHODS = {
     "dynamic-bias": "C1",
     "dynamic-softmax": "C4",
     "dynamic-relu": "C8",
+    "dynamic-low-rank": "navy",
 }
 """The colour of each method of benchmarks/quality/grid.py."""
 
