@@ -44,15 +44,19 @@ def test_a_signal_saves_and_the_rest_is_the_same(finished, config, tmp_path, mon
 def test_other_signals_ask_for_an_end_too(monkeypatch, signum):
     """A hang-up that is ignored, as under nohup, does not. There may be nowhere to print the hint."""
     monkeypatch.setattr(sys, "stderr", None)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signum)
-        assert stop.counts == signum
-        assert InterruptedRunError(stop.counts).exit_code == 0
-    before = signal.signal(signum, signal.SIG_IGN)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signum)
-        assert stop.requested == (signum != signal.SIGHUP)
-    assert signal.signal(signum, before) == signal.SIG_IGN
+    before = signal.signal(signum, signal.SIG_DFL)  # The tests themselves may run under nohup.
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signum)
+            assert stop.counts == signum
+            assert InterruptedRunError(stop.counts).exit_code == 0
+        assert signal.signal(signum, signal.SIG_IGN) == signal.SIG_DFL
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signum)
+            assert stop.requested == (signum != signal.SIGHUP)
+        assert signal.getsignal(signum) == signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_signal_that_comes_every_second_is_told_once(capfd):
