@@ -102,6 +102,11 @@ def test_the_figures_are_those_of_the_raw_lines():
         gap, hundredth = difference(lstm["dynamic-softplus-0.5"], lstm[other]), mean(lstm[other]).value / 100
         below.append(f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below")
     assert f"ends {below[0]} dense and {below[1]} pruning (95% intervals, three seeds each)" in text
+    norms = perplexities("ptb-lstm-small", "dynamic-norm-0.5")
+    gap, hundredth = difference(norms, lstm["magnitude-0.5"]), mean(lstm["magnitude-0.5"]).value / 100
+    ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below pruning"
+    assert len(norms) == 2
+    assert f"there norms end {ends} (two seeds of norms)" in text
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     # Over the fastest dense model, as in the decision table: in bfloat16 that is PyTorch's.
     fastest = (("float32", "speedup_over_dense"), ("bfloat16", "speedup_over_pytorch"))
