@@ -29,11 +29,6 @@ if jax.__version_info__ < (0, 11):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
-import tiny_run
-
-from bwds.config import Config
-from bwds.training import train
-
 ROOT = Path(__file__).parents[1]
 
 # No deadline: the first call of a jitted function compiles it. The same examples in every CI run.
@@ -83,19 +78,25 @@ def no_pictures(request) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """A folder with the text of ``tiny_run``."""
+    """A folder with the text of ``tiny_run``. It is imported late: tests of kernels need no package for training."""
+    import tiny_run
+
     return tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
-def config(corpus) -> Config:
+def config(corpus) -> Any:
     """A run of 16 steps on that text."""
+    import tiny_run
+
     return tiny_run.config(corpus)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """Folder and summary of that run, which nothing stopped."""
+    from bwds.training import train
+
     workdir = tmp_path_factory.mktemp("run") / "run"
     return workdir, train(config, workdir, progress=False, command="the command")
 

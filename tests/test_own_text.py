@@ -5,6 +5,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import bwds
+from bwds.cli.generate import _as_they_come
 from bwds.config import DataConfig
 from bwds.data import Vocabulary, load_corpus, text
 from bwds.data.sources import SPLITS
@@ -259,6 +261,13 @@ def test_a_model_in_one_file_reads_and_writes_the_same_tokens(tmp_path, capsys, 
     assert len(pieces) > 10
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert call(capsys, "generate", str(file), "Anna", "--tokens", "40")[1] == written[0]
+
+
+def test_what_a_prompt_has_that_the_model_does_not_know_is_shown_as_it_is_read():
+    loaded = SimpleNamespace(vocabulary=Vocabulary(("a", "<unk>", "<eos>"), "character"))
+    assert "".join(_as_they_come(loaded, "aΩ\n", iter("a"))) == "a\ufffd\na"
+    loaded = SimpleNamespace(vocabulary=Vocabulary(("a", "<unk>", "<eos>")))
+    assert "".join(_as_they_come(loaded, " a Ω\na", iter(["a", "<eos>", "a"]))) == "a <unk>\na a\na"
 
 
 def test_a_piece_of_a_stream_has_whole_characters():

@@ -80,11 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _as_they_come(loaded: Any, prompt: str, new: Iterator[str]) -> Iterator[str]:
     """The text of ``loaded.generate`` in pieces: the prompt, and what ``loaded.stream`` gives."""
     vocabulary = loaded.vocabulary
+    given = vocabulary.encode(vocabulary.split(prompt))
     if vocabulary.tokens != "word":
-        yield prompt
+        yield vocabulary.text(given)
         yield from new
         return
     before = ""
-    for word in itertools.chain(vocabulary.decode(vocabulary.encode(vocabulary.split(prompt))), new):
+    for word in itertools.chain(vocabulary.decode(given), new):
         yield "\n" if word == EOS else before + word
         before = "" if word == EOS else " "
