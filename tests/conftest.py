@@ -1,5 +1,6 @@
 """Settings of every test: the CPU unless JAX_PLATFORMS says otherwise, annotations checked, ranks never promoted."""
 
+import gc
 import json
 import os
 import subprocess
@@ -28,6 +29,9 @@ jaxtyping.install_import_hook(
 if jax.__version_info__ < (0, 11):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+# Tracing makes small objects by the million, and the collector would look at them every few hundred.
+gc.set_threshold(100_000, 50, 100)
 
 ROOT = Path(__file__).parents[1]
 

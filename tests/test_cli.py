@@ -29,6 +29,7 @@ from bwds.config import Config, ModelConfig
 from bwds.cost import cost
 from bwds.data import Vocabulary
 from bwds.presets import PRESETS
+from bwds.training import train
 from bwds.training.devices import DistributedConfig, MeshConfig
 from bwds.training.lock import LOCK_FILE
 from bwds.training.metrics import read_metrics
@@ -61,9 +62,8 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-    return tiny_run.config(corpus, steps=40, checkpoint_every=1, eval_every=20)
+def config(corpus):
+    return tiny_run.config(corpus, steps=8, eval_every=4)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,26 @@ def finished(config, environment, tmp_path_factory):
     return workdir, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def simple(corpus):
+    """A run that is started many times: its model is compiled in half of the time."""
+    return tiny_run.config(corpus, method="dense", cell="qrnn", steps=40, checkpoint_every=1, eval_every=20)
+
+
+@pytest.fixture(scope="module")
+def whole(simple, tmp_path_factory):
+    """The folder of that run when nothing stopped it."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(simple, workdir, progress=False)
+    return workdir
+
+
 @pytest.fixture
-def start(config, environment, tmp_path):
-    """Starts train.py in ``tmp_path / "run"``."""
+def start(simple, environment, tmp_path):
+    """Starts train.py with it in ``tmp_path / "run"``."""
 
     def start(**options):
-        command = [sys.executable, "train.py", *tiny_run.arguments(config, tmp_path / "run")]
+        command = [sys.executable, "train.py", *tiny_run.arguments(simple, tmp_path / "run")]
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
@@ -120,7 +134,7 @@ def test_a_run_ends_with_a_summary(finished):
     ):
         assert part in process.stdout
     # Not a terminal: lines, no bar.
-    assert re.search(r"^step \d+/40  loss", process.stderr, re.M)
+    assert re.search(r"^step \d+/8  loss", process.stderr, re.M)
     assert "\r" not in process.stderr
     assert "it/s" not in process.stderr
 
@@ -149,7 +163,7 @@ def test_the_same_command_says_that_the_run_is_finished(finished, config, capsys
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_sigkill_at_any_moment_changes_nothing(finished, start, tmp_path):
+def test_sigkill_at_any_moment_changes_nothing(whole, start, tmp_path):
     workdir = tmp_path / "run"
     choose = random.Random(0)
     steps = []
@@ -170,7 +184,6 @@ def test_sigkill_at_any_moment_changes_nothing(finished, start, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 0
     assert "Resuming from the checkpoint of step" in err
-    whole = finished[0]
     for name in ("parameters_sha256", "validation_perplexity", "best_step"):
         assert summary(workdir)[name] == summary(whole)[name]
     found, expected = (
@@ -180,7 +193,7 @@ def test_sigkill_at_any_moment_changes_nothing(finished, start, tmp_path):
     assert found == expected
 
 
-def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(finished, start, tmp_path, config):
+def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(whole, start, tmp_path, simple):
     workdir = tmp_path / "run"
     for signum, code, step in ((signal.SIGTERM, 0, 3), (signal.SIGINT, 130, 12)):
         process = start()
@@ -194,11 +207,11 @@ def test_sigterm_and_ctrl_c_save_and_say_how_to_go_on(finished, start, tmp_path,
         assert step <= stopped < 40
         assert (workdir / f"checkpoints/last/{stopped}").exists()
         resume = shlex.split(re.search(r"^Resume with: (.*)$", out, re.M)[1])
-        assert resume[1:] == ["train.py", *tiny_run.arguments(config, workdir)]
+        assert resume[1:] == ["train.py", *tiny_run.arguments(simple, workdir)]
     process = start()
     process.communicate()
     assert process.returncode == 0
-    assert summary(workdir)["parameters_sha256"] == summary(finished[0])["parameters_sha256"]
+    assert summary(workdir)["parameters_sha256"] == summary(whole)["parameters_sha256"]
 
 
 def test_another_configuration_is_refused_with_its_differences(finished, config, capsys):
@@ -206,7 +219,7 @@ def test_another_configuration_is_refused_with_its_differences(finished, config,
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != LOCK_FILE}
     arguments = [*tiny_run.arguments(config, workdir), "--model.sparsity", "0.75", "--train.steps", "50"]
     assert_refused(
-        call(capsys, "train", *arguments), "model.sparsity: 0.5 there, 0.75 now", "train.steps: 40 there, 50 now"
+        call(capsys, "train", *arguments), "model.sparsity: 0.5 there, 0.75 now", "train.steps: 8 there, 50 now"
     )
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != LOCK_FILE} == before
 
@@ -397,14 +410,14 @@ def test_a_full_disk_behind_the_output_is_no_error_of_a_run(finished, config, en
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_ends_does_not_end_the_run(finished, start, tmp_path):
+def test_a_reader_that_ends_does_not_end_the_run(whole, start, tmp_path):
     """Nor does a standard stream that is closed: no file of the run takes its place."""
     process = start()
     process.stderr.readline()
     process.stderr.close()
     process.stdout.close()
     assert process.wait() == 0
-    assert summary(tmp_path / "run")["parameters_sha256"] == summary(finished[0])["parameters_sha256"]
+    assert summary(tmp_path / "run")["parameters_sha256"] == summary(whole)["parameters_sha256"]
 
 
 def test_generate_writes_text(finished, capsys):

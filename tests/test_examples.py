@@ -4,10 +4,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bwds.config import DataConfig
 from bwds.data import load_corpus
 
+pytestmark = pytest.mark.optimized  # Adam on millions of parameters
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

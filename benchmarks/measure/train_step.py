@@ -7,6 +7,9 @@ The step is that of train.py: forward, backward, clipping and optimiser, on rand
 of the preset; blocks are then of 128 if that divides the width, and otherwise of the preset's size. All sparsities of a
 model take turns with the dense model and, for an LSTM on a CPU, with PyTorch's if torch is installed.
 
+On a CPU the process keeps the memory that it frees, as that of train.py does; with MALLOC_TOP_PAD_=131072, glibc's
+default, in the environment neither does.
+
 The bound is six floating-point operations per token for each weight of the products, with all blocks and the gates, at
 the measured rate of a large matmul: some row of a batch keeps every block.
 """
@@ -23,6 +26,7 @@ from benchmarks.lines import Results, fields
 from benchmarks.measure.baselines import training
 from bwds import PRESETS, cost, language_model, num_kept_blocks
 from bwds.timing import require_turns, time_in_turns
+from bwds.training.allocator import keep_freed_memory
 from bwds.training.optim import make_optimizer
 from bwds.training.step import init_state, train_step
 
@@ -56,7 +60,7 @@ def dynamic(config, sparsity):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def measure(results, preset, dense, configs, turns):
+def measure(results, preset, dense, configs, turns, keeps_freed_memory):
     """Writes one line for each of the dynamic ``configs``, all from the same turns."""
     shape = (dense.data.batch_size, dense.data.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(dense.model.vocab_size, size=shape, dtype=np.int32)
@@ -78,6 +82,7 @@ def measure(results, preset, dense, configs, turns):
             rows=config.data.batch_size,
             dtype=config.model.dtype,
             sparsity=config.model.sparsity,
+            keeps_freed_memory=keeps_freed_memory,
             **fields(mine, "ms"),
             **{f"dynamic_over_{name}": mine["dynamic"].median / mine[name].median for name in others},
             tokens_per_second=number / mine["dynamic"].median,
@@ -88,6 +93,7 @@ def measure(results, preset, dense, configs, turns):
 
 def run(args):
     """All steps of the arguments."""
+    keeps_freed_memory = keep_freed_memory()
     unknown = set(args.presets) - PRESETS.keys()
     if unknown:
         raise ValueError(f"Preset {', '.join(sorted(unknown))} is unknown; choose from {', '.join(PRESETS)}.")
@@ -102,7 +108,7 @@ def run(args):
         cases.append((preset, dense, [dynamic(dense, sparsity) for sparsity in args.sparsity]))
     results = Results(args.output)
     for case in cases:
-        measure(results, *case, args.turns)
+        measure(results, *case, args.turns, keeps_freed_memory)
 
 
 def main():

@@ -95,6 +95,7 @@ def _train_step(row: Row) -> dict[str, Any]:
         "batch": f"{row['rows']} x {row['tokens_per_second'] * row['dynamic_ms'] / 1e3 / row['rows']:.0f}",
         "type": row.get("dtype", "float32"),
         "sparsity": row["sparsity"],
+        "freed memory": {None: MISSING, True: "kept", False: "given back"}[row.get("keeps_freed_memory")],
         "dense": time(row, "dense"),
         "bound of dense": _bound(row, "dense_bound"),
         "dynamic": time(row, "dynamic"),

@@ -87,10 +87,12 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
 
     # Imported late, so that --help and mistakes are answered at once.
     from bwds.training import NonFiniteError, train
+    from bwds.training.allocator import keep_freed_memory
     from bwds.training.processes import connect, failing_at_once, is_first
     from bwds.training.signals import InterruptedRunError
 
     command = shell_command("train", arguments, script=script)
+    keep_freed_memory()
     connect(asked.distributed)
     if is_first():
         say(f"Training in {workdir}.")
