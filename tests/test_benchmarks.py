@@ -193,7 +193,10 @@ def test_pytorch_beside_ours(command, dtype):
     pytest.importorskip("torch", reason="the baseline needs the extra bench")
     config = resized("ptb-lstm-small", 16, dtype)
     tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=(4, 6), dtype=np.int32)
-    step = baselines.training(config, tokens)["pytorch"]
+    calls = baselines.training(config, tokens)
+    if dtype == "bfloat16" and not calls:
+        pytest.skip("PyTorch has no LSTM in bfloat16 for this CPU")
+    step = calls["pytorch"]
     losses = [step() for _ in range(20)]
     assert losses[0] == pytest.approx(math.log(config.model.vocab_size), rel=0.05)
     assert losses[-1] < losses[0] - 0.1
