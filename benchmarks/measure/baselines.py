@@ -59,12 +59,15 @@ def training(config, tokens):
     dropout, cast = torch.nn.functional.dropout, model.dtype == "bfloat16"
     state = None
 
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            y, after = layers["lstm"](dropout(layers["embedding"](inputs), first), state)
+            return layers["softmax"](dropout(y, model.dropout)), after
+
     def step():
         nonlocal state
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            y, state = layers["lstm"](dropout(layers["embedding"](inputs), first), state)
-            logits = layers["softmax"](dropout(y, model.dropout))
+        logits, state = forward()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(layers.parameters(), optim.clip_norm)
@@ -72,7 +75,7 @@ def training(config, tokens):
         state = tuple(part.detach() for part in state)
         return loss.item()
 
-    return _that_run({"pytorch": step})
+    return {"pytorch": step} if _runs("pytorch", forward) else {}
 
 
 def pytorch(config, first, steps):
@@ -96,20 +99,18 @@ def pytorch(config, first, steps):
                 tokens.append(token)
             return torch.cat(tokens, 1)
 
-    return _that_run({"pytorch": partial(decode, True), "pytorch_without_onednn": partial(decode, False)})
+    calls = {"pytorch": partial(decode, True), "pytorch_without_onednn": partial(decode, False)}
+    return {name: call for name, call in calls.items() if _runs(name, call)}
 
 
-def _that_run(calls):
-    """Those of ``calls`` that run on this machine: oneDNN has no LSTM in bfloat16 for some CPUs."""
-    run = {}
-    for name, call in calls.items():
-        try:
-            call()
-        except RuntimeError as error:
-            print(f"{name} is left out: {str(error).splitlines()[0]}")
-        else:
-            run[name] = call
-    return run
+def _runs(name, call):
+    """Whether a call runs on this machine: oneDNN has no LSTM in bfloat16 for some CPUs."""
+    try:
+        call()
+    except RuntimeError as error:
+        print(f"{name} is left out: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def pytorch_on_a_gpu(config, first, steps):
