@@ -102,6 +102,11 @@ def test_the_figures_are_those_of_the_raw_lines():
         gap, hundredth = difference(lstm["dynamic-softplus-0.5"], lstm[other]), mean(lstm[other]).value / 100
         below.append(f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below")
     assert f"ends {below[0]} dense and {below[1]} pruning (95% intervals, three seeds each)" in text
+    qrnn = {name: perplexities("ptb-qrnn-small", name) for name in lstm}
+    assert {len(found) for found in qrnn.values()} == {2}
+    means = {name: mean(found).value for name, found in qrnn.items()}
+    gaps = [100 * (1 - means["dynamic-softplus-0.5"] / means[other]) for other in ("dense", "magnitude-0.5")]
+    assert "On the QRNN the softplus gate ends {:.1f}% below dense and {:.1f}% below pruning".format(*gaps) in text
     norms = perplexities("ptb-lstm-small", "dynamic-norm-0.5")
     gap, hundredth = difference(norms, lstm["magnitude-0.5"]), mean(lstm["magnitude-0.5"]).value / 100
     ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below pruning"
