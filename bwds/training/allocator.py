@@ -1,8 +1,8 @@
 """Memory that training frees on a CPU stays in the process.
 
 XLA allocates the temporary arrays of a step anew in each step. glibc gets every block of over 32 MB from the kernel and
-gives it back at once, so the kernel clears the same pages in each step. A small model spends a fifth of its time on that
-with one core, and half of it with two, whose threads wait for each other there.
+gives it back at once, so the kernel clears the same pages in each step. A small model spends a fifth of its time on
+that with one core, and half of it with two, whose threads wait for each other there.
 """
 
 import ctypes
