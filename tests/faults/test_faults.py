@@ -23,9 +23,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    corpus = tiny_run.write_corpus(tmp_path_factory.mktemp("text"))
-    # Dense, because it is started many times and compiles in half of the time.
-    return tiny_run.config(corpus, method="dense", cell="qrnn", steps=12, checkpoint_every=1)
+    return tiny_run.config(tiny_run.write_corpus(tmp_path_factory.mktemp("text")), steps=12, checkpoint_every=1)
 
 
 @pytest.fixture(scope="module")
