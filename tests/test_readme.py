@@ -144,6 +144,7 @@ def test_what_quick_ends_with_is_what_its_runs_ended_with():
     rates = shown["decode_tokens_per_second"], shown["dense_decode_tokens_per_second"], shown["decode_speedup"]
     assert "{:,.0f} tokens/s, dense of the same size {:,.0f}: {:.2f}x".format(*rates) in text
     assert f"from two cores of an {shown['processor']}" in text
+    assert f"a model decodes there at {shown['decode_speedup']:.2f}x to" in text  # the slowest that was measured
     for line in xeon:
         where = line["cores"], "2 of them" in line["device"]
         found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]
