@@ -163,6 +163,7 @@ def test_the_same_command_says_that_the_run_is_finished(finished, config, capsys
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow  # test_interruption kills a run at each of its checkpoints, without a process for each.
 def test_sigkill_at_any_moment_changes_nothing(whole, start, tmp_path):
     workdir = tmp_path / "run"
     choose = random.Random(0)

@@ -116,7 +116,10 @@ def test_budgets_that_do_not_fit_the_matrices_are_refused(wrong):
         dataclasses.replace(SHARED, sparsities=wrong)
 
 
-@pytest.mark.parametrize(("cell", "dtype"), [("lstm", "float32"), ("lstm", "bfloat16"), ("qrnn", "float32")])
+@pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [("lstm", "float32"), pytest.param("lstm", "bfloat16", marks=pytest.mark.slow), ("qrnn", "float32")],
+)
 def test_laid_out_for_decoding_it_is_the_same_model(cell, dtype):
     config = dataclasses.replace(SHARED, cell=cell, dtype=dtype, num_layers=4 if cell == "qrnn" else 2, sparsities=None)
     config = dataclasses.replace(config, sparsities=tuple(zip(config.matrices, (0.75, 0.25, 0.0, 0.5), strict=True)))

@@ -246,7 +246,7 @@ def test_processes_must_be_started_alike(config, start, tmp_path):
     ("options", "message"),
     [
         (("--mesh.model", "2"), "The mesh differs between process 0 and 1"),
-        (("--workdir", "elsewhere"), "is not the one that process 0 sees"),
+        pytest.param(("--workdir", "elsewhere"), "is not the one that process 0 sees", marks=pytest.mark.slow),
     ],
 )
 def test_one_mesh_and_one_folder(config, start, tmp_path, options, message):

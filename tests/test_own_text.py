@@ -214,7 +214,9 @@ def story(seed: int = 0) -> str:
     return "".join(f"{sentence}{choose.choice([' ', chr(10), chr(13) + chr(10)])}" for sentence in sentences)
 
 
-@pytest.mark.parametrize("tokens", ["word", pytest.param("character", marks=pytest.mark.slow), "subword"])
+@pytest.mark.parametrize(
+    "tokens", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("word", "character")), "subword"]
+)
 def test_one_command_trains_and_another_writes(tmp_path, capsys, tokens):
     path = write(tmp_path / "story.txt", story())
     config = tiny_run.config(path, tokens=tokens, steps=6, eval_every=6, checkpoint_every=6, held_out=0.1)

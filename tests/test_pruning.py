@@ -219,7 +219,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     ("method", "unit"),
-    [("magnitude", "weight"), pytest.param("magnitude", "block", marks=pytest.mark.slow), ("static-block", "block")],
+    [
+        ("magnitude", "weight"),
+        pytest.param("magnitude", "block", marks=pytest.mark.slow),
+        pytest.param("static-block", "block", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_is_the_same(method, unit, tmp_path, monkeypatch):
     corpus = tiny_run.write_corpus(tmp_path / "text")
