@@ -29,10 +29,10 @@ from pallas_kernels import (
     block_sparse_input_gradients,
     block_sparse_matmul,
     block_sparse_weight_gradient,
+    dense,
     to_block_major,
 )
 from pallas_kernels.block_sparse.xla import pays_to_skip
-from pallas_kernels.dense import matmul
 from pallas_kernels.explicit_axes import rows_as, takes_explicit_axes
 from pallas_kernels.gated.api import fuses, gated_matmul
 from pallas_kernels.mesh_axes import alike, axes_of
@@ -185,7 +185,7 @@ def apply_linear(
     """
     kernel = params["kernel"].astype(x.dtype)
     if options is None:
-        return matmul(x, kernel).astype(x.dtype), None
+        return dense.product(x, kernel), None
     if not save and _fuses(options, x, kernel, num_kept):
         rows = x.reshape(-1, x.shape[-1])
         products, bias = score_terms(params["gate"], rows, math.prod(options.grid), options.source)
@@ -202,7 +202,7 @@ def apply_linear(
     kept = select_blocks(scores, num_kept=num_kept, scope=options.scope, implementation=options.implementation)
     if _is_dense(options, kernel, num_kept):
         # The dense product itself.
-        return matmul(x, kernel).astype(x.dtype), Gating(None, None, options.values(scores, kept))
+        return dense.product(x, kernel), Gating(None, None, options.values(scores, kept))
     return multiply_kept(options, x, kernel, scores, kept)
 
 
@@ -279,9 +279,7 @@ def parameter_cotangents(
     """
     kernel = params["kernel"]
     if options is None or gating is None:
-        rows = tuple(range(x.ndim - 1))
-        dkernel = jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
-        return {"kernel": dkernel.astype(kernel.dtype)}
+        return {"kernel": dense.weight_gradient(x, dy).astype(kernel.dtype)}
     gates = local_columns(gating.gates, kernel)
     dkernel = block_sparse_weight_gradient(x, kernel, gates, dy, implementation=options.implementation)
     if options.source == "norm":

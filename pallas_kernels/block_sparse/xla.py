@@ -2,15 +2,15 @@
 
 There are two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
 only the kept blocks, one after the other. Where blocks are small and many are kept, that is slower than to compute all
-of them (``pays_to_skip``). With more rows, some row keeps nearly every block. Then all blocks are computed, and each
-row's gate is applied after the dot. The loops are chosen so that each product is large and its result, at most
-[tile, N] or [tile, K], is used while it is in cache:
+of them (``pays_to_skip``). With more rows, some row keeps nearly every block. Then all blocks are computed, in a loop
+over columns or rows of blocks. A gate scales an operand of a product or its result, which is used while it is in cache:
 
-    forward           for each row block r:     y += gates[:, r] * (x[r] @ w[r])
+    forward           for each column block c:  y[c] = (gates[:, :, c] * x) @ w[:, c]
     dx and dgates     for each column block c:  q = dy[c] @ w[:, c]^T;  dx += gates[:, :, c] * q;  dgates[c] = <x, q>
     dw                for each row block r:     dw[r] = x[r]^T @ (gates[:, r] * dy)
 
-Forward and backward are three products in all, as many as a dense layer has.
+Forward and backward are three products in all, as many as a dense layer has. A loop takes its part of the weight as it
+is: XLA would arrange the weight anew for each step of a recurrence around the loop.
 """
 
 import functools
@@ -21,14 +21,12 @@ from jax import lax
 
 from pallas_kernels.block_sparse import xla_decode
 from pallas_kernels.block_sparse.xla_decode import STREAMED_ROWS, columns
-from pallas_kernels.layout import block_shape, from_block_major, to_block_major
+from pallas_kernels.layout import block_shape, to_block_major
 from pallas_kernels.mesh_axes import zeros
-from pallas_kernels.sizes import at_most, is_known
+from pallas_kernels.sizes import at_most
 from pallas_kernels.threads import cores
 
 DECODE_ROWS = 16
-# A large batch is cut into tiles of about this many rows, so that temporaries stay in cache.
-TILE_ROWS = 256
 SMALL_BLOCK = 64 * 64 * 4
 """Bytes of a block beyond which a loop over the kept blocks reads them as fast as a dense product does."""
 BLOCK_COST = 12 * 1024
@@ -56,14 +54,13 @@ def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
     rows = x.shape[0]
     if not at_most(rows, DECODE_ROWS):
-        w = from_block_major(w) if w.ndim == 4 else w
-        return _over_tiles(_batched_forward, w, x, gates)
+        return _by_column(x, w, gates)
     # A block-major weight was laid out for the loops.
     share = (gates != 0).any(0).mean(dtype=jnp.float32)
     pays = True if w.ndim == 4 else pays_to_skip(share, block_shape(w, gates), w.dtype)
     if pays is True:
         return xla_decode.forward(x, w, gates)
-    all_blocks = _partial_sums if at_most(rows, STREAMED_ROWS) else _batched_forward
+    all_blocks = _partial_sums if at_most(rows, STREAMED_ROWS) else _by_row_block
     return lax.cond(pays, lambda: xla_decode.forward(x, w, gates), lambda: all_blocks(w, x, gates))
 
 
@@ -72,7 +69,7 @@ def input_gradients(x, w, gates, dy):
     if at_most(x.shape[0], DECODE_ROWS):
         dx, dgates = xla_decode.input_gradients(x, w, gates, dy)
     else:
-        dx, dgates = _over_tiles(_batched_input_gradients, w, x, gates, dy)
+        dx, dgates = _input_gradients(x, w, gates, dy)
     return dx, jnp.where(gates != 0, dgates, 0).astype(gates.dtype)
 
 
@@ -93,7 +90,7 @@ def weight_gradient(x, w, gates, dy):
     return to_block_major(dw, w.shape[2:]) if w.ndim == 4 else dw
 
 
-# Batched: every block is computed, and the gate is applied after the dot.
+# Every block is computed.
 
 
 def _dot_transposed(a, b):
@@ -101,23 +98,16 @@ def _dot_transposed(a, b):
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _over_tiles(function, w, *arrays):
-    """Applies ``function(w, *arrays)`` to some rows of the arrays at a time."""
-    rows = arrays[0].shape[0]
-    tiles = max(1, round(rows / TILE_ROWS)) if is_known(rows) else 1
-    if tiles == 1:
-        return function(w, *arrays)
-    tile = -(-rows // tiles)
+def _by_column(x, w, gates):
+    rows, num_r, num_c = gates.shape
+    x_blocks = x.astype(jnp.float32).reshape(rows, num_r, x.shape[1] // num_r)
 
-    def split(array):
-        padded = jnp.pad(array, ((0, tile * tiles - rows), *((0, 0),) * (array.ndim - 1)))
-        return padded.reshape(tiles, tile, *array.shape[1:])
+    def column(c, gate):
+        part = w[c].reshape(x.shape[1], -1) if w.ndim == 4 else columns(w, c, w.shape[1] // num_c)
+        return c + 1, jnp.dot((x_blocks * gate[:, :, None]).reshape(x.shape), part.astype(jnp.float32))
 
-    def join(array):
-        return array.reshape(tiles * tile, *array.shape[2:])[:rows]
-
-    out = lax.map(lambda parts: function(w, *parts), tuple(map(split, arrays)))
-    return tuple(map(join, out)) if isinstance(out, tuple) else join(out)
+    _, y = lax.scan(column, jnp.int32(0), gates.astype(jnp.float32).transpose(2, 0, 1))
+    return y.swapaxes(0, 1).reshape(rows, -1).astype(x.dtype)
 
 
 def _scaled(part, gate):
@@ -136,27 +126,25 @@ def _partial_sums(w, x, gates):
     return y.reshape(rows, w.shape[1]).astype(x.dtype)
 
 
-def _batched_forward(w, x, gates):
+def _by_row_block(w, x, gates):
     rows, num_r, num_c = gates.shape
     k, n = w.shape
-    few = at_most(rows, DECODE_ROWS)
-    y = zeros((rows, num_c, n // num_c), x)
 
     def row_block(y, step):
         x, w, gate = step
         part = jnp.dot(x, w, preferred_element_type=jnp.float32).reshape(y.shape)
-        return y + (_scaled(part, gate) if few else part * gate[:, :, None]), None
+        return y + _scaled(part, gate), None
 
     steps = (
         x.reshape(rows, num_r, k // num_r).swapaxes(0, 1),
         w.reshape(num_r, k // num_r, n),
         gates.astype(jnp.float32).swapaxes(0, 1),
     )
-    y, _ = lax.scan(row_block, y, steps)
+    y, _ = lax.scan(row_block, zeros((rows, num_c, n // num_c), x), steps)
     return y.reshape(rows, n).astype(x.dtype)
 
 
-def _batched_input_gradients(w, x, gates, dy):
+def _input_gradients(x, w, gates, dy):
     rows, num_r, num_c = gates.shape
     gates = gates.astype(jnp.float32)
     x_blocks = x.reshape(rows, num_r, x.shape[1] // num_r).astype(jnp.float32)
