@@ -95,19 +95,22 @@ def test_the_figures_are_those_of_the_raw_lines():
     for words, variant in COMPARED.items():
         cells = [perplexity(preset, variant) for preset in ("ptb-lstm-small", "ptb-qrnn-small")]
         assert f"| {words} | {' | '.join(cells)} |" in readme
-    lstm = {name: perplexities("ptb-lstm-small", name) for name in ("dense", "dynamic-softplus-0.5", "magnitude-0.5")}
-    assert {len(found) for found in lstm.values()} == {3}
+    variants = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
+    found = {cell: {name: perplexities(f"ptb-{cell}-small", name) for name in variants} for cell in ("lstm", "qrnn")}
+    assert [[len(seeds) for seeds in variant.values()] for variant in found.values()] == [[3, 3, 3], [3, 3, 2]]
     below = []
-    for other in ("dense", "magnitude-0.5"):
-        gap, hundredth = difference(lstm["dynamic-softplus-0.5"], lstm[other]), mean(lstm[other]).value / 100
-        below.append(f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below")
-    assert f"ends {below[0]} dense and {below[1]} pruning (95% intervals, three seeds each)" in text
-    qrnn = {name: perplexities("ptb-qrnn-small", name) for name in lstm}
-    assert [len(found) for found in qrnn.values()] == [3, 2, 2]
-    gap, whole = difference(qrnn["dynamic-softplus-0.5"], qrnn["dense"]), mean(qrnn["dense"]).value
-    ends = f"{-100 * gap.value / whole:.1f} ± {100 * gap.half_width / whole:.1f}% below dense (two seeds against three)"
-    pruned = 100 * (1 - mean(qrnn["dynamic-softplus-0.5"]).value / mean(qrnn["magnitude-0.5"]).value)
-    assert f"On the QRNN the softplus gate ends {ends}, and {pruned:.1f}% below pruning, where two seeds each" in text
+    for variant in found.values():
+        for other in ("dense", "magnitude-0.5"):
+            gap, hundredth = (
+                difference(variant["dynamic-softplus-0.5"], variant[other]),
+                mean(variant[other]).value / 100,
+            )
+            below.append(f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below")
+    ends = "On the LSTM the softplus gate ends {} dense and {} pruning, on the QRNN {} dense and {} pruning".format(
+        *below
+    )
+    assert f"{ends} (95% intervals; three seeds each, of pruning on the QRNN two)" in text
+    lstm = found["lstm"]
     norms = perplexities("ptb-lstm-small", "dynamic-norm-0.5")
     gap, hundredth = difference(norms, lstm["magnitude-0.5"]), mean(lstm["magnitude-0.5"]).value / 100
     ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below pruning"
