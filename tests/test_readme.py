@@ -142,12 +142,14 @@ def test_the_figures_are_those_of_the_raw_lines():
 def test_what_quick_ends_with_is_what_its_runs_ended_with():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
     found: dict[tuple[int, bool], dict[int, float]] = {}
-    *xeon, shown = lines_of("cpu_quick.jsonl")
+    *others, shown = lines_of("cpu_quick.jsonl")
+    xeon = [line for line in others if "Xeon" in line["processor"]]
     assert f"validation perplexity   {shown['validation_perplexity']:.2f}, at step 300" in text
     rates = shown["decode_tokens_per_second"], shown["dense_decode_tokens_per_second"], shown["decode_speedup"]
     assert "{:,.0f} tokens/s, dense of the same size {:,.0f}: {:.2f}x".format(*rates) in text
     assert f"from two cores of an {shown['processor']}" in text
-    assert f"a model decodes there at {shown['decode_speedup']:.2f}x to" in text  # the slowest that was measured
+    slowest = min(line["decode_speedup"] for line in (*others, shown))
+    assert f"a model decodes there at {slowest:.2f}x to" in text
     for line in xeon:
         where = line["cores"], "2 of them" in line["device"]
         found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]
