@@ -70,7 +70,7 @@ SWEPT = (
     "static-block-0.5",
 )
 """The swept variant of each method; the method's other variants take the optimiser and rate that suit it best."""
-TUNED: dict[tuple[str, str], str] = {}
+TUNED: dict[tuple[str, str], str] = {("ptb-lstm-small", "dynamic-linear-0.5"): "adamw-0.002"}
 """(preset, swept variant): the name in ``SWEEP`` with the lowest validation perplexity, if it is not the preset's."""
 
 DROPOUT = 0.25
