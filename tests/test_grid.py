@@ -127,6 +127,7 @@ def test_every_variant_takes_what_the_sweep_chose_for_its_method():
 
 
 def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch):
+    monkeypatch.setattr(grid, "TUNED", {})
     plain = {cell.name: cell.options for cell in grid.cells()}
     monkeypatch.setattr(grid, "TUNED", {("ptb-lstm-small", "dynamic-softplus-0.5"): "adamw-0.002"})
     changed = {cell.name: cell for cell in grid.cells() if cell.options != plain[cell.name]}
