@@ -111,6 +111,10 @@ def test_the_figures_are_those_of_the_raw_lines():
     )
     assert f"{ends} (95% intervals, three seeds each)" in text
     lstm = found["lstm"]
+    (linear,) = perplexities("ptb-lstm-small", "dynamic-linear-0.5")
+    above = 100 * (linear / mean(lstm["dense"]).value - 1)
+    ends = f"{abs(above):.1f}% {'above' if above > 0 else 'below'} dense, with AdamW and one seed"
+    assert f"Linear gates, the paper's, end {ends}" in text
     norms = perplexities("ptb-lstm-small", "dynamic-norm-0.5")
     gap, hundredth = difference(norms, lstm["magnitude-0.5"]), mean(lstm["magnitude-0.5"]).value / 100
     ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below pruning"
