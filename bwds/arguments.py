@@ -37,7 +37,10 @@ def require_key(name: str, key: Any) -> None:
 
 
 def batch_size(batch: Any, minimum: int = 1) -> Any:
-    """The number of streams as an int; in a program exported for any batch it stays a symbol."""
+    """The number of streams as an int; in a program exported for any batch it stays a symbol.
+
+    Raises ``ValueError`` if it is no whole number from ``minimum`` to 2**31 - 1.
+    """
     if jax.export.is_symbolic_dim(batch):
         return batch
     number = known_number("batch", batch, whole=True)

@@ -74,11 +74,12 @@ class ModelConfig:
     gate_activation: Activation = "linear"
     """linear: the paper's gate, whose divisor can pass zero; softplus, softmax, relu: their divisor cannot.
 
-    A linear gate may spike in training. Softplus and softmax are positive; relu omits kept blocks of low scores.
+    A linear gate may spike in training. Softplus and softmax are positive; relu can give a kept block of a low score a
+    gate of zero, which omits it.
     """
     gate_normalization: Normalization = "mean"
-    """mean: gates have mean one (the paper's; relu: at most 1.5); bounded: linear ones unless the scores' sum is near
-    zero; none: left as they are (not softmax)."""
+    """mean: gates have mean one (the paper's; relu: at most 1.5); bounded: as mean, but a linear gate is divided by at
+    least a tenth of the sum of magnitudes; none: left as they are (not softmax)."""
     gate_scope: Scope = "matrix"
     """Blocks compete over the whole matrix, or within their block column."""
     gate_source: GateSource = "learned"
@@ -96,7 +97,8 @@ class ModelConfig:
     locked_dropout: bool = False
     """One dropout mask for all time steps of a window (variational dropout)."""
     init_bound: float | None = None
-    """Initial weights and biases, not gates, are uniform in +-this; None: 0.1 for the embedding, 1/sqrt(H) inside."""
+    """Initial weights and biases, not gates, are uniform in +-this; None: 0.1 for embedding and softmax, 1/sqrt(H) in
+    the layers, 0 for the bias of the softmax."""
     tied_softmax: bool = False
     """Share the embedding matrix with the softmax."""
     dtype: Dtype = "float32"
@@ -185,8 +187,14 @@ class Config:
         assert bwds.Config.from_json(config.to_json()) == config
         ```
 
+    Attributes:
+        model: the model.
+        data: the text, its tokens and the batches.
+        optim: the optimiser and its learning rate.
+        train: how long to train, what to write down and when.
+
     Raises:
-        ValueError: the schedule or the range of the sparsity does not fit the method.
+        ValueError: the schedule or the range of the sparsity does not fit the method or the number of steps.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

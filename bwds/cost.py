@@ -73,6 +73,12 @@ def cost(config: ModelConfig | Config) -> Cost:
             print(block_size, f"{bwds.cost(model).relative:.0%}")        # gates of small blocks cost more
         ```
 
+    Args:
+        config: of the model, or of a whole run; the size of its vocabulary counts.
+
+    Returns:
+        Multiply-adds of a token by part, those of the dense model, and bytes of weights read at batch 1.
+
     Raises:
         ValueError: ``config`` is neither a ``Config`` nor a ``ModelConfig``.
     """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bwds.arguments import fitting, fitting_tokens
 from bwds.array_types import Array, Bool, Float, Integer
 from bwds.budgets import layer_sparsities, matrix_sparsity
 from bwds.checks import require
@@ -20,9 +21,10 @@ from bwds.counts import kept_count
 from bwds.gating import gate_scores
 from bwds.linear import GateOptions, Params, cast_matrices, gate_options, multiply_kept, prepare
 from bwds.lstm import lstm_cell
-from bwds.model import output_logits
+from bwds.model import output_logits, parameter_shapes
 from bwds.qrnn import QRNNCarry, input_pairs, outputs
 from bwds.selection import gate_values, select_blocks
+from pallas_kernels import from_block_major
 
 Choice = Literal["own", "hindsight"]
 Kept = dict[str, Bool[Array, "B T R C"]]
@@ -46,7 +48,7 @@ def apply_choosing(
         ```
 
     Args:
-        params: as ``LanguageModel.init`` makes them.
+        params: as ``LanguageModel.init`` makes them, or laid out by ``bwds.decode_params``.
         tokens: ids [B, T], integers.
         carry: state before them, as ``LanguageModel.init_carry`` makes it.
         config: of a dynamic model.
@@ -59,12 +61,15 @@ def apply_choosing(
         Logits [B, T, V] in float32, the state after the tokens, and by name the masks of the kept blocks, [B, T, R, C].
 
     Raises:
-        ValueError: the model has no gates, or ``choice`` names other matrices than its own.
+        ValueError: the model has no gates, ``choice`` is another word or names other matrices than the model's, or
+            parameters or tokens are not those of ``config``.
     """
     require(config.method == "dynamic", f"method is {config.method!r}; only a dynamic model chooses blocks.")
     names = gated_matrices(config)
     known = choice in get_args(Choice) if isinstance(choice, str) else choice.keys() == set(names)
     require(known, f"choice is {choice!r}; it must be own, hindsight, or blocks for {', '.join(names)}.")
+    params = fitting(params, parameter_shapes(config), config)
+    tokens = fitting_tokens("tokens", tokens, config.vocab_size)
     layer = _lstm if config.cell == "lstm" else _qrnn
     x = look_up(params["embedding"], tokens).astype(config.dtype)
     after, kept = [], {}
@@ -158,6 +163,7 @@ def _product(
 def _added(options: GateOptions, x: Array, kernel: Array, scores: Array) -> Float[Array, "*b R C"]:
     """||g x_r w_rc|| of all blocks but for a factor they share, float32."""
     r, c = options.grid
+    kernel = from_block_major(kernel) if kernel.ndim == 4 else kernel
     rows = x.reshape(-1, r, x.shape[-1] // r).swapaxes(0, 1)
 
     def norms(of_row: tuple[Array, Array]) -> Array:

@@ -34,6 +34,9 @@ def num_kept_blocks(num_blocks: Whole, sparsity: Real) -> int:
         num_blocks: a whole number, of Python, NumPy or JAX.
         sparsity: the fraction of blocks omitted, a number of Python, NumPy or JAX that is not traced.
 
+    Returns:
+        The number, from 1 to ``num_blocks``.
+
     Raises:
         ValueError: ``sparsity`` is outside [0, 1), or ``num_blocks`` is no whole number from 1 to 2**53.
     """

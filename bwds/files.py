@@ -64,7 +64,8 @@ def save_model(
             makes them, to be trained on, or laid out by ``bwds.decode_params``, which for bfloat16 takes half the room.
             They may be spread over the devices of one process.
         config: the model's. ``implementation`` is not written: which kernel computes depends on the machine.
-        vocabulary: the tokens in the order of their ids; without them the model reads and writes ids alone.
+        vocabulary: the tokens in the order of their ids, a plain sequence being words; without them the model reads and
+            writes ids alone.
         card: a description of the model for people; None: method, sizes and cost.
 
     Raises:
@@ -158,8 +159,12 @@ def load(path: str | os.PathLike[str]) -> TrainedModel:
         path: of the file, or the workdir of a run. A file needs safetensors, and so does the folder of a finished run,
             which has such a file. The folder of an unfinished run needs the extra ``train``.
 
+    Returns:
+        The model, its parameters in its compute dtype and laid out for decoding (``bwds.decode_params``).
+
     Raises:
         ValueError: there is no such model, it is damaged, or a package is missing.
+        OSError: the file cannot be read.
     """
     path = place(path, "path")
     if not path.is_dir():

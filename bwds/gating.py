@@ -103,8 +103,8 @@ def gate_scores(
         source: "learned": the equation above. "frozen": the same, but the parameters get no gradient, while ``x`` does.
             "bias": the bias alone, for any ``x``. "random": ``hashed_scores``, without gradients. "norm":
             ||x_r|| * ||w_rc||_F, without gradients; kept blocks then have a gate of one.
-        w: for "norm" alone: the weight that is gated, [K, N] or block-major. Instead of it ``params`` may hold
-            {"norms": [R, C]} of its blocks, as ``decode_params`` puts them beside a kernel.
+        w: for "norm" alone: the weight that is gated, [K, N] or block-major, float32 or bfloat16. Instead of it
+            ``params`` may hold {"norms": [R, C]} of its blocks, as ``decode_params`` puts them beside a kernel.
 
     Returns:
         Scores [..., R, C], float32.

@@ -96,7 +96,8 @@ def group_units(magnitude: Float[np.ndarray, "n H"], block_size: int, *, rounds:
         ValueError: there is no unit or no token, or ``block_size`` does not divide the units.
     """
     n, h = magnitude.shape
-    require(n >= 1 and h >= 1 and h % block_size == 0, f"block_size is {block_size}; it must divide the {h} units.")
+    require(n >= 1 and h >= 1, f"magnitude has shape {magnitude.shape}; it needs at least one token and one unit.")
+    require(block_size >= 1 and h % block_size == 0, f"block_size is {block_size}; it must divide the {h} units.")
     courses = np.ascontiguousarray(magnitude.T, np.float32)
     sizes = np.square(courses).sum(1)
     groups = np.empty(h, np.int64)

@@ -25,7 +25,11 @@ def _quick() -> Config:
     )
 
 
-def _by_steps(steps_per_epoch: int, *, epochs: int, **model: Any) -> Config:
+_EPOCH = 2_323
+"""Steps of a pass over Penn Treebank in batches of 20 x 20."""
+
+
+def _zaremba_recipe(*, epochs: int, **model: Any) -> Config:
     """The recipe of Zaremba et al. 2014 (arXiv 1409.2329) without dropout: batches of 20 x 20, SGD.
 
     Their rate of 1.0 and gradient norm of 5 are for the loss summed over the 20 steps of a window. For the mean loss,
@@ -39,27 +43,27 @@ def _by_steps(steps_per_epoch: int, *, epochs: int, **model: Any) -> Config:
             learning_rate=20.0,
             clip_norm=0.25,
             plateau_factor=1.0,
-            transition_steps=steps_per_epoch,
-            transition_begin=3 * steps_per_epoch,
+            transition_steps=_EPOCH,
+            transition_begin=3 * _EPOCH,
         ),
-        train=TrainConfig(
-            steps=epochs * steps_per_epoch, eval_every=steps_per_epoch, checkpoint_every=500, log_every=100
-        ),
+        train=TrainConfig(steps=epochs * _EPOCH, eval_every=_EPOCH, checkpoint_every=500, log_every=100),
     )
 
 
 def _zaremba() -> Config:
-    """The small dense LSTM of the same paper: 2 x 200, 13 epochs.
+    """The small dense LSTM of Zaremba et al. 2014 (arXiv 1409.2329): 2 x 200, 13 epochs.
 
     The paper reports a test perplexity of 114.5, TensorFlow's tutorial of the same model 116.7. The model is dense, as
     published; ``--model.method dynamic`` takes blocks of 40.
     """
-    return _by_steps(2_323, epochs=13, hidden_size=200, method="dense", block_size=40, gate_activation="softplus")
+    return _zaremba_recipe(epochs=13, hidden_size=200, method="dense", block_size=40, gate_activation="softplus")
 
 
 def _small(cell: Cell, **model: Any) -> Config:
     """Trainable on one CPU core: 2 x 256, blocks of 32, 8 epochs by the same recipe."""
-    return _by_steps(2_323, epochs=8, hidden_size=256, cell=cell, block_size=32, gate_activation="softplus", **model)
+    return _zaremba_recipe(
+        2_323, epochs=8, hidden_size=256, cell=cell, block_size=32, gate_activation="softplus", **model
+    )
 
 
 def _awd(dataset: str) -> Config:

@@ -44,7 +44,8 @@ def load_pytorch(path: str | Path) -> tuple[Params, ModelConfig]:
         path: of the file, with the tensors of ``from_pytorch``.
 
     Returns:
-        Parameters, float32, and configuration of the dense model.
+        Parameters, float32, and configuration of the dense model. Its ``block_size`` has no meaning yet; one given to
+        ``bwds.convert`` must divide H.
 
     Raises:
         ValueError: safetensors is not installed, the file is not in its format, or the tensors are not such a model's.
@@ -85,7 +86,8 @@ def from_pytorch(tensors: Mapping[str, Any]) -> tuple[Params, ModelConfig]:
             safetensors writes shared tensors once.
 
     Returns:
-        Parameters, float32, and configuration of the dense model.
+        Parameters, float32, and configuration of the dense model. Its ``block_size`` has no meaning yet; one given to
+        ``bwds.convert`` must divide H.
 
     Raises:
         ValueError: a tensor is missing or has no place in such a model, shapes or types do not fit, or a number is not

@@ -179,11 +179,11 @@ class TrainConfig:
     --model.sparsity; bwds eval --sparsity evaluates at several.
     """
     sparsity_initial: float = 0.05
-    """Where the cubic schedule starts to rise; 0 before it begins."""
+    """Sparsity with which the cubic schedule begins; before that step the sparsity is 0."""
     sparsity_begin: float = 0.05
     """Where the cubic schedule begins, as a fraction of all steps."""
     sparsity_end: float = 0.5
-    """Where it has reached the model's sparsity."""
+    """Where it has reached the model's sparsity, as a fraction of all steps."""
     sparsity_every: int = 10
     """Steps between two changes of the sparsity; the end moves to an earlier step to make the intervals equal."""
 

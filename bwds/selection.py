@@ -93,8 +93,8 @@ def gate_values(
 
     The sum of linear scores can pass through zero. If its magnitude is below 1e-4 of the sum of magnitudes, or with
     normalization "bounded" below 0.1 of it, that bound, with the sign of the sum, takes its place and is held constant
-    in differentiation, so gates stay finite (at most 1e4, or 10, * R * C). If every kept score is zero (below 1e-37),
-    all kept gates are R * C / k, the value for equal scores. All is computed in float32.
+    in differentiation, so gates stay finite (at most 1e4 * R * C, with "bounded" 10 * R * C). If every kept score is
+    zero (below 1e-37), all kept gates are R * C / k, the value for equal scores. All is computed in float32.
 
     Args:
         scores: [..., R, C].

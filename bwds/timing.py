@@ -75,7 +75,7 @@ def _compile(calls: dict[Any, Callable[[], Any]]) -> None:
 
 
 PAYS = 1.05
-"""The speed-up over dense from which skipping pays; times of equal programs may differ by less."""
+"""The speed-up over dense above which skipping pays; times of equal programs may differ by less."""
 
 
 def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
@@ -85,8 +85,14 @@ def verdict(speedups: dict[float, dict[int, float]], against: str) -> str:
         speedups: by sparsity and width, the speed-up over the dense model.
         against: the dense model, in words.
     """
-    parts = []
+    gains, never = [], []
     for sparsity, widths in sorted(speedups.items()):
         faster = [h for h in sorted(widths) if all(widths[w] > PAYS for w in widths if w >= h)]
-        parts.append(f"at sparsity {sparsity} from {faster[0]} on" if faster else f"at sparsity {sparsity} at no width")
-    return f"Skipping pays here: {', '.join(parts)}, against {against}."
+        if faster:
+            gains.append(f"at sparsity {sparsity} from a width of {faster[0]} on")
+        else:
+            never.append(str(sparsity))
+    if not gains:
+        return f"Skipping pays at no measured width at sparsity {' or '.join(never)}, against {against}."
+    but = f", but at no measured width at sparsity {' or '.join(never)}" if never else ""
+    return f"Skipping pays {', '.join(gains)}{but}, against {against}."

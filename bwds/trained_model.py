@@ -72,7 +72,7 @@ class TrainedModel:
             length: number of tokens to add, at least 1.
             temperature: at least 0; lower is more predictable, and 0 always takes the most probable token.
             top_p: in (0, 1]; draws from the most probable tokens that together have this probability.
-            seed: the same seed gives the same text.
+            seed: from 0 to 2**32 - 1; the same seed gives the same text.
             ban: tokens that are never written.
             sparsity: share of the blocks left out, in [0, 1), instead of the model's own; dynamic models only.
 
@@ -106,7 +106,7 @@ class TrainedModel:
         ban: Sequence[str] = (),
         sparsity: float | None = None,
     ) -> Iterator[str]:
-        """The words that ``generate`` adds to the prompt, each as soon as it is known; ``<eos>`` where a line ends.
+        """The tokens that ``generate`` adds to the prompt, each as soon as it is known; ``<eos>`` where a line ends.
 
         A model of characters or subwords yields pieces of its text, blanks and line ends included.
 

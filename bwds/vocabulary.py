@@ -1,6 +1,7 @@
 """The tokens of a model and their ids."""
 
 import hashlib
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +46,7 @@ class Vocabulary:
         if len(self._ids) < len(self.words):
             place, word = next((i, w) for i, w in enumerate(self.words) if self._ids[w] != i)
             raise ValueError(
-                f"The vocabulary has the word {word!r} twice, as ids {place} and {self._ids[word]}; "
+                f"The vocabulary has the token {word!r} twice, as ids {place} and {self._ids[word]}; "
                 "every token has exactly one id."
             )
 
@@ -94,8 +95,16 @@ class Vocabulary:
         return [word for word in dict.fromkeys(words) if word not in self._ids]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> list[str]:
-        """The tokens of ids."""
-        return [self.words[i] for i in ids]
+        """The tokens of ids.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        numbers = [operator.index(i) for i in ids]
+        for i in numbers:
+            if not 0 <= i < len(self):
+                raise ValueError(f"There is no token with the id {i}; ids are from 0 to {len(self) - 1}.")
+        return [self.words[i] for i in numbers]
 
     def split(self, text: str) -> list[str]:
         """The tokens of a text, known or not; a newline is ``<eos>``."""
@@ -110,7 +119,7 @@ class Vocabulary:
         return self.encode([*([EOS] if EOS in self._ids else []), *self.split(text)])
 
     def text(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of ids, with blanks between words; ``<eos>`` ends a line."""
+        """The text of ids, with blanks between words; ``<eos>`` ends a line. Errors are those of ``decode``."""
         return self._tokenizer.join(self.decode(ids))
 
     def shown(self, ids: Iterable[SupportsIndex]) -> list[str]:
@@ -144,7 +153,7 @@ class Vocabulary:
         for number, line in enumerate(read_lines(Path(path)), start=1):
             parts = line.split()
             if len(parts) != 1:
-                raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} words; it must have one.")
+                raise ValueError(f"Line {number} of the vocabulary {path} has {len(parts)} tokens; it must have one.")
             words += parts
         try:
             return cls(tuple(words), tokens)

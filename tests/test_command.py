@@ -182,7 +182,10 @@ def test_bench_measures_what_it_says(capsys):
     assert code == 0
     assert re.search(r"^2 x 32 +dense +[\d.,]+ +0.5 skipped +[\d.,]+ \(\d+\.\d\dx\)$", out, re.M)
     assert re.search(r"^2 x 64 ", out, re.M)
-    assert re.search(r"Skipping pays here: at sparsity 0.5 (from \d+ on|at no width), against the dense", out)
+    pays = (
+        r"Skipping pays at (sparsity 0.5 from a width of \d+ on|no measured width at sparsity 0.5), against the dense"
+    )
+    assert re.search(pays, out)
 
 
 def test_bench_times_the_models_that_it_names(monkeypatch):
@@ -228,8 +231,11 @@ def test_turns_alternate_and_the_slower_function_is_slower():
 def test_the_verdict_asks_for_all_larger_widths():
     found = {0.9: {512: 1.2, 1024: 1.03, 2048: 2.0}, 0.5: {512: 0.9, 1024: 0.8}, 0.75: {512: 1.1, 1024: 1.5}}
     assert verdict(found, "dense") == (
-        "Skipping pays here: at sparsity 0.5 at no width, at sparsity 0.75 from 512 on, at sparsity 0.9 from 2048 on, "
-        "against dense."
+        "Skipping pays at sparsity 0.75 from a width of 512 on, at sparsity 0.9 from a width of 2048 on, "
+        "but at no measured width at sparsity 0.5, against dense."
+    )
+    assert verdict({s: {512: 1.0} for s in (0.5, 0.9)}, "dense") == (
+        "Skipping pays at no measured width at sparsity 0.5 or 0.9, against dense."
     )
 
 

@@ -18,6 +18,7 @@ import bwds.counterfactual
 import bwds.data
 import bwds.export
 import bwds.generate
+import bwds.training.usage
 import pallas_kernels
 from bwds.training import train
 
@@ -36,6 +37,8 @@ PUBLIC: dict[ModuleType, list[str]] = {
     bwds.generate: ["generate", "stream"],
     bwds.counterfactual: ["apply_choosing"],
     bwds.data: ["load_corpus"],
+    bwds.training: ["train"],
+    bwds.training.usage: ["measure_usage"],
     pallas_kernels: pallas_kernels.__all__,
 }
 NAMES = {f"{module.__name__}.{name}": getattr(module, name) for module, names in PUBLIC.items() for name in names}

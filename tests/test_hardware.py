@@ -160,7 +160,7 @@ def test_from_which_width_on_skipping_pays():
     assert pays([]) is None
     lines = [line(512, 0.5, 0.9), line(1024, 0.5, 1.1), line(512, 0.9, 1.2), line(1024, 0.9, 2.0, over_other=0.9)]
     assert pays(lines) == (
-        "Skipping pays here: at sparsity 0.5 from 1024 on, at sparsity 0.9 at no width, "
+        "Skipping pays at sparsity 0.5 from a width of 1024 on, but at no measured width at sparsity 0.9, "
         "against the best dense model timed."
     )
 

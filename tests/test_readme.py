@@ -117,9 +117,9 @@ def test_the_figures_are_those_of_the_raw_lines():
     assert f"Linear gates, the paper's, end {ends}" in text
     norms = perplexities("ptb-lstm-small", "dynamic-norm-0.5")
     gap, hundredth = difference(norms, lstm["magnitude-0.5"]), mean(lstm["magnitude-0.5"]).value / 100
-    ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% below pruning"
+    ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% lower"
     assert len(norms) == 2
-    assert f"there norms end {ends} (two seeds of norms)" in text
+    assert f"norms end {ends} (two seeds of norms)" in text
     losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
     # Over the fastest dense model, as in the decision table: in bfloat16 that is PyTorch's.
     fastest = (("float32", "speedup_over_dense"), ("bfloat16", "speedup_over_pytorch"))
@@ -152,8 +152,16 @@ def test_what_quick_ends_with_is_what_its_runs_ended_with():
     rates = shown["decode_tokens_per_second"], shown["dense_decode_tokens_per_second"], shown["decode_speedup"]
     assert "{:,.0f} tokens/s, dense of the same size {:,.0f}: {:.2f}x".format(*rates) in text
     assert f"from two cores of an {shown['processor']}" in text
-    slowest = min(line["decode_speedup"] for line in (*others, shown))
-    assert f"a model decodes there at {slowest:.2f}x to" in text
+    narrow = [
+        line
+        for file in ("cpu_decode_small.jsonl", "cpu_decode_widths.jsonl")
+        for line in lines_of(file)
+        if line.items() >= {"cell": "lstm", "batch": 1, "sparsity": 0.5}.items() and line["hidden"] < 1024
+    ]
+    ratios = [*(line["decode_speedup"] for line in (*others, shown)), *(line["speedup_over_dense"] for line in narrow)]
+    slowest = min(narrow, key=lambda line: line["speedup_over_dense"])
+    assert slowest["gate_rank"] is None
+    assert f"a model decodes there at {min(ratios):.2f}x (a full gate) to {max(ratios):.2f}x of dense" in text
     for line in xeon:
         where = line["cores"], "2 of them" in line["device"]
         found.setdefault(where, {})[line["seed"]] = line["validation_perplexity"]

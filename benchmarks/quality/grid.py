@@ -73,7 +73,7 @@ SWEPT = (
 TUNED: dict[tuple[str, str], str] = {("ptb-lstm-small", "dynamic-linear-0.5"): "adamw-0.002"}
 """(preset, swept variant): the name in ``SWEEP`` that the method takes, if it is not the preset's.
 
-It has the lowest validation perplexity after two epochs, or at the end, where another is trained to the end as well.
+It has the lowest validation perplexity within two epochs; once two settings are trained to the end, the lowest there.
 """
 RUNNERS_UP: dict[tuple[str, str], str] = {("ptb-lstm-small", "dynamic-linear-0.5"): "sgd-10"}
 """(preset, swept variant): the best by the other optimiser, which is trained to the end too, with the first seed.

@@ -46,7 +46,7 @@ def _anchor(key: tuple[Any, ...]) -> str:
 def _cell(key: tuple[Any, ...], row: Row) -> str:
     ratio, _ = speedup(row)
     shown = f"{ratio:.2f}"
-    word = f"**{shown}**" if ratio >= PAYS else f"*{shown}*" if ratio <= LOSES else shown
+    word = f"**{shown}**" if ratio > PAYS else f"*{shown}*" if ratio <= LOSES else shown
     return f"[{word}](raw_lines.md#{_anchor(key)})"
 
 

@@ -1,4 +1,4 @@
-"""Writes a trained model as programs that a client with jax alone can serve: prefill, and one step for any streams.
+"""Writes a trained model as programs that a client with jax alone can serve: one reads prompts, the others make a step.
 
     bwds export RUN DIR [--platform cpu cuda tpu] [--sparsity S]
 

@@ -10,12 +10,12 @@ comes before all options, and sets the defaults that --help shows.
 chosen by norms; with --train.steps 0 the result is only evaluated.
 
 The same command resumes the run in --workdir from its last checkpoint, also after a crash, Ctrl-C, SIGTERM, SIGHUP (the
-terminal was closed), SIGUSR1 or SIGUSR2 (a batch system announces the end). It ends with the same parameters as a run
-that was not stopped. A command with any other option is another run, even with a larger --train.steps only. It is
-refused in the same --workdir, and nothing is overwritten. --extend-to STEPS gives a finished run more steps. Only what
-depends on the machine may change: --data.directory, if the text there is the same, --data.eval-batch-size,
---model.implementation, --train.log-every, --train.checkpoint-every, --train.profile and the options of --mesh and
---distributed.
+terminal was closed), SIGUSR1 or SIGUSR2 (a batch system announces the end), or SIGXCPU (a limit on processor time). It
+ends with the same parameters as a run that was not stopped. A command with any other option is another run, even with a
+larger --train.steps only. It is refused in the same --workdir, and nothing is overwritten. --extend-to STEPS gives a
+finished run more steps. Only what depends on the machine may change: --data.directory, if the text there is the same,
+--data.eval-batch-size, --model.implementation, --train.log-every, --train.checkpoint-every, --train.profile and the
+options of --mesh and --distributed.
 
 Your own text: --data.dataset text --data.directory FILE, or a folder; --data.tokens says what a token is.
 

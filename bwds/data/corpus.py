@@ -23,7 +23,16 @@ SUBWORDS = 4096
 
 
 class Corpus(NamedTuple):
-    """A corpus as token ids: int32 arrays [n], an ``<eos>`` at the end of every line of the text."""
+    """A corpus as token ids, with an ``<eos>`` at the end of every line of the text.
+
+    Attributes:
+        name: of the dataset.
+        vocabulary: the token of each id.
+        train: ids of the text to train on, int32 [n].
+        valid: ids of the validation text, int32 [n].
+        test: ids of the test text, int32 [n].
+        notes: sentences for the user about what was chosen.
+    """
 
     name: str
     vocabulary: Vocabulary
@@ -31,7 +40,6 @@ class Corpus(NamedTuple):
     valid: Int32[np.ndarray, " n"]
     test: Int32[np.ndarray, " n"]
     notes: tuple[str, ...] = ()
-    """Sentences for the user about what was chosen."""
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -54,8 +62,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     subwords in the order in which they are learnt. ``config.vocab_limit`` is its size, ``<unk>`` and ``<eos>``
     included; ``<unk>`` then stands for rarer words or characters. Without a limit, and without an ``<unk>`` in the
     text, a limit is chosen if one is needed: if a token of the valid or test split is not in the training split, or if
-    there are more than ``MOST`` tokens. Then ``<unk>`` stands for what occurs once in the training split, and for all
-    but the most frequent ``MOST``. Subwords, ``SUBWORDS`` of them without a limit, know every text.
+    there are more than ``MOST`` tokens. Then ``<unk>`` stands for what occurs once in the training split, and the most
+    frequent others fill the ``MOST``, ``<unk>`` and ``<eos>`` included. Subwords, ``SUBWORDS`` of them without a limit,
+    know every text.
 
     Args:
         config: names the dataset, its folder, the kind of the tokens and the limit of the vocabulary.
@@ -217,7 +226,7 @@ def _whole(split: Split, ids: array, eos: int) -> Int32[np.ndarray, " n"]:
         raise ValueError(f"{split.origin} is empty; every split needs text.")
     encoded = np.frombuffer(ids, np.int32)
     if not (encoded != eos).any():
-        raise ValueError(f"{split.origin} has no words, only {len(ids)} blank lines; every split needs text.")
+        raise ValueError(f"{split.origin} has no tokens, only {len(ids)} blank lines; every split needs text.")
     return encoded
 
 

@@ -12,8 +12,8 @@ The gates are softplus by default, while those of ``ModelConfig`` are linear, as
 signs, so the sum that gates are divided by can pass zero, and near zero the layer amplifies its input. A tuned recipe
 with clipped gradients can cope with that. Softplus gates are positive and finite at any sparsity, so they suit networks
 in which nothing else bounds the gates. So do softmax gates, which set larger scores further apart, and ReLU gates,
-which leave out kept blocks of low scores. With none of them is the layer at sparsity 0 a dense one. Finite gates do not
-guarantee that a model learns: one language model with softplus gates and all blocks did not.
+which can be zero for kept blocks of low scores. At sparsity 0 a layer with any of these gates still weighs its blocks,
+so it is not a dense one.
 """
 
 from bwds.lstm import LSTMCarry

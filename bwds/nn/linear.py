@@ -36,11 +36,11 @@ class BlockSparseLinear(nnx.Module):
         sparsity: fraction of blocks omitted, in [0, 1).
         block_shape: rows and columns of a block; divides (K, N).
         gate_rank: rank of the gate's projection; None: a full matrix.
-        gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; kept blocks of
-            low scores count as omitted) or "linear" (the paper's, whose divisor can pass zero: see ``bwds.nn`` and
-            ``bwds.topk_gates``).
-        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5. "bounded": a linear gate is at
-            most ten times what the sum of magnitudes as divisor would give. "none": not divided; not for "softmax".
+        gate_activation: "softplus" or "softmax" (positive; finite at any sparsity), "relu" (finite too; can give a kept
+            block of a low score a gate of zero, which omits it) or "linear" (the paper's, whose divisor can pass zero:
+            see ``bwds.nn`` and ``bwds.topk_gates``).
+        gate_normalization: "mean": gates have mean one, those of "relu" at most 1.5. "bounded": as "mean", but a linear
+            gate is divided by at least a tenth of the sum of magnitudes. "none": not divided; not for "softmax".
         gate_scope: "matrix": blocks compete over the whole matrix; "column": within their block column.
         gate_source: "learned". "norm": scores are ||x_r|| * ||w_rc||_F, kept gates are one for every activation, and
             the only parameters are the kernel and the bias. Or a control of ``bwds.gate_scores``.

@@ -160,7 +160,7 @@ class LSTM(_Recurrent):
         gate_source: as for ``BlockSparseLinear``.
         dtype: of the products, "float32" or "bfloat16"; parameters and carries are float32.
         implementation: kernel of the products; None: the platform's own, or else xla, which runs everywhere.
-        rngs: its ``params`` stream draws the parameters.
+        rngs: its ``params`` stream draws the parameters, float32, uniform in ±1/sqrt(H).
 
     Raises:
         ValueError: an option is out of range, or options have no meaning together.

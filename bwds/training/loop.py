@@ -50,7 +50,7 @@ from bwds.training.workdir import SUMMARY_FILE, claim_workdir, keep_config
 
 def train(
     config: Config,
-    workdir: Path,
+    workdir: str | Path,
     *,
     start_from: str | Path | None = None,
     mesh: MeshConfig | None = None,
@@ -60,6 +60,17 @@ def train(
     extended: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on training, the model of a configuration in a folder of its own.
+
+    Example:
+        ```python
+        from bwds.training import train
+
+        data = bwds.DataConfig(dataset="text", directory="texts", batch_size=2, sequence_length=8)
+        model = bwds.ModelConfig(hidden_size=32, block_size=8, gate_activation="softplus")
+        config = bwds.Config(model=model, data=data, train=bwds.TrainConfig(steps=4, eval_every=2))
+        summary = train(config, "runs/own", progress=False)
+        print(summary["validation_perplexity"])
+        ```
 
     Args:
         config: what to train; the size of the vocabulary is taken from the data.

@@ -115,7 +115,8 @@ class Plateau(NamedTuple):
     Attributes:
         scale: factor on the learning rate, float32.
         best_loss: lowest validation loss in nats per token, float32; infinite before the first evaluation.
-        best_step: step of that evaluation, int32. Before the first evaluation it is 0, or -1 if that is at step 0.
+        best_step: step of that evaluation, int32. Before the first evaluation it is 0; in a run that is evaluated at
+            step 0 it is -1.
         evaluated_step: step of the latest evaluation, int32; before the first one as ``best_step``.
     """
 

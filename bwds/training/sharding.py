@@ -43,7 +43,7 @@ class Placement(NamedTuple):
         return jax.tree_util.tree_map_with_path(self._spec, tree)
 
     def shardings(self, tree: Any) -> Any:
-        """The same as shardings, which ``jit`` and ``device_put`` take."""
+        """``specs`` as the shardings that ``jit`` and ``device_put`` take."""
         return jax.tree.map(self.sharding, self.specs(tree), is_leaf=lambda leaf: isinstance(leaf, P))
 
     def sharding(self, spec: P) -> jax.sharding.Sharding:

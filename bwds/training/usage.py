@@ -87,6 +87,19 @@ def measure_usage(
     In all of them the values of kept gates come from the scores of the input at hand. The blocks that stand in come
     from the model as it reads the text with its own choices.
 
+    Example:
+        ```python
+        from bwds.data import load_corpus
+        from bwds.training.usage import measure_usage
+
+        data = bwds.DataConfig(dataset="text", directory="texts", eval_batch_size=2, sequence_length=8)
+        corpus = load_corpus(data)
+        config = bwds.ModelConfig(vocab_size=len(corpus.vocabulary), hidden_size=32, block_size=8)
+        params = bwds.language_model(config).init(jax.random.key(0))
+        found = measure_usage(params, config, corpus.valid, data, corpus.vocabulary.eos_id)
+        print(found.losses["own"], found.matrices.keys())
+        ```
+
     Args:
         params: as ``LanguageModel.init`` makes them.
         config: of a dynamic model.
