@@ -61,9 +61,7 @@ def _zaremba() -> Config:
 
 def _small(cell: Cell, **model: Any) -> Config:
     """Trainable on one CPU core: 2 x 256, blocks of 32, 8 epochs by the same recipe."""
-    return _zaremba_recipe(
-        2_323, epochs=8, hidden_size=256, cell=cell, block_size=32, gate_activation="softplus", **model
-    )
+    return _zaremba_recipe(epochs=8, hidden_size=256, cell=cell, block_size=32, gate_activation="softplus", **model)
 
 
 def _awd(dataset: str) -> Config:
