@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bwds.checks import check_sparsity, require, require_number
+from bwds.checks import check_sparsity, is_array, require, require_number
 from bwds.config import ModelConfig
 
 
@@ -54,7 +53,7 @@ def matrix_sparsity(config: ModelConfig, name: str, sparsity: Any = None) -> Any
     if mean == 0.0:
         return more
     less = own * (sparsity / mean)
-    if isinstance(sparsity, np.ndarray | np.generic | jax.Array) and not isinstance(sparsity, float):
+    if is_array(sparsity):
         return jnp.where(jnp.asarray(sparsity) <= mean, less, more)
     return less if sparsity <= mean else more
 

@@ -18,6 +18,11 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or scalar of NumPy or JAX; NumPy's float64 is a number of Python."""
+    return isinstance(value, _ARRAYS) and not isinstance(value, float)
+
+
 def python_number(value: Any) -> Any:
     """A scalar of NumPy or JAX as a number of Python; anything else, a traced scalar too, is returned as it is."""
     if not isinstance(value, _ARRAYS) or isinstance(value, jax.core.Tracer) or value.shape != ():

@@ -72,11 +72,8 @@ class ModelConfig:
     gate_rank: int | None = None
     """Rank of the gate's projection, if it has one; None: a full matrix."""
     gate_activation: Activation = "linear"
-    """linear: the paper's gate, whose divisor can pass zero; softplus, softmax, relu: their divisor cannot.
-
-    A linear gate may spike in training. Softplus and softmax are positive; relu can give a kept block of a low score a
-    gate of zero, which omits it.
-    """
+    """linear: the paper's gate, whose divisor can pass zero, so that training may spike; of softplus, softmax and relu
+    it cannot. Softplus and softmax are positive; relu can give a kept block of a low score a gate of zero."""
     gate_normalization: Normalization = "mean"
     """mean: gates have mean one (the paper's; relu: at most 1.5); bounded: as mean, but a linear gate is divided by at
     least a tenth of the sum of magnitudes; none: left as they are (not softmax)."""
@@ -151,9 +148,15 @@ class ModelConfig:
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """Names of the recurrent layers' matrices, as in ``Info.usage``. All have one shape."""
+        """Names of the recurrent layers' matrices, as in ``Info.usage``. All have the ``matrix_shape``."""
         products = ("input", "hidden") if self.cell == "lstm" else ("input",)
         return tuple(f"layer_{i}/{product}" for i in range(self.num_layers) for product in products)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(K, N) of each of ``matrices``: h in, i f g o out for an LSTM; two inputs in, z f o out for a QRNN."""
+        h = self.hidden_size
+        return (h, 4 * h) if self.cell == "lstm" else (2 * h, 3 * h)
 
     @property
     def block_shape(self) -> tuple[int, int]:

@@ -25,13 +25,10 @@ from bwds.config import ModelConfig
 from bwds.counterfactual import gated_matrices
 from bwds.counts import num_kept_blocks
 from bwds.linear import Params
-from bwds.lstm import init_lstm_carry, lstm
-from bwds.model import LanguageModel, language_model, parameter_shapes
+from bwds.model import CELLS, LanguageModel, language_model, parameter_shapes
 from bwds.permutation import group_units, permute_units
-from bwds.qrnn import init_qrnn_carry, qrnn
 from bwds.tensors import flat
 
-_LAYERS = {"lstm": (lstm, init_lstm_carry), "qrnn": (qrnn, init_qrnn_carry)}
 # Budgets move by this share of a matrix's blocks at a time.
 _SHARES = 16
 # Logits of calibration text that are held at a time, in numbers.
@@ -118,7 +115,7 @@ def convert(
 
 def layer_inputs(params: Params, config: ModelConfig, tokens: Int32[Array, "B T"]) -> list[Float[np.ndarray, "n H"]]:
     """Embeddings of the tokens and the outputs of every layer of a dense model, one row a token: L + 1 arrays."""
-    run, init_carry = _LAYERS[config.cell]
+    _, run, init_carry, _ = CELLS[config.cell]
     run = jax.jit(partial(run, config=replace(config, method="dense")))
     x = params["embedding"][tokens].astype(config.dtype)
     found = [x]

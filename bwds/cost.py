@@ -85,7 +85,7 @@ def cost(config: ModelConfig | Config) -> Cost:
     model = config.model if isinstance(config, Config) else config
     require_config(model)
     h = model.hidden_size
-    k, n = (h, 4 * h) if model.cell == "lstm" else (2 * h, 3 * h)
+    k, n = model.matrix_shape
     gates = blocks = dense = norms = 0
     for name in model.matrices:
         dense += k * n

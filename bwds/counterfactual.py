@@ -87,14 +87,8 @@ def apply_choosing(
 
 def gated_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(R, C) of every matrix that has a gate, by its name in ``Info.usage``."""
-    h = config.hidden_size
-    shapes = {"input": (h, 4 * h), "hidden": (h, 4 * h)} if config.cell == "lstm" else {"input": (2 * h, 3 * h)}
-    found = {}
-    for i in range(config.num_layers):
-        for name, shape in shapes.items():
-            if (options := gate_options(config, *shape)) is not None:
-                found[f"layer_{i}/{name}"] = options.grid
-    return found
+    options = gate_options(config)
+    return {} if options is None else dict.fromkeys(config.matrices, options.grid)
 
 
 def kept_of_each(config: ModelConfig, name: str, grid: tuple[int, int]) -> int:
@@ -186,8 +180,7 @@ def _rule(choice: Choice | Kept) -> tuple[Choice, Kept]:
 def _lstm(
     params: Params, x: Array, carry: Any, config: ModelConfig, choice: Choice | Kept, sparsity: dict[str, float]
 ) -> tuple[Array, Any, Kept]:
-    h = config.hidden_size
-    options = gate_options(config, h, 4 * h)
+    options = gate_options(config)
     assert options is not None
     rule, given = _rule(choice)
     z, kept_of_input = _product(
@@ -210,8 +203,7 @@ def _lstm(
 def _qrnn(
     params: Params, x: Array, carry: Any, config: ModelConfig, choice: Choice | Kept, sparsity: dict[str, float]
 ) -> tuple[Array, Any, Kept]:
-    h = config.hidden_size
-    options = gate_options(config, 2 * h, 3 * h)
+    options = gate_options(config)
     assert options is not None
     rule, given = _rule(choice)
     pairs = input_pairs(x, carry)

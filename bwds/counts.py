@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bwds.array_types import Array, Int32, Real, Whole
-from bwds.checks import check_sparsity, known_number, require, require_number
+from bwds.checks import check_sparsity, is_array, known_number, require, require_number
 from bwds.config import Scope
 
 Count = int | Int32[Array, ""]
@@ -61,7 +61,7 @@ def kept_count(grid: tuple[int, int], sparsity: Any, scope: Scope = "matrix") ->
     """
     num_blocks = grid[0] if scope == "column" else grid[0] * grid[1]
     require_number("sparsity", sparsity)
-    if not isinstance(sparsity, np.generic | np.ndarray | jax.Array) or isinstance(sparsity, float):
+    if not is_array(sparsity):
         return num_kept_blocks(num_blocks, sparsity)
     if not isinstance(sparsity, jax.core.Tracer):
         check_sparsity(sparsity)

@@ -16,13 +16,12 @@ from bwds.model import LanguageModel
 from bwds.tensors import flat, nested, tensor_bytes
 from bwds.tokens import EOS, UNK, unspelled
 from bwds.trained_model import TrainedModel
+from pallas_kernels.sizes import FEW_ROWS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DESCRIPTION, PARAMETERS, VOCABULARY, CARD = "programs.json", "parameters.safetensors", "vocabulary.json", "card.md"
 TOKENIZER = "tokenizer.json"
 FORMAT, VERSION = "bwds.programs", 1
-# Up to here the product skips blocks; see ``block_sparse_matmul``.
-FEW = 16
 
 
 def export_programs(
@@ -124,7 +123,7 @@ def _file(program: str) -> str:
 def _exported(name: str, lm: LanguageModel, params: Mapping[str, Any], platforms: Sequence[str]) -> Any:
     """One of the programs. It takes and returns plain dicts, because a reader without bwds knows none of its types."""
     few = name == "step_few"
-    symbols: Any = jax.export.symbolic_shape("B, T", constraints=[f"B <= {FEW}"] if few else [])
+    symbols: Any = jax.export.symbolic_shape("B, T", constraints=[f"B <= {FEW_ROWS}"] if few else [])
     b, t = symbols
     states = jax.eval_shape(lambda: lm.init_carry(b))
     carry = {f"layer_{i}/{field}": leaf for i, state in enumerate(states) for field, leaf in state._asdict().items()}
@@ -175,7 +174,7 @@ def _described(name: str, program: Any) -> dict[str, Any]:
     logits, after = jax.tree.unflatten(program.out_tree, program.out_avals)
     return {
         "file": _file(name),
-        "most_streams": FEW if name == "step_few" else None,
+        "most_streams": FEW_ROWS if name == "step_few" else None,
         "arguments": {"parameters": of(params), "tokens": of(tokens), "carry": of(carry)},
         "results": {"logits": of(logits), "carry": of(after)},
     }

@@ -68,13 +68,13 @@ class Gating(NamedTuple):
     gates: Float[Array, "*b R C"]
 
 
-def gate_options(config: ModelConfig, num_features: int, num_outputs: int) -> GateOptions | None:
-    """Options of the gate of a [num_features, num_outputs] matrix; None if the model has no gates."""
+def gate_options(config: ModelConfig) -> GateOptions | None:
+    """Options of the gates of a model's matrices; None if it has none."""
     if config.method != "dynamic":
         return None
-    grid = (num_features // config.block_size, num_outputs // config.block_size)
+    k, n = config.matrix_shape
     return GateOptions(
-        grid,
+        (k // config.block_size, n // config.block_size),
         config.gate_activation,
         config.gate_scope,
         config.implementation,

@@ -71,15 +71,15 @@ def init_lstm(key: Array, config: ModelConfig) -> Params:
     Returns:
         {"input", "hidden": linear maps H -> 4H, "bias": [4H]}.
     """
-    h = config.hidden_size
-    options = gate_options(config, h, 4 * h)
+    h, (k, n) = config.hidden_size, config.matrix_shape
+    options = gate_options(config)
     keys = jax.random.split(key, 3)
     bound = h**-0.5 if config.init_bound is None else config.init_bound
     make = functools.partial(init_linear, bound=bound, options=options, gate_rank=config.gate_rank)
     return {
-        "input": make(keys[0], h, 4 * h),
-        "hidden": make(keys[1], h, 4 * h),
-        "bias": jax.random.uniform(keys[2], (4 * h,), jnp.float32, -bound, bound),
+        "input": make(keys[0], k, n),
+        "hidden": make(keys[1], k, n),
+        "bias": jax.random.uniform(keys[2], (n,), jnp.float32, -bound, bound),
     }
 
 
@@ -108,8 +108,7 @@ def lstm(
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
     """
-    h = config.hidden_size
-    options = gate_options(config, h, 4 * h)
+    options = gate_options(config)
     input_sparsity, hidden_sparsity = (product_sparsity(config, name, sparsity) for name in ("input", "hidden"))
     # One type for all that the scan carries and for the parameters it keeps: see ``alike``.
     x, carry = alike(x, carry)

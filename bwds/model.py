@@ -85,7 +85,7 @@ class LanguageModel(NamedTuple):
 
 # The last entry is the product to which weight dropout applies: the recurrent one of an LSTM. A QRNN has a single
 # product, and AWD-QRNN (Merity et al. 2018, arXiv 1803.08240) applies it to that.
-_CELLS = {
+CELLS = {
     "lstm": (init_lstm, lstm, init_lstm_carry, "hidden"),
     "qrnn": (init_qrnn, qrnn, init_qrnn_carry, "input"),
 }
@@ -116,7 +116,7 @@ def language_model(config: ModelConfig) -> LanguageModel:
 
 @functools.cache
 def _language_model(config: ModelConfig) -> LanguageModel:
-    init_layer, apply_layer, init_layer_carry, weight_dropped = _CELLS[config.cell]
+    init_layer, apply_layer, init_layer_carry, weight_dropped = CELLS[config.cell]
     dtype = jnp.dtype(config.dtype)
     first_rate, hidden_rate = (
         config.dropout if rate is None else rate for rate in (config.dropout_input, config.dropout_hidden)

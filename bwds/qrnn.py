@@ -45,13 +45,13 @@ def init_qrnn(key: Array, config: ModelConfig) -> Params:
     Returns:
         {"input": linear map 2H -> 3H, "bias": [3H]}.
     """
-    h = config.hidden_size
-    options = gate_options(config, 2 * h, 3 * h)
+    h, (k, n) = config.hidden_size, config.matrix_shape
+    options = gate_options(config)
     keys = jax.random.split(key)
     bound = h**-0.5 if config.init_bound is None else config.init_bound
     return {
-        "input": init_linear(keys[0], 2 * h, 3 * h, bound=bound, options=options, gate_rank=config.gate_rank),
-        "bias": jax.random.uniform(keys[1], (3 * h,), jnp.float32, -bound, bound),
+        "input": init_linear(keys[0], k, n, bound=bound, options=options, gate_rank=config.gate_rank),
+        "bias": jax.random.uniform(keys[1], (n,), jnp.float32, -bound, bound),
     }
 
 
@@ -92,8 +92,7 @@ def qrnn(
     Returns:
         Outputs [B, T, H], the state after the window, and the usage [R, C] of each gated matrix by name.
     """
-    h = config.hidden_size
-    options = gate_options(config, 2 * h, 3 * h)
+    options = gate_options(config)
     x, carry = alike(x, carry)
     pairs = input_pairs(x, carry)
     total, gating = linear(params["input"], pairs, options, product_sparsity(config, "input", sparsity))

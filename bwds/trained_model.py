@@ -153,10 +153,8 @@ class TrainedModel:
         require_seed(seed)
         given = [vocabulary.prompt(prompt) for prompt in prompts]
         banned = banned_ids(vocabulary, ban)
-        unknown = vocabulary.unknown(token for prompt in prompts for token in vocabulary.split(prompt))
-        if unknown:
-            names = ", ".join(map(repr, unknown))
-            warnings.warn(f"The vocabulary has no {names}; <unk> is read instead.", stacklevel=3)
+        if note := vocabulary.note_of_unknown("\n".join(prompts)):
+            warnings.warn(note, stacklevel=3)
         options = {"key": jax.random.key(seed), "temperature": temperature, "top_p": top_p, "ban": banned}
         return vocabulary, given, options
 

@@ -94,6 +94,11 @@ class Vocabulary:
         """The given tokens that are not in the vocabulary, each once."""
         return [word for word in dict.fromkeys(words) if word not in self._ids]
 
+    def note_of_unknown(self, text: str) -> str | None:
+        """A sentence about the tokens of a text that are read as ``<unk>``; None if there are none."""
+        unknown = self.unknown(self.split(text))
+        return f"The vocabulary has no {', '.join(map(repr, unknown))}; {UNK} is read instead." if unknown else None
+
     def decode(self, ids: Iterable[SupportsIndex]) -> list[str]:
         """The tokens of ids.
 

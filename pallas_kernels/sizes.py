@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.errors import InconclusiveDimensionOperation
 
+FEW_ROWS = 16
+"""Up to so many rows a product is bound by the bytes of the weight, and skips the blocks that no row keeps."""
+
 
 def at_most(size: Any, limit: int) -> bool:
     """Whether a size is known to be ``limit`` or less."""

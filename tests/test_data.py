@@ -36,6 +36,12 @@ def test_vocabulary_round_trip(tmp_path):
     assert vocabulary.eos_id == 1
 
 
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_vocabulary_refuses_an_id_that_it_does_not_have(wrong):
+    with pytest.raises(ValueError, match=rf"no token with the id {wrong}; ids are from 0 to 1"):
+        Vocabulary(("the", "<eos>")).decode([0, wrong])
+
+
 def test_vocabulary_without_unk_names_the_unknown_word():
     with pytest.raises(ValueError, match=r"'zebra' is not in the vocabulary, which has no <unk>"):
         Vocabulary(("the", "<eos>")).encode(["the", "zebra"])
@@ -47,8 +53,8 @@ def test_vocabulary_without_unk_names_the_unknown_word():
         (None, "There is no vocabulary at .*vocabulary.txt"),
         (b"", "vocabulary.txt: The vocabulary is empty"),
         (b"the\n<eos>\nthe\n", "'the' twice, as ids 0 and 2"),
-        (b"the\n\n<eos>\n", "Line 2 of the vocabulary .* has 0 words"),
-        (b"the\nnew york\n", "Line 2 of the vocabulary .* has 2 words"),
+        (b"the\n\n<eos>\n", "Line 2 of the vocabulary .* has 0 tokens"),
+        (b"the\nnew york\n", "Line 2 of the vocabulary .* has 2 tokens"),
         (b"the\nna\xefve\n", "not UTF-8 text: byte 6, on line 2, is 0xef"),
     ],
 )

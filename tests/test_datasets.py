@@ -120,7 +120,7 @@ def test_an_eos_that_the_text_has_is_not_doubled(tmp_path):
 def test_a_text_without_words_is_refused(tmp_path, blank):
     for split in SPLITS:
         write(tmp_path, **{split: blank})
-        with pytest.raises(ValueError, match=rf"{split}.txt has no words, only \d blank lines"):
+        with pytest.raises(ValueError, match=rf"{split}.txt has no tokens, only \d blank lines"):
             load("text", tmp_path)
         write(tmp_path)
     write(tmp_path, train="a <unk> a\n")

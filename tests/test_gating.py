@@ -198,7 +198,7 @@ def test_a_bounded_gate_has_a_higher_floor(sign, excess):
     scores[0, 0] += sign * 16 * excess
     cotangent, kept = normal(4, 4), jnp.ones((4, 4), bool)
     config = ModelConfig(hidden_size=16, block_size=4, gate_normalization="bounded")
-    options = gate_options(config, 16, 16)
+    options = gate_options(config)
     gates, pull = jax.vjp(lambda s: options.values(s, kept), scores)
     np.testing.assert_allclose(gates, oracle.gates(scores, 16, normalization="bounded"), rtol=1e-5)
     assert np.abs(gates).max() <= 10 * 16

@@ -56,7 +56,7 @@ def operations_of_gradient(function, params, x):
 @each_method
 def test_no_gradient_of_a_weight_is_summed_over_time_steps(method):
     config, params, function, x = layer(method=method, implementation="xla")
-    options = gate_options(config, 64, 256)
+    options = gate_options(config)
     num_kept = None if options is None else kept_count(options.grid, config.sparsity, options.scope)
 
     def differentiated_as_it_stands(params, x):

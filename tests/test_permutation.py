@@ -111,3 +111,16 @@ def test_params_may_be_jax_arrays_under_jit():
     assert all(
         jax.tree.leaves(jax.tree.map(jnp.array_equal, jitted, permute_units(params, config, places))),
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "block_size", "message"),
+    [
+        ((5, 12), 0, "block_size is 0; it must divide the 12 units"),
+        ((5, 12), 5, "block_size is 5; it must divide the 12 units"),
+        ((0, 12), 4, r"magnitude has shape \(0, 12\); it needs at least one token and one unit"),
+    ],
+)
+def test_units_that_cannot_be_grouped_are_refused(shape, block_size, message):
+    with pytest.raises(ValueError, match=message):
+        group_units(np.ones(shape), block_size)

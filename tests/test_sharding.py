@@ -181,7 +181,7 @@ def test_shards_hold_whole_blocks_and_words():
 def test_spread_columns_keep_the_same_blocks(scope, rank, activation):
     """Each device gets the same choice as a device alone, over the whole matrix, and computes its own columns."""
     config = dataclasses.replace(LSTM, gate_scope=scope, gate_activation=activation, block_size=8)
-    options = gate_options(config, 32, 128)
+    options = gate_options(config)
     params = init_linear(jax.random.key(1), 32, 128, bound=0.3, options=options, gate_rank=rank)
     x = jax.random.normal(jax.random.key(2), (8, 32))
     placement = placed(MeshConfig(2, 4), config)

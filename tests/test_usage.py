@@ -16,10 +16,11 @@ from bwds.config import DataConfig, ModelConfig
 from bwds.counterfactual import apply_choosing, chance_overlap, gated_matrices, kept_of_each
 from bwds.counts import num_kept_blocks
 from bwds.hashing import hashed_scores
-from bwds.model import language_model
+from bwds.model import language_model, map_kernels
 from bwds.plots import title_of
 from bwds.training.evaluation import evaluate
 from bwds.training.usage import CHOICES, measure_usage
+from pallas_kernels import to_block_major
 
 V, H, EOS = 23, 16, 3
 DATA = DataConfig(dataset="text", directory=".", eval_batch_size=3, sequence_length=5)
@@ -250,6 +251,32 @@ def test_own_choice_is_the_model_whatever_its_types_and_kernels(option):
     wanted, _, _ = jax.jit(lm.apply)(params, tokens, lm.init_carry(2))
     found, _, _ = jax.jit(apply_choosing, static_argnums=(3, 4))(params, tokens, lm.init_carry(2), config, "own")
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("choice", ["own", "hindsight"])
+def test_parameters_laid_out_for_decoding_choose_the_same(choice):
+    config = configuration("lstm")
+    lm, params = language_model(config), parameters(config)
+    laid_out = map_kernels(lambda _, kernel: to_block_major(kernel, config.block_shape), params)
+    tokens = IDS[:8].reshape(2, 4)
+    wanted, _, kept = apply_choosing(params, tokens, lm.init_carry(2), config, choice)
+    found, _, kept_there = apply_choosing(laid_out, tokens, lm.init_carry(2), config, choice)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for name, marks in kept.items():
+        np.testing.assert_array_equal(kept_there[name], marks)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_does_not_fit_the_model_is_refused():
+    config = configuration("lstm")
+    lm, params = language_model(config), parameters(config)
+    carry = lm.init_carry(2)
+    with pytest.raises(ValueError, match="choice is 'best'; it must be own, hindsight, or blocks for layer_0/input"):
+        apply_choosing(params, IDS[:8].reshape(2, 4), carry, config, "best")
+    with pytest.raises(ValueError, match="embedding"):
+        apply_choosing({}, IDS[:8].reshape(2, 4), carry, config, "own")
+    with pytest.raises(ValueError, match=f"tokens.*{V}"):
+        apply_choosing(params, np.full((2, 4), V, np.int32), carry, config, "own")
 
 
 def test_a_model_without_gates_is_refused():

@@ -86,8 +86,7 @@ def with_batch(config: Config, placement: Placement, rows: int) -> Config:
         ValueError: blocks do not divide evenly along ``model``.
     """
     data, model = placement.mesh.shape[DATA], placement.mesh.shape[MODEL]
-    sizes = config.model
-    columns = (4 if sizes.cell == "lstm" else 3) * sizes.hidden_size // sizes.block_size
+    columns = config.model.matrix_shape[1] // config.model.block_size
     if columns % model:
         raise ValueError(f"--mesh.model is {model}, which does not divide the {columns} columns of blocks.")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=rows * data))

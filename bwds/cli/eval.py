@@ -274,9 +274,8 @@ def write(options: Options, config: Any, lm: Any, params: Any, vocabulary: Any) 
 
     text = options.generate or ""
     prompt = vocabulary.prompt(text)
-    unknown = [repr(word) for word in vocabulary.unknown(vocabulary.split(text))]
-    if unknown:
-        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
+    if note := vocabulary.note_of_unknown(text):
+        tell(note)
     ids = generate(
         lm,
         decode_params(params, config.model),

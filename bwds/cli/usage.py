@@ -202,10 +202,9 @@ def _progress(windows: Sequence[Any], title: str) -> Iterable[Any]:
 
 def _encoded(text: str, vocabulary: Any) -> Any:
     """Ids of ``<eos>`` and a sentence; stderr names unknown tokens, and says if the end is not drawn."""
-    unknown = [repr(word) for word in vocabulary.unknown(vocabulary.split(text))]
     encoded = vocabulary.prompt(text)
-    if unknown:
-        tell(f"The vocabulary has no {', '.join(unknown)}; <unk> is read instead.")
+    if note := vocabulary.note_of_unknown(text):
+        tell(note)
     if len(encoded) > SHOWN:
         tell(f"The sentence has {len(encoded)} tokens with <eos>; the first {SHOWN} are drawn.")
     return encoded[:SHOWN]

@@ -193,7 +193,12 @@ class Checkpoints:
         of these steps.
         """
         later = [self.directory / str(other) for other in self._manager.all_steps() if other > step]
-        first_alone(lambda: [set_aside(path, "later") for path in later] and None)
+
+        def rename() -> None:
+            for path in later:
+                set_aside(path, "later")
+
+        first_alone(rename)
         if later:
             self._manager.reload()
 

@@ -212,10 +212,11 @@ def finish(run: Run, command: str) -> dict[str, Any]:
     best, info = run.kept.best.restore(template)
     best = run.placement.gathered(best)
 
-    def summary() -> dict[str, Any] | int:
+    def summary() -> tuple[int, dict[str, Any]]:
         there = jax.device_put(best, jax.local_devices()[0])
         found = summarise(run.config, run.workdir, last, (there, info), command=command)
-        if not (signum := run.stop.noted):
+        signum = run.stop.noted
+        if not signum:
             save_model(
                 run.workdir / RUN_MODEL,
                 there,
@@ -224,11 +225,11 @@ def finish(run: Run, command: str) -> dict[str, Any]:
                 card=model_card(run.config.model, there, facts(run.config, info, run.workdir, "best")),
             )
             write_text(run.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
-        return signum or found
+        return signum, found
 
     # Signals that have come to any process since the last step are answered before the summary, which takes a while.
     run.stop.hear(int(process_max(run.stop.noted)))
-    found = run.stop.counts or from_first(first_alone(summary))
-    if isinstance(found, int):
-        raise InterruptedRunError(found, f"Stopped after the last step; all is saved in {run.workdir}.")
+    signum, found = (run.stop.counts, {}) if run.stop.counts else from_first(first_alone(summary))
+    if signum:
+        raise InterruptedRunError(signum, f"Stopped after the last step; all is saved in {run.workdir}.")
     return found

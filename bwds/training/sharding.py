@@ -158,8 +158,7 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
         )
     default = "" if mesh.data else f" (the default for {there} devices)"
     _check_divides(f"mesh.data is {data}{default}", data, batch_size, "rows of the batch", "data.batch_size")
-    parts = 4 if model.cell == "lstm" else 3
-    columns = parts * model.hidden_size
+    columns = model.matrix_shape[1]
     if model.method == "dynamic":
         columns //= model.block_size
     _check_divides(f"mesh.model is {mesh.model}", mesh.model, columns, "columns of blocks", "model.hidden_size")

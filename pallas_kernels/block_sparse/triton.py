@@ -37,12 +37,10 @@ from pallas_kernels.block_sparse.triton_kernels import WalkPlan
 from pallas_kernels.layout import block_shape
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
-from pallas_kernels.sizes import is_known
+from pallas_kernels.sizes import FEW_ROWS, is_known
 
 PROGRAMS = 132
 """Programs that occupy the chip: the multiprocessors of an H100 or H200."""
-FEW_ROWS = 16
-"""Up to this many rows a product is bound by the bytes of ``w``."""
 FEW_ROWS_PROGRAMS = 6 * PROGRAMS
 """This many programs keep enough reads under way, and none has to wait for the fullest column."""
 SMALLEST_BLOCK = 16

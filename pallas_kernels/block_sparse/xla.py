@@ -1,6 +1,6 @@
 """Portable path through plain XLA operations, written for CPUs.
 
-There are two regimes. Up to ``DECODE_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
+There are two regimes. Up to ``FEW_ROWS`` rows a product is bound by the bytes of ``w``, and ``xla_decode`` reads
 only the kept blocks, one after the other. Where blocks are small and many are kept, that is slower than to compute all
 of them (``pays_to_skip``). With more rows, some row keeps nearly every block. Then all blocks are computed, in a loop
 over columns or rows of blocks. A gate scales an operand of a product or its result, which is used while it is in cache:
@@ -23,10 +23,9 @@ from pallas_kernels.block_sparse import xla_decode
 from pallas_kernels.block_sparse.xla_decode import STREAMED_ROWS, columns
 from pallas_kernels.layout import block_shape, to_block_major
 from pallas_kernels.mesh_axes import zeros
-from pallas_kernels.sizes import at_most
+from pallas_kernels.sizes import FEW_ROWS, at_most
 from pallas_kernels.threads import cores
 
-DECODE_ROWS = 16
 SMALL_BLOCK = 64 * 64 * 4
 """Bytes of a block beyond which a loop over the kept blocks reads them as fast as a dense product does."""
 BLOCK_COST = 12 * 1024
@@ -53,7 +52,7 @@ def pays_to_skip(share, shape: tuple[int, int], dtype):
 def forward(x, w, gates):
     """y [b, N] in the dtype of ``x``; see ``reference.forward``."""
     rows = x.shape[0]
-    if not at_most(rows, DECODE_ROWS):
+    if not at_most(rows, FEW_ROWS):
         return _by_column(x, w, gates)
     # A block-major weight was laid out for the loops.
     share = (gates != 0).any(0).mean(dtype=jnp.float32)
@@ -61,12 +60,12 @@ def forward(x, w, gates):
     if pays is True:
         return xla_decode.forward(x, w, gates)
     all_blocks = _partial_sums if at_most(rows, STREAMED_ROWS) else _by_row_block
-    return lax.cond(pays, lambda: xla_decode.forward(x, w, gates), lambda: all_blocks(w, x, gates))
+    return lax.cond(pays, lambda: xla_decode.forward(x, w, gates), lambda: all_blocks(x, w, gates))
 
 
 def input_gradients(x, w, gates, dy):
     """dx [b, K] and dgates [b, R, C]; see ``reference.input_gradients``."""
-    if at_most(x.shape[0], DECODE_ROWS):
+    if at_most(x.shape[0], FEW_ROWS):
         dx, dgates = xla_decode.input_gradients(x, w, gates, dy)
     else:
         dx, dgates = _input_gradients(x, w, gates, dy)
@@ -115,7 +114,7 @@ def _scaled(part, gate):
     return jnp.where(gate[:, :, None] != 0, part * gate[:, :, None], 0.0)
 
 
-def _partial_sums(w, x, gates):
+def _partial_sums(x, w, gates):
     rows, num_r, num_c = gates.shape
     gates = gates.astype(jnp.float32)
     x_blocks = x.reshape(rows, num_r, w.shape[0] // num_r).swapaxes(0, 1)
@@ -126,7 +125,7 @@ def _partial_sums(w, x, gates):
     return y.reshape(rows, w.shape[1]).astype(x.dtype)
 
 
-def _by_row_block(w, x, gates):
+def _by_row_block(x, w, gates):
     rows, num_r, num_c = gates.shape
     k, n = w.shape
 

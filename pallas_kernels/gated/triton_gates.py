@@ -14,6 +14,7 @@ from pallas_kernels.block_sparse import triton
 from pallas_kernels.gated.gate_values import scaled_scores
 from pallas_kernels.mesh_axes import result
 from pallas_kernels.pallas_triton import pl, pltriton
+from pallas_kernels.sizes import FEW_ROWS
 from pallas_kernels.topk.search import LOWEST, score, search, sortable
 
 MAX_SCORES = 16_384
@@ -29,7 +30,7 @@ def takes(x, w, gates) -> bool:
     except ValueError:
         return False
     rows, *grid = gates.shape
-    return 1 <= rows <= triton.FEW_ROWS and pl.next_power_of_2(grid[0]) * pl.next_power_of_2(grid[1]) <= MAX_SCORES
+    return 1 <= rows <= FEW_ROWS and pl.next_power_of_2(grid[0]) * pl.next_power_of_2(grid[1]) <= MAX_SCORES
 
 
 def gated_matmul(
