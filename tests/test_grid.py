@@ -133,7 +133,11 @@ def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch)
     plain = {cell.name: cell.options for cell in grid.cells()}
     monkeypatch.setattr(grid, "TUNED", {("ptb-lstm-small", "dynamic-softplus-0.5"): "adamw-0.002"})
     changed = {cell.name: cell for cell in grid.cells() if cell.options != plain[cell.name]}
-    kinds = {"dynamic-softplus", "dynamic-bias", "dynamic-softplus-0.5-dropout", "dynamic-bias-0.5-dropout"}
+    kinds = {
+        "dynamic-softplus",
+        "dynamic-bias",
+        *(f"dynamic-{name}-0.5-dropout" for name in ("softplus", "bias", "low-rank")),
+    }
     kinds |= {name.rpartition("-")[0] for name in (*grid.MORE_GATES, grid.LOW_RANK)}
     assert {cell.variant.rpartition("-")[0] for cell in changed.values()} == kinds
     for name, cell in changed.items():

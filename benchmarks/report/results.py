@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.quality.grid import (
     GATES,
-    HEADLINE,
+    LOW_RANK,
     PAPER,
     PUBLISHED,
     SEEDS,
@@ -25,6 +25,7 @@ from benchmarks.quality.grid import (
     SWEPT,
     Cell,
     cells,
+    headline,
     read_line,
     sweep,
     variants,
@@ -50,6 +51,8 @@ CLAIMS = [
     (f"{OURS} is better than magnitude-0.5", OURS, "magnitude-0.5", 0.0),
     ("dynamic-norm-0.5, of the same cost, is better than magnitude-0.5", "dynamic-norm-0.5", "magnitude-0.5", 0.0),
     (f"{OURS} is better than dense of equal cost", OURS, "dense-equal-0.5", 0.0),
+    (f"{LOW_RANK} reaches dense", LOW_RANK, "dense", REACHES),
+    (f"{LOW_RANK}, which costs less, is better than dense-equal-0.5", LOW_RANK, "dense-equal-0.5", 0.0),
     (f"{OURS} is better than gates that are the same for every input", OURS, "dynamic-bias-0.5", 0.0),
 ]
 """Claims: in words, one variant, the other, and percent above the other that the one must stay below."""
@@ -155,7 +158,8 @@ def _claims(found: dict[str, Lines]) -> list[str]:
     """Verdicts on all claims, a column for each preset; the paper's size is there once it has lines."""
     counts, shown = reached(found[PUBLISHED]), [*SMALL, *(p for p in PAPER if any(found[p].values()))]
     rows = [
-        [words, *(verdict(found[p][a], found[p][b], limit, counts) for p in shown)] for words, a, b, limit in CLAIMS
+        [words, *(verdict(found[p][a], found[p][b], limit, counts) if a in found[p] else MISSING for p in shown)]
+        for words, a, b, limit in CLAIMS
     ]
     return table(["claim", *map(_name, shown)], rows)
 
@@ -185,7 +189,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
         picture.unlink(missing_ok=True)
     if not any(lines.values()):
         return [f"{_name(preset)} (`{preset}`{', the size of the paper' * (preset in PAPER)}): not run yet.", ""]
-    rows = [_row(preset, variant, lines[variant]) for variant in HEADLINE if lines[variant]]
+    rows = [_row(preset, variant, lines[variant]) for variant in headline(preset) if lines[variant]]
     header = ["variant", "seeds", "validation", "test", "multiply-adds", "recurrent layers", "gradient norm, 95%"]
     text = [f"## {_name(preset)} (`{preset}`)", "", *(table(header, rows) if rows else []), ""]
     if not done:
@@ -195,7 +199,7 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
 
     costs = {name: _relative(made[0]) for name, made in done.items()}
     tests = {name: values(made, "test_perplexity") for name, made in done.items()}
-    curves = {name: curve(preset, done[name]) for name in HEADLINE if name in done}
+    curves = {name: curve(preset, done[name]) for name in headline(preset) if name in done}
     draw(picture, costs=costs, tests=tests, curves=curves)
     return [*text, f"![Perplexity against multiply-adds, and by epoch, {preset}]({picture.name})", ""]
 
