@@ -15,6 +15,12 @@ def fields(times: dict[str, Timing], unit: str = "us") -> dict[str, Any]:
     return medians | {f"{name}_quartiles_{unit}": [float(f"{q * scale:.5g}") for q in t] for name, t in times.items()}
 
 
+def case_of(line: dict[str, Any]) -> str:
+    """What a line of ``benchmarks.measure.correctness`` is about: its case without the outcome."""
+    outcome = ("right", "errors", "allowed", "failed")
+    return json.dumps({name: value for name, value in line.items() if name not in outcome}, sort_keys=True)
+
+
 class Results:
     """Prints rows and appends them to a JSONL file, the environment first; no file if ``path`` is None."""
 

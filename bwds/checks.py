@@ -135,7 +135,7 @@ def require_gate_options(source: str, rank: Any, normalization: str = "mean", ac
     The source "norm" has no projection, so no rank, and its gates are one, so no normalization.
     """
     if source != "norm":
-        require_scaling(activation, normalization)
+        require_scaling(activation, normalization, "gate_")
         return
     require(
         rank is None, f"gate_rank is {shown(rank)}; a gate_source of 'norm' has no projection: give gate_rank=None."
@@ -147,12 +147,12 @@ def require_gate_options(source: str, rank: Any, normalization: str = "mean", ac
     )
 
 
-def require_scaling(activation: str, normalization: str) -> None:
+def require_scaling(activation: str, normalization: str, prefix: str = "") -> None:
     """Raises ``ValueError`` for "softmax" without normalization: its divisor is part of it."""
     require(
         (activation, normalization) != ("softmax", "none"),
-        "normalization is 'none' and the activation 'softmax'; exponentials have no bound until they are divided by "
-        "their sum: take 'mean', or another activation.",
+        f"{prefix}normalization is 'none' and {prefix}activation 'softmax'; exponentials have no bound until they are "
+        "divided by their sum: take 'mean', or another activation.",
     )
 
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from bwds.array_types import Array, Float, Int, Int32
-from pallas_kernels.explicit_axes import spec_of, takes_explicit_axes
 from pallas_kernels.mesh_axes import axes_of
 
 DATA, MODEL = "data", "model"
@@ -100,26 +99,12 @@ _own.defvjp(
 
 def look_up(table: Float[Array, "V H"], tokens: Int[Array, "*b"]) -> Float[Array, "*b H"]:
     """Rows of an embedding table, whose rows may be sharded over ``model``."""
-    place, here = _local_tokens(table, table.shape[0], tokens)
+    place, here = local_tokens(table, table.shape[0], tokens)
     rows = table[place]
     return rows if here is None else psum(jnp.where(here[..., None], rows, 0.0))
 
 
-@takes_explicit_axes(lambda logits, targets: spec_of(targets))
-def cross_entropy(logits: Float[Array, "*b V"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """-log softmax(logits)[target] in nats, float32; logits may be sharded over ``model``, and are not gathered."""
-    logits = logits.astype(jnp.float32)
-    maximum = lax.stop_gradient(logits.max(-1))
-    if MODEL in axes_of(logits):
-        maximum = lax.pmax(maximum, MODEL)
-    total = psum(jnp.exp(logits - maximum[..., None]).sum(-1))
-    place, here = _local_tokens(logits, logits.shape[-1], targets)
-    chosen = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
-    chosen = chosen if here is None else psum(jnp.where(here, chosen, 0.0))
-    return jnp.log(total) + maximum - chosen
-
-
-def _local_tokens(array: Array, count: int, tokens: Int[Array, "*b"]) -> tuple[Int[Array, "*b"], Any]:
+def local_tokens(array: Array, count: int, tokens: Int[Array, "*b"]) -> tuple[Int[Array, "*b"], Any]:
     """Indices of tokens among the ``count`` on this device, and a mask of those that are on it; None: all are."""
     if MODEL not in axes_of(array):
         return tokens, None

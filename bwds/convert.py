@@ -20,11 +20,11 @@ import numpy as np
 from bwds.arguments import Tree, fitting, fitting_tokens, require_config
 from bwds.array_types import Array, Float, Int32, Real
 from bwds.checks import check_sparsity, python_number, require
-from bwds.collectives import cross_entropy
 from bwds.config import ModelConfig
 from bwds.counterfactual import gated_matrices
 from bwds.counts import num_kept_blocks
 from bwds.linear import Params
+from bwds.losses import cross_entropy
 from bwds.model import CELLS, LanguageModel, language_model, parameter_shapes
 from bwds.permutation import group_units, permute_units
 from bwds.tensors import flat

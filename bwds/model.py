@@ -189,7 +189,7 @@ def _language_model(config: ModelConfig) -> LanguageModel:
         return logits, tuple(carry_out), Info(density, used, output_square, output_change)
 
     def init_carry(batch: Any) -> tuple[Any, ...]:
-        batch = batch_size(batch)
+        batch = batch_size(batch, minimum=0)
         return tuple(init_layer_carry(batch, config) for _ in range(config.num_layers))
 
     return LanguageModel(init, apply, init_carry)

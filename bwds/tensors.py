@@ -7,6 +7,15 @@ from typing import Any
 import numpy as np
 
 
+def can_write() -> bool:
+    """Whether safetensors is installed."""
+    try:
+        _safetensors()
+    except ValueError:
+        return False
+    return True
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by their path, "layer_0/input/kernel"."""
     leaves: dict[str, Any] = {}

@@ -326,6 +326,14 @@ def test_any_split_is_evaluated(finished, capsys):
     assert len({line.split()[-1] for line in lines.values()}) == 3
 
 
+def test_the_perplexity_is_the_last_line_of_both_outputs_together(finished, monkeypatch):
+    both = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", both)
+    monkeypatch.setattr(sys, "stderr", both)
+    eval_command.main(["--workdir", str(finished[0])])
+    assert both.getvalue().splitlines()[-1].startswith("test perplexity: ")
+
+
 def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finished, capsys, tmp_path):
     workdir, _ = finished
     moved = tiny_run.write_corpus(tmp_path / "moved")

@@ -71,7 +71,7 @@ from bwds import PRESETS, Config, DataConfig, ModelConfig, OptimConfig, TrainCon
         (
             ModelConfig,
             {"gate_activation": "softmax", "gate_normalization": "none"},
-            r"normalization is 'none' and the activation 'softmax'.* take 'mean'",
+            r"gate_normalization is 'none' and gate_activation 'softmax'.* take 'mean'",
         ),
         (ModelConfig, {"magnitude_unit": "row"}, r"magnitude_unit is 'row'"),
         (ModelConfig, {"gate_source": "oracle"}, r"gate_source is 'oracle'"),

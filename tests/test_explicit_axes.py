@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bwds.collectives import cross_entropy
 from bwds.config import ModelConfig
 from bwds.generate import generate
+from bwds.losses import cross_entropy
 from bwds.model import decode_params, language_model
 from bwds.selection import topk_gates
 from pallas_kernels import block_sparse_matmul, from_block_major, to_block_major

@@ -136,6 +136,7 @@ def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch)
     kinds = {
         "dynamic-softplus",
         "dynamic-bias",
+        "dynamic-random",
         *(f"dynamic-{name}-0.5-dropout" for name in ("softplus", "bias", "low-rank")),
     }
     kinds |= {name.rpartition("-")[0] for name in (*grid.MORE_GATES, grid.LOW_RANK)}

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import environment
+from benchmarks.lines import case_of
 from benchmarks.measure import hardware as script
-from benchmarks.measure.hardware_page import pays
+from benchmarks.measure.correctness import right_before
+from benchmarks.measure.hardware_page import page, pays
 from benchmarks.measure.hardware_parts import LARGE, SMALL, Part
 from benchmarks.quality.paper_table import one_step
 
@@ -109,6 +112,27 @@ def test_half_a_line_of_a_killed_process_is_dropped(hardware, monkeypatch, tmp_p
     assert began == ["b"]
     assert [line["benchmark"] for line in lines] == ["part", "environment", "correct", "part"]
     assert "- a: done in 1 s" in page
+
+
+def test_cases_that_were_right_here_are_not_run_again(tmp_path):
+    """Those of this revision on such a device; of a case with two lines the page counts the later one."""
+    here, path = environment(), tmp_path / "lines.jsonl"
+    case = {"benchmark": "correct", "implementation": "xla", "what": "product", "rows": 1, "grid": [3, 4]}
+    wrong = case | {"rows": 4, "right": False, "failed": "ValueError"}
+    lines = [
+        {"benchmark": "environment", **here, "revision": "another"},
+        case | {"rows": 40, "right": True},
+        {"benchmark": "environment", **here},
+        case | {"right": True, "errors": {"y": 1e-7}},
+        wrong,
+        {"benchmark": "part", "part": "right", "exit_code": None, "seconds": 1.0},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert right_before(str(path)) == {case_of(case)}
+    assert right_before(None) == right_before(str(tmp_path / "none")) == set()
+    text = page([*lines, case | {"rows": 4, "right": True}], [])
+    assert "3 of 3 cases right" in text
+    assert "wrong" not in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process whose parent was killed")

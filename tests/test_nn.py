@@ -199,7 +199,7 @@ def with_state_of(layer, *, block_size):
         (lambda: nn.BlockSparseLinear(128, 128, gate_activation="gelu", rngs=nnx.Rngs(0)), "gate_activation is 'gelu'"),
         (
             lambda: nn.LSTM(128, gate_activation="softmax", gate_normalization="none", rngs=nnx.Rngs(0)),
-            "normalization is 'none' and the activation 'softmax'",
+            "gate_normalization is 'none' and gate_activation 'softmax'",
         ),
         (lambda: nn.BlockSparseLinear(128, 128, gate_scope="row", rngs=nnx.Rngs(0)), "gate_scope is 'row'"),
         (lambda: nn.BlockSparseLinear(128, 128, implementation="cuda", rngs=nnx.Rngs(0)), "implementation is 'cuda'"),

@@ -57,9 +57,7 @@ def test_a_notebook_was_run_from_top_to_bottom(name):
     assert all(len(base64.b64decode(figure)) < LARGEST for figure in figures)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gpt")) for name in TOOL["NAMES"]]
-)
+@pytest.mark.parametrize("name", TOOL["NAMES"])
 def test_a_notebook_runs(name, monkeypatch):
     monkeypatch.setenv("STEPS", "5")
     notebook = stored(name)

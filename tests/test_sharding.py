@@ -17,10 +17,11 @@ import pytest
 import tiny_run
 from jax.sharding import PartitionSpec as P
 
-from bwds.collectives import MODEL, all_gather_columns, cross_entropy, local_columns, look_up
+from bwds.collectives import MODEL, all_gather_columns, local_columns, look_up
 from bwds.config import Config, ModelConfig, OptimConfig, TrainConfig
 from bwds.data.batches import train_batch
 from bwds.linear import apply_linear, gate_options, init_linear
+from bwds.losses import cross_entropy
 from bwds.model import language_model
 from bwds.training import train
 from bwds.training.devices import MeshConfig

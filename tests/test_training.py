@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -32,6 +33,15 @@ from bwds.training.optim import make_optimizer, sparsity_at, step_sparsity
 from bwds.training.step import evaluated_params, init_state, train_step
 from bwds.training.trained import load_params
 from bwds.training.workdir import read_config
+
+
+def test_without_safetensors_a_run_ends_and_says_what_is_missing(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    summary = train(config, tmp_path, progress=False)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert not (tmp_path / "model.safetensors").exists()
+    assert "model.safetensors is not written, because safetensors is not installed" in capsys.readouterr().err
 
 
 def test_a_run_leaves_its_files(finished, config):

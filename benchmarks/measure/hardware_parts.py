@@ -29,7 +29,7 @@ LARGE = (
         "whole LSTMs of 2 x 4096, and cuDNN's",
         60,
         "measure.decode --cell lstm --hidden 4096 --batch 1 --sparsity 0.5 0.75 --dtype bfloat16 float32 "
-        "--gate-rank 128 --steps 64",
+        "--gate-rank 128 --gate-source learned norm --steps 64",
     ),
     Part(
         "steps", "training steps of ptb-lstm", 50, "measure.train_step ptb-lstm --sparsity 0.5 --dtype float32 bfloat16"

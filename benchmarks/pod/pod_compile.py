@@ -45,7 +45,8 @@ from benchmarks.lines import Results
 from benchmarks.pod import hlo, hlo_counts
 from benchmarks.pod.tpus import chip_of
 from bwds import PRESETS, Config, cost, language_model
-from bwds.collectives import DATA, MODEL, cross_entropy
+from bwds.collectives import DATA, MODEL
+from bwds.losses import cross_entropy
 from bwds.training.optim import make_optimizer
 from bwds.training.pruning import hold_fixed
 from bwds.training.sharding import Placement, over_devices

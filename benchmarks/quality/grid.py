@@ -121,8 +121,9 @@ def variants(preset: str) -> dict[str, dict[str, Any]]:
         norm["model.gate_rank"] = None
     for s in SPARSITIES:
         found[f"dynamic-norm-{s}"] = {"model.method": "dynamic", "model.sparsity": s, **norm}
-    bias = {"model.gate_source": "bias", **GATES["softplus"]}
-    found["dynamic-bias-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **bias}
+    for source in ("bias", "random"):
+        control = {"model.gate_source": source, **GATES["softplus"]}
+        found[f"dynamic-{source}-0.5"] = {"model.method": "dynamic", "model.sparsity": 0.5, **control}
     more = MORE_GATES | ({LOW_RANK: {**GATES["softplus"], "model.gate_rank": 32}} if preset == "ptb-lstm-small" else {})
     for name, options in more.items():
         found[name] = {"model.method": "dynamic", "model.sparsity": 0.5, **options}
@@ -139,7 +140,7 @@ def swept_as(variant: str) -> str:
     for swept in sorted(SWEPT, key=len, reverse=True):
         if variant.startswith(swept.rpartition("-")[0] or swept):
             return swept
-    return "dynamic-softplus-0.5"  # the bias control, and other gates
+    return "dynamic-softplus-0.5"  # the controls, and other gates
 
 
 def tuned(preset: str) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ METHODS = {
     "dynamic-linear": "C9",
     "dynamic-norm": "C2",
     "dynamic-bias": "C1",
+    "dynamic-random": "peru",
     "dynamic-softmax": "C4",
     "dynamic-relu": "C8",
     "dynamic-low-rank": "navy",

@@ -26,7 +26,7 @@ class Options:
     hidden: tuple[int, ...] = (512, 1024, 2048)
     """Widths of the models. In float32 a model of width H takes 64 H^2 bytes for its layers and 8 H for each token of
     the vocabulary; two models are held at a time."""
-    sparsity: tuple[float, ...] = (0.5, 0.9)
+    sparsity: tuple[float, ...] = (0.5, 0.75, 0.9)
     """Fractions of the blocks that are skipped."""
     block_size: int = 128
     """Rows and columns of a block."""

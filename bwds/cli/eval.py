@@ -60,7 +60,8 @@ class Options:
     data: Data = Data()
     model: Model = Model()
     batch_size: int | None = None
-    """Text streams read side by side; None: as in training."""
+    """Text streams read side by side, each but the first from one window earlier on, without what comes before that;
+    None: as in training."""
     sparsity: tuple[float, ...] = ()
     """Share of the blocks that a dynamic model leaves out, in [0, 1); none: as in training; several: a table."""
     export: str | None = None
@@ -136,13 +137,13 @@ def main(arguments: Sequence[str], *, script: Path | None = None) -> None:
     result = measure(split, config, lm, params, vocabulary) | {"checkpoint": options.checkpoint, "step": info["step"]}
     if sparsity is not None:
         result["sparsity"] = sparsity
+    name_text(split, config)
+    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
     shown = say(
         f"{options.checkpoint} checkpoint, step {info['step']:,}: loss {result['loss']:.4f} nats a token over "
         f"{result['tokens']:,} tokens, realised density {result['density']:.4f}\n"
         f"{'validation' if split == 'valid' else split} perplexity: {result['perplexity']:.2f}"
     )
-    name_text(split, config)
-    is_runs_own = compare_text(result, info, moved=options.data.directory is not None)
     keep(result, workdir, is_runs_own=is_runs_own, needed=not shown)
 
 

@@ -202,10 +202,11 @@ def show(summary: dict[str, Any], workdir: Path, method: Method, *, script: Path
     decoding = f"{s['decode_tokens_per_second']:,.0f} tokens/s"
     if s["decode_speedup"] is not None:
         dense = f"{s['dense_decode_tokens_per_second']:,.0f}"
-        decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x, gate included"
+        decoding += f", dense of the same size {dense}: {s['decode_speedup']:.2f}x"
+        decoding += ", gate included" if method == "dynamic" else ""
         if s["decode_speedup"] < 1.0 and method == "dynamic":
             decoding += f"\n    from which width on skipping pays here: {shell_command('bench', [])}"
-    counted = "gate and softmax included"
+    counted = "gate and softmax included" if method == "dynamic" else "softmax included"
     if method in ("magnitude", "static-block"):
         counted += ", on paper: products with masked weights are dense"
     evaluation = shell_command("eval", ["--workdir", str(workdir)], script=script and script.with_name("eval.py"))

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from bwds.array_types import Array, Float, Float32, Int32
-from bwds.collectives import DATA, cross_entropy, pmean, psum
+from bwds.collectives import DATA, pmean, psum
 from bwds.config import DataConfig
 from bwds.data.batches import eval_batches
 from bwds.linear import Params
+from bwds.losses import cross_entropy
 from bwds.model import LanguageModel
 from bwds.training.sharding import P, Placement, over_devices
 

@@ -23,6 +23,7 @@ from bwds.data.batches import steps_per_epoch, train_batch
 from bwds.files import RUN_MODEL, save_model
 from bwds.filesystem import place, write_text
 from bwds.output import tell
+from bwds.tensors import can_write
 from bwds.training.boundary import at_boundary, on_boundary
 from bwds.training.devices import MeshConfig
 from bwds.training.extend import extend
@@ -217,13 +218,16 @@ def finish(run: Run, command: str) -> dict[str, Any]:
         found = summarise(run.config, run.workdir, last, (there, info), command=command)
         signum = run.stop.noted
         if not signum:
-            save_model(
-                run.workdir / RUN_MODEL,
-                there,
-                run.config.model,
-                vocabulary=run.corpus.vocabulary,
-                card=model_card(run.config.model, there, facts(run.config, info, run.workdir, "best")),
-            )
+            if can_write():
+                save_model(
+                    run.workdir / RUN_MODEL,
+                    there,
+                    run.config.model,
+                    vocabulary=run.corpus.vocabulary,
+                    card=model_card(run.config.model, there, facts(run.config, info, run.workdir, "best")),
+                )
+            else:
+                tell(f"warning: {RUN_MODEL} is not written, because safetensors is not installed.")
             write_text(run.workdir / SUMMARY_FILE, json.dumps(found, indent=2) + "\n")
         return signum, found
 

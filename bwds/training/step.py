@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from bwds.array_types import Array, Bool, Float, Float32, Int32, Key
-from bwds.collectives import cross_entropy, pmean_scatter
+from bwds.collectives import pmean_scatter
 from bwds.linear import Params
+from bwds.losses import cross_entropy
 from bwds.model import LanguageModel
 from bwds.training.optim import Optimizer, Plateau, averaged_params, init_plateau, update_average
 from bwds.training.sharding import P, Placement, over_devices

@@ -10,12 +10,12 @@ import numpy as np
 
 from bwds.array_types import Array, Bool, Float, Int32
 from bwds.budgets import matrix_sparsity
-from bwds.collectives import cross_entropy
 from bwds.config import DataConfig, ModelConfig
 from bwds.counterfactual import apply_choosing, chance_overlap, gated_matrices, kept_of_each, most_used, overlap
 from bwds.counts import kept_count
 from bwds.data.batches import EvalBatch, eval_batches
 from bwds.linear import Params
+from bwds.losses import cross_entropy
 from bwds.model import language_model
 
 IN_ONE_PASS = ("own", "other token", "step before", "hindsight")

@@ -1,11 +1,7 @@
 """From scores to the gated product as one operation, for few rows.
 
-    kept  = the k largest of scores + bias, row by row, over the whole grid
-    gates = gate_values(scores + bias, kept)
-    y     = block_sparse_matmul(x, w, gates)
-
 On an NVIDIA GPU a product of few rows is so short that launches count, so there one kernel does all that lies between
-scores and product. Everywhere else, and in every derivative, the operation is these three steps.
+scores and product. Everywhere else, and in every derivative, the operation is the three steps of ``reference``.
 """
 
 import functools
@@ -15,10 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.block_sparse.api import block_sparse_matmul
-from pallas_kernels.gated.gate_values import gate_values
+from pallas_kernels.gated import reference
 from pallas_kernels.platforms import kernel_on
-from pallas_kernels.topk.search import largest
 
 
 def fuses(x, w, grid: tuple[int, int], implementation: str | None) -> bool:
@@ -64,15 +58,10 @@ def gated_matmul(
     """
     from pallas_kernels.gated import triton_gates
 
-    def steps(x, w, scores, bias, k):
-        whole = scores + bias[None, :]
-        kept = largest(whole, k, implementation=implementation).reshape(-1, *grid)
-        gates = gate_values(whole.reshape(-1, *grid), kept, activation=activation, normalization=normalization)
-        return block_sparse_matmul(x, w, gates, implementation=implementation), gates
-
     n = w.shape[1] if w.ndim == 2 else w.shape[0] * w.shape[3]
     out = jax.ShapeDtypeStruct((x.shape[0], n), x.dtype), jax.ShapeDtypeStruct((x.shape[0], *grid), jnp.float32)
     options = {"grid": grid, "activation": activation, "normalization": normalization}
+    steps = functools.partial(reference.gated_matmul, **options, implementation=implementation)
     fused = kernel_on("cuda", functools.partial(triton_gates.gated_matmul, **options), out)
 
     @jax.custom_batching.custom_vmap
