@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -102,6 +103,24 @@ def test_a_client_without_bwds_computes_what_the_model_does(options, batches, tm
     for text, prompt in zip(texts, ("w3 w1", "w0 w9 w9 <unk>"), strict=True):
         first, *_ = model.generate(prompt, length=6, temperature=0).split("\n")
         assert text.replace("zebra", "<unk>") == first
+
+
+def test_the_client_of_the_page_writes_what_the_model_does(tmp_path, monkeypatch, capsys):
+    model = loaded(tmp_path, gate_activation="softplus")
+    export_programs(model, tmp_path / "served")
+    page = (EXAMPLE.parents[1] / "docs/sharing.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "programs.json" in code]
+    prompts = ["w3 w1", "w0 w9"]
+    code = code.replace('("return a", "the value")', repr(prompts)).replace("range(20)", "range(6)")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    texts = capsys.readouterr().out.splitlines()
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert text.startswith(prompt)
+        assert (
+            text.replace(f" {EOS}", "\n").split("\n")[0]
+            == model.generate(prompt, length=6, temperature=0).split("\n")[0]
+        )
 
 
 @pytest.mark.parametrize("tokens", ["character", "subword"])

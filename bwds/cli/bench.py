@@ -1,6 +1,6 @@
 """Does skipping blocks pay on this machine, and from which width on?
 
-    bwds bench [--hidden 512 1024 2048] [--sparsity 0.5 0.9] [--dtype float32]
+    bwds bench [--hidden 512 1024 2048] [--sparsity 0.5 0.75 0.9] [--dtype float32]
 
 Whole models write greedily, one token after another at batch 1, dense and with blocks skipped, in turns: LSTMs of two
 layers, gates, choice of blocks and softmax included. Parameters are random: speed does not depend on their values.
