@@ -3,9 +3,10 @@
     python train.py ptb-lstm-small --model.method dense ... --workdir DENSE
     python -m benchmarks.quality.convert --dense DENSE [--sparsity 0.25 0.5 0.75] [--steps 160] [--output FILE]
 
-Writes one JSON line a case: perplexity on the whole validation split and its ratio to the dense model's, the shares of
-the matrices, the cost and the seconds that the conversion took. At --ablate-at each part of the conversion is left out
-in turn. With --steps, the model converted at that sparsity is trained further, and so is the dense one beside it.
+Writes one JSON line a case: perplexity on the whole validation split and its ratio to the dense model's, the same with
+other choices of as many blocks (``bwds.training.usage``), the shares of the matrices, the cost and the seconds that the
+conversion took. At --ablate-at each part of the conversion is left out in turn. With --steps, the model converted at
+that sparsity is trained further, and so is the dense one beside it.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from bwds.training.evaluation import evaluate
 from bwds.training.metrics import perplexity, read_metrics
 from bwds.training.start import calibration_tokens
 from bwds.training.trained import load_params
+from bwds.training.usage import measure_usage
 from bwds.training.workdir import read_config
 
 PARTS = ("group", "budgets")
@@ -36,12 +38,16 @@ def main() -> None:
     params, step = load_params(config, args.dense, "best")
     tokens = calibration_tokens(corpus.train)
 
-    def measured(params: Any, model: bwds.ModelConfig) -> dict[str, Any]:
-        lm = bwds.language_model(model)
-        found = evaluate(lm, params, corpus.valid, config.data, corpus.vocabulary.eos_id)
-        return {"validation_perplexity": perplexity(found.loss), "density": found.density}
+    eos = corpus.vocabulary.eos_id
+    loss = evaluate(bwds.language_model(config.model), params, corpus.valid, config.data, eos).loss
+    dense = {"validation_perplexity": perplexity(loss), "density": 1.0}
 
-    dense = measured(params, config.model)
+    def measured(params: Any, model: bwds.ModelConfig) -> dict[str, Any]:
+        found = measure_usage(params, model, corpus.valid, config.data, eos, counterfactuals=True)
+        choices = {choice: float(f"{perplexity(loss):.6g}") for choice, loss in found.losses.items()}
+        density = sum(m.num_kept for m in found.matrices.values()) / sum(m.used.size for m in found.matrices.values())
+        return {"validation_perplexity": perplexity(found.losses["own"]), "density": density, "choices": choices}
+
     results = Results(args.output)
 
     def write(kind: str, **values: Any) -> None:
