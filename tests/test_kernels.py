@@ -412,3 +412,13 @@ def test_a_named_kernel_never_falls_back(implementation, platform):
     x, w, gates = jnp.ones((2, 256)), jnp.ones((256, 256)), jnp.ones((2, 2, 2))
     with pytest.raises(ValueError, match=f"'{implementation}' needs the platform {platform}, and JAX runs on cpu"):
         block_sparse_matmul(x, w, gates, implementation=implementation)
+
+
+@each_layout
+@pytest.mark.parametrize("rows", [1, 3, 16, 17])
+def test_where_numbers_of_python_have_64_bits(rows, layout):
+    p = problem(rows)
+    wanted = run(p, None, layout)
+    with jax.enable_x64(True):
+        for actual, expected in zip(run(p, None, layout), wanted, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)

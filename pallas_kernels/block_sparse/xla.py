@@ -101,11 +101,12 @@ def _by_column(x, w, gates):
     rows, num_r, num_c = gates.shape
     x_blocks = x.astype(jnp.float32).reshape(rows, num_r, x.shape[1] // num_r)
 
-    def column(c, gate):
+    def column(_, step):
+        c, gate = step
         part = w[c].reshape(x.shape[1], -1) if w.ndim == 4 else columns(w, c, w.shape[1] // num_c)
-        return c + 1, jnp.dot((x_blocks * gate[:, :, None]).reshape(x.shape), part.astype(jnp.float32))
+        return None, jnp.dot((x_blocks * gate[:, :, None]).reshape(x.shape), part.astype(jnp.float32))
 
-    _, y = lax.scan(column, jnp.int32(0), gates.astype(jnp.float32).transpose(2, 0, 1))
+    _, y = lax.scan(column, None, (jnp.arange(num_c), gates.astype(jnp.float32).transpose(2, 0, 1)))
     return y.swapaxes(0, 1).reshape(rows, -1).astype(x.dtype)
 
 
