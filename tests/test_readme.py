@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.intervals import difference, mean
+from bwds import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / "README.md": "python", **dict.fromkeys(sorted(ROOT.glob("docs/*.md")), "python run")}
@@ -67,6 +68,7 @@ def speedup(file: str, key: str, **case: object) -> str:
 COMPARED = {
     "dense": "dense",
     "half of the blocks, softplus gate": "dynamic-softplus-0.5",
+    "half of the blocks, softplus gate of rank 32": "dynamic-low-rank-0.5",
     "half of the blocks, no gate: norms": "dynamic-norm-0.5",
     "half of the blocks, the same for every input": "dynamic-bias-0.5",
     "half of the weights, pruned by magnitude": "magnitude-0.5",
@@ -94,6 +96,9 @@ def test_the_figures_are_those_of_the_raw_lines():
     assert f"Zaremba et al. 2014 has {published['test_perplexity']:.1f} here" in text
     for words, variant in COMPARED.items():
         cells = [perplexity(preset, variant) for preset in ("ptb-lstm-small", "ptb-qrnn-small")]
+        if variant == "dynamic-low-rank-0.5":
+            assert PRESETS["ptb-qrnn-small"].model.gate_rank == 32
+            cells[1] = "as above"
         assert f"| {words} | {' | '.join(cells)} |" in readme
     variants = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")
     found = {cell: {name: perplexities(f"ptb-{cell}-small", name) for name in variants} for cell in ("lstm", "qrnn")}
