@@ -45,6 +45,7 @@ def test_a_cell_is_the_speed_over_the_fastest_dense_and_leads_to_its_line(tmp_pa
         case(0.75, 100.0, pytorch_us=90.0),
         case(0.9, 50.0),
         case(0.9, 300.0),  # a later line of the same case counts
+        case(0.9, 10.0, gate_source="norm"),  # but not one of another method
     ]
     (tmp_path / "cpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     docs = tmp_path / "docs"

@@ -38,7 +38,8 @@ def _model(line: Line) -> str:
     ]
     return (
         f"{line['cell'].upper()} {line['layers']} x {line['hidden']}, {line['dtype']}, batch {line['batch']}, sparsity "
-        f"{line['sparsity']}: {line['dynamic_tokens_per_second']:,.0f} tokens a second, {', '.join(others)}"
+        f"{line['sparsity']}{', no gate' * (line.get('gate_source') == 'norm')}: "
+        f"{line['dynamic_tokens_per_second']:,.0f} tokens a second, {', '.join(others)}"
     )
 
 

@@ -94,6 +94,7 @@ def _at_a_glance(runs: list[Run]) -> str:
                 found["layer", row["hidden"], *where] = [*cells, f"{row['speedup_layer']:.2f}x", ran]
             elif kind == "model_decode" and row["batch"] == 1:
                 what = f"token of an {row['cell'].upper()} of {row['layers']} x {row['hidden']}"
+                what += ", no gate: norms" * (row.get("gate_source") == "norm")
                 cells = [
                     what,
                     *where,
