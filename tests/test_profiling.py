@@ -22,7 +22,7 @@ def untraced(config, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 1000])
+@pytest.mark.parametrize("steps", [2, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_run_with_a_trace_is_the_same(config, untraced, tmp_path, steps):
     train(config, tmp_path, profile=steps, progress=False)
     summaries = [json.loads((workdir / "summary.json").read_text()) for workdir in (tmp_path, untraced)]
