@@ -1,6 +1,7 @@
 """Which errors are answered with one sentence, and not with a traceback."""
 
 import dis
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,24 @@ def of_the_system(error: OSError) -> str:
     """The message of an error of the system without its number, such as [Errno 13], which tells a user nothing."""
     named = error.filename is not None and error.filename2 is None and error.strerror
     return f"{error.filename}: {error.strerror}." if named else str(error)
+
+
+def no_platform(error: Exception) -> str | None:
+    """The sentence if JAX cannot start on the platforms that JAX_PLATFORMS names; None for any other error."""
+    named = os.environ.get("JAX_PLATFORMS")
+    if not named or not isinstance(error, RuntimeError | AssertionError):
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        # The message of a missing backend names another variable or nothing at all.
+        return (
+            f"JAX_PLATFORMS is {named!r}, and JAX cannot compute on that here. Unset it to let JAX choose, name "
+            "another platform, such as cpu, or install JAX for this one."
+        )
+    return None
 
 
 def too_little_memory(error: Exception) -> str | None:

@@ -334,6 +334,17 @@ def test_the_perplexity_is_the_last_line_of_both_outputs_together(finished, monk
     assert both.getvalue().splitlines()[-1].startswith("test perplexity: ")
 
 
+def test_a_configuration_of_another_shape_is_told_before_anything_is_read(finished, tmp_path, capfd):
+    """Orbax would print tracebacks of its threads."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    written = json.loads((workdir / "config.json").read_text())
+    written["model"]["hidden_size"] *= 2
+    (workdir / "config.json").write_text(json.dumps(written))
+    for which in ("best", "last"):
+        result = call(capfd, "eval", "--workdir", str(workdir), "--checkpoint", which)
+        assert_refused(result, "is not that of its checkpoint (hidden_size was")
+
+
 def test_text_that_has_moved_and_changed_is_read_with_the_old_vocabulary(finished, capsys, tmp_path):
     workdir, _ = finished
     moved = tiny_run.write_corpus(tmp_path / "moved")

@@ -40,6 +40,21 @@ def test_exit_codes(capsys, raised, code, message):
     assert cli.run(lambda _: None, "x.py", []) == 0
 
 
+@pytest.mark.parametrize("raised", [AssertionError(), RuntimeError("Unable to initialize backend 'rocm'")])
+def test_a_platform_that_jax_does_not_have_is_named(capsys, monkeypatch, raised):
+    def main(_):
+        raise raised
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", lambda: main(None))
+    assert cli.run(main, "x.py", []) == 1
+    assert capsys.readouterr().err.startswith("error: JAX_PLATFORMS is 'cuda', and JAX cannot compute on that here.")
+    # Where JAX starts, such an error is a mistake of ours.
+    monkeypatch.setattr(jax, "devices", lambda: ["cpu"])
+    with pytest.raises(type(raised)):
+        cli.run(main, "x.py", [])
+
+
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "in between"])
 def test_an_output_that_is_read_no_further_is_no_error(lines):
     code = f"import sys; from bwds import cli; sys.exit(cli.run(lambda _: print('a line\\n' * {lines}), 'x.py', []))"

@@ -53,6 +53,18 @@ def finished(tmp_path_factory):
     return folder / "run"
 
 
+def test_what_is_wrong_with_matplotlib_ends_no_run(finished, tmp_path, monkeypatch, capsys):
+    def draw(*_, **__):
+        raise ValueError("'nosuch' is not a valid value for backend")
+
+    monkeypatch.setattr("bwds.plots.usage_maps", draw)
+    config = Config.from_json((finished / "config.json").read_text())
+    train(config, tmp_path, progress=True)
+    assert (tmp_path / "summary.json").exists()
+    assert images(tmp_path) == []
+    assert capsys.readouterr().err.count("matplotlib ends with ValueError: 'nosuch' is not a valid value") == 1
+
+
 @pytest.fixture
 def dense(finished, tmp_path):
     """The same folder as if its model were dense, one evaluation ago."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bwds.cli.flags import as_flags
-from bwds.errors import is_refusal, missing_extra, of_the_system, too_little_memory
+from bwds.errors import is_refusal, missing_extra, no_platform, of_the_system, too_little_memory
 from bwds.output import let_go, open_streams, tell
 
 T = TypeVar("T")
@@ -55,7 +55,8 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
 
     Returns:
         0: done.
-        1: an error of the system: an ``OSError``, not enough memory, a package of an extra that is not installed.
+        1: an error of the system: an ``OSError``, not enough memory, a package of an extra that is not installed, a
+            platform that JAX does not have here.
         2: a mistake of the user, a ``ValueError`` that ``is_refusal``, with ``error: ...`` on stderr.
         130: Ctrl-C.
         141: the reader of the output, such as head, has ended; only of commands that do nothing but print.
@@ -83,7 +84,7 @@ def run(main: Callable[[Sequence[str]], object], program: str, arguments: Sequen
             program = f"python {program}" if program.endswith(".py") else program
             tell(f"error: {as_flags(str(error))}\nSee {program} --help.")
             return 2
-        message = missing_extra(error) or too_little_memory(error)
+        message = missing_extra(error) or too_little_memory(error) or no_platform(error)
         if message is None:
             raise
         tell(f"error: {message}")

@@ -125,7 +125,9 @@ class Checkpoints:
 
         first_alone(finish)
 
-    def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self, template: Any, check: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint that is what was saved, and its info.
 
         If there is an older good one, a damaged one is skipped with a warning on stderr, and renamed unless
@@ -134,6 +136,8 @@ class Checkpoints:
         Args:
             template: a tree of arrays or ``jax.ShapeDtypeStruct`` like the one that was saved. It gives the sharding of
                 the arrays; a leaf without one goes to the first device.
+            check: is called with the info before the arrays are read, and may refuse it: where shapes differ from the
+                template's, orbax prints tracebacks of its threads.
 
         Raises:
             ValueError: there is no checkpoint, all are damaged, or the newest is of another version.
@@ -149,10 +153,12 @@ class Checkpoints:
             if not from_first(first_alone(partial(self._try, step, partial(unchanged, self.directory / str(step))))):
                 damaged, reason = [*damaged, step], "its files have changed"
                 continue
-            tree, info = self._try(step, partial(self._read, step, template))
+            info = self._try(step, partial(self._read_info, step))
             if info["step"] != step:
                 damaged, reason = [*damaged, step], f"it is that of step {info['step']}, renamed"
                 continue
+            check(info)
+            tree = self._try(step, partial(self._read, step, template))
             first_alone(partial(self._give_up, damaged, step, reason))
             self._manager.reload()
             return tree, info
@@ -202,7 +208,11 @@ class Checkpoints:
         if later:
             self._manager.reload()
 
-    def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    def _read_info(self, step: int) -> dict[str, Any]:
+        args = self._ocp.args
+        return self._manager.restore(step, args=args.Composite(info=args.JsonRestore())).info
+
+    def _read(self, step: int, template: Any) -> Any:
         args = self._ocp.args
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -213,10 +223,7 @@ class Checkpoints:
             )
 
         template = jax.tree.map(place, template)
-        got: Any = self._manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(template), info=args.JsonRestore())
-        )
-        return got.state, got.info
+        return self._manager.restore(step, args=args.Composite(state=args.StandardRestore(template))).state
 
 
 def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:

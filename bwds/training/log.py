@@ -34,7 +34,7 @@ class Log:
         self._progress = Progress(total=config.train.steps, initial=step, shown=shown and is_first())
         self.speed = Speed(config.data.batch_size * config.data.sequence_length)
         self._tokens_per_second: float | None = None
-        self._said_missing = False
+        self._draws_nothing = False
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """Records a step that is done; ``values`` are its ``StepMetrics``."""
@@ -64,14 +64,21 @@ class Log:
             self._draw_usage(self._metrics, step, found)
 
     def _draw_usage(self, metrics: MetricsWriter, step: int, found: Evaluation) -> None:
-        """Draws how often each block was used; without matplotlib it only says so, once."""
+        """Draws how often each block was used; if matplotlib is missing or cannot draw, it only says so, once."""
+        if self._draws_nothing:
+            return
         if not plots.is_available():
-            if not self._said_missing:
-                self.note('TensorBoard gets no maps of used blocks: matplotlib is missing (pip install -e ".[plots]").')
-            self._said_missing = True
+            self._draws_nothing = True
+            self.note('TensorBoard gets no maps of used blocks: matplotlib is missing (pip install -e ".[plots]").')
             return
         model = self._config.model
-        png, size = plots.png_of(plots.usage_maps(found.usage, model.block_shape, cell=model.cell))
+        try:
+            png, size = plots.png_of(plots.usage_maps(found.usage, model.block_shape, cell=model.cell))
+        except Exception as error:
+            # A picture is not worth a run, whatever is wrong with matplotlib here, such as its settings.
+            self._draws_nothing = True
+            self.note(f"TensorBoard gets no maps of used blocks: matplotlib ends with {type(error).__name__}: {error}")
+            return
         metrics.write_image(step=step, name="valid/used_blocks", png=png, size=size)
 
     def note(self, text: str) -> None:

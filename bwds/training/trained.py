@@ -45,15 +45,16 @@ def load_checkpoint(config: Config, workdir: Path, which: Literal["best", "last"
     """
     vocabulary = Vocabulary.load(workdir / VOCABULARY_FILE, config.data.tokens)
     lm = language_model(config.model)
+    check = partial(check_identity, model=config.model, vocabulary=vocabulary, workdir=workdir)
     if which == "last":
         optimizer = hold_fixed(make_optimizer(config.optim, config.train.steps), config)
         fresh = partial(init_state, lm, optimizer, batch_size=config.data.batch_size)
         template = jax.eval_shape(fresh, jax.random.key(0))
-        state, info = last_checkpoints(workdir, read_only=True).restore(template)
+        state, info = last_checkpoints(workdir, read_only=True).restore(template, check)
         params = evaluated_params(state)
     else:
-        params, info = best_checkpoints(workdir, read_only=True).restore(jax.eval_shape(lm.init, jax.random.key(0)))
-    check_identity(info, config.model, vocabulary, workdir)
+        template = jax.eval_shape(lm.init, jax.random.key(0))
+        params, info = best_checkpoints(workdir, read_only=True).restore(template, check)
     return params, info
 
 
