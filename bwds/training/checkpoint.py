@@ -210,7 +210,7 @@ class Checkpoints:
 
     def _read_info(self, step: int) -> dict[str, Any]:
         args = self._ocp.args
-        return self._manager.restore(step, args=args.Composite(info=args.JsonRestore())).info
+        return self._manager.restore(step, args=args.Composite(info=args.JsonRestore()))["info"]
 
     def _read(self, step: int, template: Any) -> Any:
         args = self._ocp.args
@@ -223,7 +223,7 @@ class Checkpoints:
             )
 
         template = jax.tree.map(place, template)
-        return self._manager.restore(step, args=args.Composite(state=args.StandardRestore(template))).state
+        return self._manager.restore(step, args=args.Composite(state=args.StandardRestore(template)))["state"]
 
 
 def last_checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
