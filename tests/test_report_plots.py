@@ -63,7 +63,7 @@ def test_a_width_has_one_colour_of_its_own_in_all_figures(figures, tmp_path):
         assert widths == sorted(set(widths))
 
 
-def test_a_method_has_one_colour_of_its_own_in_both_panels(figures, tmp_path):
+def test_a_method_has_one_colour_of_its_own_in_all_panels(figures, tmp_path):
     from benchmarks.report.plots import METHODS
     from benchmarks.report.results_plots import draw, method_of
 
@@ -71,7 +71,9 @@ def test_a_method_has_one_colour_of_its_own_in_both_panels(figures, tmp_path):
     names = list(variants("ptb-lstm-small"))
     tests = {name: [120.0 + number] * 3 for number, name in enumerate(names)}
     costs, curves = dict.fromkeys(names, 0.9), {name: {1.0: 150.0, 2.0: tests[name][0]} for name in HEADLINE}
-    draw(tmp_path / "plot.svg", costs=costs | {"dense": 1.0}, tests=tests, curves=curves)
+    costs["dense"] = 1.0
+    draw(tmp_path / "plot.svg", costs=costs, times={"dense": 1.0, names[-1]: 0.5}, tests=tests, curves=curves)
+    assert [len(axis.containers) for axis in figures[0].axes] == [len(names), 2, 0]
     by_method = {}
     for name, found in colours(figures[0].axes).items():
         by_method.setdefault(method_of(name), set()).update(found)
@@ -85,6 +87,7 @@ def test_intervals_of_few_seeds_and_outliers_do_not_set_the_scale(figures, tmp_p
     draw(
         tmp_path / "plot.svg",
         costs={"dense": 1.0, "magnitude-0.5": 0.8, "dynamic-bias-0.5": 0.8},
+        times={},
         tests=tests,
         curves={},
     )

@@ -5,13 +5,11 @@ file a cell; which cells there should be is in benchmarks/quality/grid.py. The p
 some or all of them.
 """
 
-import dataclasses
 import json
 import math
 import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from benchmarks.quality.grid import (
     GATES,
@@ -19,31 +17,26 @@ from benchmarks.quality.grid import (
     PAPER,
     PUBLISHED,
     SEEDS,
-    SIZES,
     SMALL,
     SWEEP,
     SWEPT,
     Cell,
     cells,
     headline,
-    read_line,
     sweep,
     variants,
 )
 from benchmarks.quality.intervals import Estimate, difference, mean
+from benchmarks.quality.variant_times import relative_times
+from benchmarks.report.frontier import REACHES, frontier
+from benchmarks.report.quality_lines import Line, Lines, curve, finished, read_lines, recurrent_share, relative, values
 from benchmarks.report.tables import MISSING, table, write_csv
-from bwds import PRESETS, cost
-
-Line = dict[str, Any]
-Lines = dict[str, list[Line]]
-"""Raw lines of each variant of one preset, by seed."""
+from bwds import PRESETS
 
 TENSORFLOW = {1: 178.6, 2: 142.6, 3: 131.9, 4: 128.4, 5: 127.1, 6: 120.3}
 """Validation perplexity by epoch that TensorFlow's tutorial published for the model of ``PUBLISHED``."""
 TENSORFLOW_TEST, ZAREMBA_TEST, NEAR = 116.7, 114.5, 0.03
 """Test perplexities that the tutorial and the authors published; how far dense may be from the first, a fraction."""
-REACHES = 1.0
-"""Percent above dense at which a model still counts as having reached it."""
 OURS = "dynamic-softplus-0.5"
 CLAIMS = [
     *((f"dynamic-{gate}-0.5 reaches dense", f"dynamic-{gate}-0.5", "dense", REACHES) for gate in GATES),
@@ -67,38 +60,8 @@ COLUMNS = (
 """Columns of results.csv; a dot leads into a value that is itself a dictionary."""
 
 
-def read_lines(results_dir: Path) -> dict[str, Lines]:
-    """Lines of all cells that there are, by preset and variant; a variant without any has an empty list."""
-    found: dict[str, Lines] = {preset: {} for preset in SIZES}
-    for cell in cells():
-        line = read_line(cell, results_dir / "quality")
-        found[cell.preset].setdefault(cell.variant, []).extend([] if line is None else [line])
-    return found
-
-
-def finished(lines: list[Line]) -> list[Line]:
-    """The lines whose training did not fail."""
-    return [line for line in lines if "failed" not in line]
-
-
-def values(lines: list[Line], key: str) -> list[float]:
-    """One value of every finished line."""
-    return [line[key] for line in finished(lines)]
-
-
-def curve(preset: str, lines: list[Line]) -> dict[float, float]:
-    """Validation perplexity by epoch: the mean over the finished lines, wherever all have a value."""
-    curves = [dict(line["validation_curve"]) for line in finished(lines)]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    return {step / PRESETS[preset].train.eval_every: statistics.fmean(c[step] for c in curves) for step in steps}
-
-
 def _estimate(estimate: Estimate) -> str:
     return f"{estimate.value:.2f}" + ("" if estimate.half_width is None else f" ± {estimate.half_width:.2f}")
-
-
-def _relative(line: Line) -> float:
-    return line["multiply_adds"]["total"] / line["multiply_adds"]["preset_dense"]
 
 
 def reached(lines: Lines) -> bool:
@@ -169,19 +132,18 @@ def _row(preset: str, variant: str, lines: list[Line]) -> list[str]:
     seeds = f"{len(done)}" + f", failed: {len(lines) - len(done)}" * (len(done) < len(lines))
     if not done:
         return [variant, seeds, *[MISSING] * 5]
-    counted, norms = done[0]["multiply_adds"], [line["gradient_norm_quantiles"] for line in done]
-    recurrent = cost(dataclasses.replace(PRESETS[preset].model, method="dense")).blocks
+    norms = [line["gradient_norm_quantiles"] for line in done]
     return [
         variant,
         seeds,
         *(_estimate(mean(values(lines, f"{split}_perplexity"))) for split in ("validation", "test")),
-        f"{_relative(done[0]):.3f}",
-        f"{(counted['gates'] + counted['blocks']) / recurrent:.3f}",
+        f"{relative(done[0]):.3f}",
+        f"{recurrent_share(preset, done[0]):.3f}",
         f"{max(q[1] for q in norms):.3g}" if all(norms) else MISSING,
     ]
 
 
-def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
+def _section(preset: str, lines: Lines, times: dict[str, float], docs_dir: Path) -> list[str]:
     """Heading, table of the headline variants and plots of a preset; one sentence while there are no lines."""
     picture = docs_dir / f"results_{preset}.svg"
     done = {name: finished(lines[name]) for name in variants(preset) if finished(lines[name])}
@@ -197,11 +159,12 @@ def _section(preset: str, lines: Lines, docs_dir: Path) -> list[str]:
     # Imported here because the tables need no matplotlib.
     from benchmarks.report.results_plots import draw
 
-    costs = {name: _relative(made[0]) for name, made in done.items()}
+    costs = {name: relative(made[0]) for name, made in done.items()}
     tests = {name: values(made, "test_perplexity") for name, made in done.items()}
     curves = {name: curve(preset, done[name]) for name in headline(preset) if name in done}
-    draw(picture, costs=costs, tests=tests, curves=curves)
-    return [*text, f"![Perplexity against multiply-adds, and by epoch, {preset}]({picture.name})", ""]
+    draw(picture, costs=costs, times={name: times[name] for name in done if name in times}, tests=tests, curves=curves)
+    shown = f"Perplexity against multiply-adds,{' against time,' * bool(times)} and by epoch, {preset}"
+    return [*text, f"![{shown}]({picture.name})", ""]
 
 
 def _sweep(found: dict[str, Lines]) -> list[str]:
@@ -267,9 +230,12 @@ def _cut_off(results_dir: Path) -> list[str]:
 def write(results_dir: Path, docs_dir: Path) -> None:
     """Writes results.md, its plots and results.csv, which has every line, from those in the folder quality."""
     found = read_lines(results_dir)
-    parts = {"published": _published(found[PUBLISHED]), "claims": _claims(found), "sweep": _sweep(found)}
-    parts["presets"] = [line for preset in (*SMALL, *PAPER) for line in _section(preset, found[preset], docs_dir)]
-    parts |= {"missing": _missing(found), "cut_off": _cut_off(results_dir)}
+    times = relative_times(results_dir)
+    parts = {"published": _published(found[PUBLISHED]), "claims": _claims(found), "frontier": frontier(found)}
+    parts["presets"] = [
+        line for preset in (*SMALL, *PAPER) for line in _section(preset, found[preset], times.get(preset, {}), docs_dir)
+    ]
+    parts |= {"sweep": _sweep(found), "missing": _missing(found), "cut_off": _cut_off(results_dir)}
     text = Path(__file__).with_name("results_template.md").read_text(encoding="utf-8")
     filled = text.format(**{name: "\n".join(lines).strip() for name, lines in parts.items()})
     (docs_dir / "results.md").write_text(filled, encoding="utf-8")
