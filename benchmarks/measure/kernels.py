@@ -36,6 +36,7 @@ from bwds import block_sparse_matmul, num_kept_blocks, to_block_major, topk_gate
 from bwds.collectives import MODEL
 from bwds.gating import gate_scores, init_gate
 from bwds.linear import GateOptions, linear
+from bwds.training.allocator import keep_freed_memory
 from pallas_kernels.dense import matmul
 
 
@@ -214,6 +215,7 @@ def batched(results, args, dtype):
                 block=args.block,
                 dtype=dtype,
                 implementation=args.implementation or "default",
+                keeps_freed_memory=args.keeps_freed_memory,
                 sparsity=s,
                 **fields(mine),
                 sparse_over_dense=mine["sparse"].median / mine["dense"].median,
@@ -235,6 +237,8 @@ def run(args):
     if not 0 <= args.rotate_mib < math.inf:
         raise ValueError(f"--rotate-mib is {args.rotate_mib:g}; it must be at least 0 and finite.")
     parts = args.parts or ("decode", "batched")
+    # Training keeps freed memory, so the products of training are measured with it.
+    args.keeps_freed_memory = "batched" in parts and keep_freed_memory()
     if args.devices > 1:
         if "batched" in parts:
             raise ValueError("Only the part decode is sharded over devices; name it: kernels decode --devices 2.")
