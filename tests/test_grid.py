@@ -21,6 +21,7 @@ from benchmarks.quality.grid import (
     SWEEP,
     SWEPT,
     TUNED,
+    TWO_DEVICES,
     cells,
     matching,
     read_line,
@@ -52,16 +53,19 @@ def test_names_are_unique_and_every_variant_has_its_seeds():
 
 def test_the_command_of_a_cell_is_its_configuration():
     # One cell of each set of options.
-    for cell in {(cell.preset, *cell.options): cell for cell in cells()}.values():
+    for cell in {(cell.preset, cell.devices, *cell.options): cell for cell in cells()}.values():
         python, script, *arguments = shlex.split(cell.command(f"runs/{cell.name}"))
         assert (python, script) == ("python", "train.py")
         config, workdir, mesh, *_ = train_script.parse(arguments)
         assert (config, workdir) == (cell.config(), Path(f"runs/{cell.name}"))
-        assert mesh == MeshConfig(data=1)
+        assert mesh == MeshConfig(data=2 if cell.variant == TWO_DEVICES else 1)
 
 
 def test_no_two_cells_are_the_same_run():
-    assert max(Counter(cell.config() for cell in cells()).values()) == 1
+    assert max(Counter((cell.config(), cell.devices) for cell in cells()).values()) == 1
+    for preset in SMALL:
+        one, two = matching([f"{preset}/dynamic-softplus-0.5/seed0", f"{preset}/{TWO_DEVICES}/*"])
+        assert (one.options, one.devices, two.devices) == (two.options, 1, 2)
 
 
 def test_dense_of_equal_cost_costs_what_dynamic_does():
@@ -139,7 +143,7 @@ def test_what_is_chosen_for_a_method_reaches_its_cells_and_no_other(monkeypatch)
         "dynamic-random",
         *(f"dynamic-{name}-0.5-dropout" for name in ("softplus", "bias", "low-rank")),
     }
-    kinds |= {name.rpartition("-")[0] for name in (*grid.MORE_GATES, grid.LOW_RANK)}
+    kinds |= {name.rpartition("-")[0] for name in (*grid.MORE_GATES, grid.LOW_RANK, TWO_DEVICES)}
     assert {cell.variant.rpartition("-")[0] for cell in changed.values()} == kinds
     for name, cell in changed.items():
         assert cell.preset == "ptb-lstm-small"

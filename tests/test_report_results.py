@@ -192,7 +192,14 @@ def test_failed_cells_are_counted_and_not_in_a_mean(tmp_path):
     found = row(text, "dynamic-softplus-0.5 reaches dense")[0]
     assert found.startswith("**holds**: -16.9 ±")
     assert found.endswith("% (seeds: 2 / 2, failed: 1)")
-    assert row(text, "`ptb-lstm-small`") == ["4", "1", "73"]
+    assert row(text, "`ptb-lstm-small`") == ["4", "1", "74"]
+
+
+def test_the_seeds_and_the_devices_of_our_method_stand_side_by_side(tmp_path):
+    runs = {"dynamic-softplus-0.5": [100.0, 102.0, 99.0, 101.0, 100.0], "dynamic-softplus-0.5-two-devices": [100.5]}
+    wanted = ["5", "99.00 to 102.00", "3.0%", "100.50, +0.5%"]
+    part = page(tmp_path, runs).partition("## How far apart runs end")[2].partition("\n## ")[0]
+    assert row(part, "LSTM, 2 x 256") == wanted
 
 
 def test_every_line_is_a_row_of_the_csv(tmp_path):

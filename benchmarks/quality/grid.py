@@ -28,6 +28,8 @@ SPARSITIES = (0.5, 0.75, 0.9)
 SEEDS = (0, 1, 2)
 MORE_SEEDS = (3, 4)
 """Seeds of the small presets as they stand, softplus at 0.5, beyond ``SEEDS``: how far apart runs end."""
+TWO_DEVICES = "dynamic-softplus-0.5-two-devices"
+"""The same of seed 0 with the batch on two devices: two CPU devices if ``JAX_NUM_CPU_DEVICES`` is 2."""
 GATES: dict[str, dict[str, Any]] = {
     "softplus": {"model.gate_activation": "softplus"},
     "linear": {"model.gate_activation": "linear"},
@@ -189,12 +191,14 @@ class Cell:
         variant: method, gate and sparsity, joined by hyphens.
         seed: of parameters and dropout.
         options: what differs from the preset, {"section.option": value}, the seed included.
+        devices: that share the batch.
     """
 
     preset: str
     variant: str
     seed: int
     options: dict[str, Any]
+    devices: int = 1
 
     @property
     def name(self) -> str:
@@ -212,14 +216,18 @@ class Cell:
         return dataclasses.replace(preset, **changed)
 
     def command(self, workdir: str) -> str:
-        """The command of the same run, on one device. --data.directory takes a local copy of the text instead."""
+        """The command of the same run. --data.directory takes a local copy of the text instead."""
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items()]
-        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", "--mesh.data=1", *flags])
+        spread = f"--mesh.data={self.devices}"
+        return shlex.join(["python", "train.py", self.preset, f"--workdir={workdir}", spread, *flags])
 
 
 def cells() -> list[Cell]:
     """All cells, in the order in which they are run: those that decide most come first, and methods take turns."""
-    compared, others = {p: tuned(p) for p in SIZES}, {p: sweep(p) | to_the_end(p) | with_dropout(p) for p in SIZES}
+    compared = {preset: tuned(preset) for preset in SIZES}
+    options = {p: made | sweep(p) | to_the_end(p) | with_dropout(p) for p, made in compared.items()}
+    for preset in SMALL:
+        options[preset][TWO_DEVICES] = compared[preset]["dynamic-softplus-0.5"]
     runs = [(PUBLISHED, "dense", SEEDS[0])]
     runs += [("ptb-lstm-small", name, SEEDS[0]) for name in headline("ptb-lstm-small")]
     for preset in SMALL:
@@ -231,10 +239,11 @@ def cells() -> list[Cell]:
         runs += [(preset, name, seed) for seed in SEEDS for name in headline(preset)]
         others_of = [name for name in compared[preset] if name not in MORE_GATES]
         runs += [(preset, name, SEEDS[0]) for name in (*with_dropout(preset), *others_of)]
-    runs += [(preset, "dynamic-softplus-0.5", seed) for preset in SMALL for seed in MORE_SEEDS]
+    again = [("dynamic-softplus-0.5", seed) for seed in MORE_SEEDS] + [(TWO_DEVICES, SEEDS[0])]
+    runs += [(preset, name, seed) for preset in SMALL for name, seed in again]
     runs += [(preset, name, SEEDS[0]) for preset in (*SMALL, *PAPER) for name in MORE_GATES]
     return [
-        Cell(preset, name, seed, {**{**compared[preset], **others[preset]}[name], "train.seed": seed})
+        Cell(preset, name, seed, options[preset][name] | {"train.seed": seed}, 2 if name == TWO_DEVICES else 1)
         for preset, name, seed in dict.fromkeys(runs)
     ]
 

@@ -49,6 +49,7 @@ from bwds.linear import Params
 from bwds.timing import time_in_turns
 from bwds.training import NonFiniteError, train
 from bwds.training.checkpoint import last_checkpoints
+from bwds.training.devices import MeshConfig
 from bwds.training.evaluation import evaluate
 from bwds.training.metrics import METRICS_FILE, perplexity, read_metrics
 from bwds.training.signals import InterruptedRunError
@@ -186,7 +187,7 @@ def run_cell(cell: Cell, runs: Path, results: Path, *, directory: str | None = N
     watch = Stopwatch(workdir.with_name(f"{workdir.name}.processes.json"), found["revision"], found["modified"])
     try:
         with watch:
-            summary = train(config, workdir, command=command)
+            summary = train(config, workdir, mesh=MeshConfig(data=cell.devices), command=command)
     except NonFiniteError as error:
         # The first sentence says what happened; the others give advice and name folders.
         result |= {"failed": str(error).split(". ")[0]}

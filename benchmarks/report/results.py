@@ -20,6 +20,7 @@ from benchmarks.quality.grid import (
     SMALL,
     SWEEP,
     SWEPT,
+    TWO_DEVICES,
     Cell,
     cells,
     headline,
@@ -167,6 +168,19 @@ def _section(preset: str, lines: Lines, times: dict[str, float], docs_dir: Path)
     return [*text, f"![{shown}]({picture.name})", ""]
 
 
+def _spread(found: dict[str, Lines]) -> list[str]:
+    """How far apart the seeds of ``OURS`` end, and seed 0 on one device and on two."""
+    rows = []
+    for preset in SMALL:
+        tests = values(found[preset][OURS], "test_perplexity")
+        two, (one, *_) = values(found[preset][TWO_DEVICES], "test_perplexity"), [*tests, math.nan]
+        if tests:
+            apart = f"{max(tests) / min(tests) - 1:.1%}"
+            shared = [f"{two[0]:.2f}, {two[0] / one - 1:+.1%}"] if two else [MISSING]
+            rows.append([_name(preset), len(tests), f"{min(tests):.2f} to {max(tests):.2f}", apart, *shared])
+    return table(["", "seeds", "test", "apart", "seed 0 on two devices"], rows) if rows else ["Not run yet."]
+
+
 def _sweep(found: dict[str, Lines]) -> list[str]:
     """Validation perplexity of each swept method by optimiser and rate, and the best once all are there."""
     rows = []
@@ -235,7 +249,12 @@ def write(results_dir: Path, docs_dir: Path) -> None:
     parts["presets"] = [
         line for preset in (*SMALL, *PAPER) for line in _section(preset, found[preset], times.get(preset, {}), docs_dir)
     ]
-    parts |= {"sweep": _sweep(found), "missing": _missing(found), "cut_off": _cut_off(results_dir)}
+    parts |= {
+        "spread": _spread(found),
+        "sweep": _sweep(found),
+        "missing": _missing(found),
+        "cut_off": _cut_off(results_dir),
+    }
     text = Path(__file__).with_name("results_template.md").read_text(encoding="utf-8")
     filled = text.format(**{name: "\n".join(lines).strip() for name, lines in parts.items()})
     (docs_dir / "results.md").write_text(filled, encoding="utf-8")

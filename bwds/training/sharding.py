@@ -147,9 +147,10 @@ def make_placement(mesh: MeshConfig | None, model: ModelConfig, *, batch_size: i
         )
     data = there // mesh.model if mesh.data is None else mesh.data
     if data * mesh.model > there:
+        cpu = f" With JAX_NUM_CPU_DEVICES={data * mesh.model} in the environment a CPU stands for as many devices."
         raise ValueError(
             f"mesh.data {data} and mesh.model {mesh.model} need {data * mesh.model} devices and there are {there}; "
-            f"their product must be at most {there}."
+            f"their product must be at most {there}.{cpu * (jax.default_backend() == 'cpu')}"
         )
     if jax.process_count() > 1 and data * mesh.model != there:
         raise ValueError(
