@@ -1,4 +1,4 @@
-"""The dense product of few bfloat16 rows on a CPU: as exact as the plain one, and no copy of the weight."""
+"""The dense product of few rows on a CPU: as exact as the plain one, and no copy of the weight."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,13 @@ pytestmark = pytest.mark.optimized
 
 @pytest.fixture
 def nothing_is_small(monkeypatch) -> None:
-    monkeypatch.setattr(dense, "SMALL", 0)
+    monkeypatch.setattr(dense, "SMALL", dict.fromkeys(dense.SMALL, 0))
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request, monkeypatch) -> int:
+    monkeypatch.setattr(dense, "cores", lambda: request.param)
+    return request.param
 
 
 def operands(rows, k=64, n=40, dtype="bfloat16"):
@@ -25,7 +31,7 @@ def operands(rows, k=64, n=40, dtype="bfloat16"):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [(), (1,), (1, 4), (2, 2), (5,), (0,)], ids=str)
 @pytest.mark.parametrize("k", [64, 60])
-@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.usefixtures("nothing_is_small", "threads")
 def test_value_and_gradients(rows, k, dtype):
     x, w = operands(rows, k, dtype=dtype)
     y, pull = jax.vjp(matmul, x, w)
@@ -41,8 +47,21 @@ def test_value_and_gradients(rows, k, dtype):
         np.testing.assert_allclose(oracle.f64(actual), wanted, atol=limit * max(1, np.abs(wanted).max(initial=0)))
 
 
-def test_no_copy_of_the_weight_is_made():
-    x, w = operands((1,), 1024, 4096)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+@pytest.mark.usefixtures("nothing_is_small")
+def test_few_rows_are_read_in_streams_where_that_is_faster(rows, dtype, threads):
+    x, w = operands((rows,), dtype=dtype)
+    streamed = rows <= 4 and (dtype == "bfloat16" or threads <= min(rows, 2))
+    # A function of its own, because a trace is kept and the number of threads is no part of its key.
+    traced = jax.jit(lambda x, w: matmul(x, w))
+    assert ("while" in traced.lower(x, w).as_text()) == streamed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_copy_of_the_weight_is_made(dtype, monkeypatch):
+    monkeypatch.setattr(dense, "cores", lambda: 1)
+    x, w = operands((1,), 4096, 4096, dtype)
     loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, 4, lambda _, y: y + matmul(x, w), jnp.zeros((1, 4096))))
     temporary = loop.lower(x, w).compile().memory_analysis().temp_size_in_bytes
     assert temporary < w.nbytes / 10
