@@ -43,7 +43,7 @@ def _is_faster_streamed(rows, w):
         return False
     if w.dtype == jnp.float32 and not (is_known(rows) and cores() <= min(rows, 2)):
         return False
-    return w.nbytes > SMALL[w.dtype.name] and w.shape[0] % STREAMS == 0
+    return w.nbytes > SMALL[w.dtype.name]
 
 
 def product(x, w):
@@ -94,14 +94,19 @@ def _streamed(x, w):
     def row(i):
         return lax.dynamic_slice_in_dim(scales, i, 1, axis=1) * widen(lax.dynamic_slice_in_dim(sliceable(w), i, 1))
 
+    def rows(first, number):
+        return functools.reduce(jnp.add, (row(first + j) for j in range(number)))
+
     def step(i, y):
-        return y + functools.reduce(jnp.add, (row(i * STREAMS + j) for j in range(STREAMS)))
+        return y + rows(i * STREAMS, STREAMS)
 
     def body(i, y):
         # A branch, because XLA would otherwise copy the whole weight outside of the loop.
         return lax.cond(i >= 0, functools.partial(step, i), lambda y: y, y)
 
     y = lax.fori_loop(0, k // STREAMS, body, zeros((scales.shape[0], n), x))
+    if k % STREAMS:
+        y += rows(k - k % STREAMS, k % STREAMS)
     return y.reshape(*x.shape[:-1], n)
 
 
