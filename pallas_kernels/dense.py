@@ -2,9 +2,9 @@
 
 - For few rows of bfloat16 XLA's product is many times slower than in float32. The time that skipping blocks saves would
   be lost again in a gate's scores and in the softmax.
-- With one thread and a float32 weight that comes from memory, XLA's product takes 1.1 to 1.4 times as long for one row,
-  and twice as long for two to four, as a loop that reads several rows of the weight in turn; NumPy's BLAS is about as
-  fast as the loop. Two threads are as fast as the loop for one row only.
+- With one thread and a large float32 weight, XLA's product takes 1.1 to 1.5 times as long for one row, and twice as
+  long for two to four, as a loop that reads several rows of the weight in turn; NumPy's BLAS is about as fast as the
+  loop. With two threads XLA's is as fast as the loop for one row only.
 - Where a product reads its left operand transposed, as in the gradient of a weight, it takes up to twice as long as if
   the operand had been transposed before.
 """
@@ -21,8 +21,8 @@ from pallas_kernels.mesh_axes import alike, zeros
 from pallas_kernels.sizes import at_most, is_known
 from pallas_kernels.threads import cores
 
-SMALL = {"bfloat16": 2**21, "float32": 2**25}
-"""Bytes of ``w`` that fit a cache: up to this size XLA's product is about as fast for one row and faster for four."""
+LARGE = {"bfloat16": 2**21, "float32": 2**24}
+"""Bytes of a large ``w``: for a smaller one XLA's product is about as fast for one row, and faster for four."""
 
 
 def matmul(x, w):
@@ -39,11 +39,11 @@ def matmul(x, w):
 
 def _is_faster_streamed(rows, w):
     """Whether ``_streamed`` is the faster product on a CPU."""
-    if w.dtype.name not in SMALL or rows == 0 or not at_most(rows, STREAMED_ROWS) or not is_known(*w.shape):
+    if w.dtype.name not in LARGE or rows == 0 or not at_most(rows, STREAMED_ROWS) or not is_known(*w.shape):
         return False
     if w.dtype == jnp.float32 and not (is_known(rows) and cores() <= min(rows, 2)):
         return False
-    return w.nbytes > SMALL[w.dtype.name]
+    return w.nbytes >= LARGE[w.dtype.name]
 
 
 def product(x, w):

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.optimized
 
 
 @pytest.fixture
-def nothing_is_small(monkeypatch) -> None:
-    monkeypatch.setattr(dense, "SMALL", dict.fromkeys(dense.SMALL, 0))
+def all_are_large(monkeypatch) -> None:
+    monkeypatch.setattr(dense, "LARGE", dict.fromkeys(dense.LARGE, 0))
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -31,7 +31,7 @@ def operands(rows, k=64, n=40, dtype="bfloat16"):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [(), (1,), (1, 4), (2, 2), (5,), (0,)], ids=str)
 @pytest.mark.parametrize("k", [64, 60, 5])
-@pytest.mark.usefixtures("nothing_is_small", "threads")
+@pytest.mark.usefixtures("all_are_large", "threads")
 def test_value_and_gradients(rows, k, dtype):
     x, w = operands(rows, k, dtype=dtype)
     y, pull = jax.vjp(matmul, x, w)
@@ -49,7 +49,7 @@ def test_value_and_gradients(rows, k, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5])
-@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.usefixtures("all_are_large")
 def test_few_rows_are_read_in_streams_where_that_is_faster(rows, dtype, threads):
     x, w = operands((rows,), dtype=dtype)
     streamed = rows <= 4 and (dtype == "bfloat16" or threads <= min(rows, 2))
