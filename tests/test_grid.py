@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality import grid
+from benchmarks.quality.cell_lines import read_line
 from benchmarks.quality.grid import (
     GATES,
     HEADLINE,
@@ -24,7 +25,6 @@ from benchmarks.quality.grid import (
     TWO_DEVICES,
     cells,
     matching,
-    read_line,
     shortened,
     sweep,
     swept_as,

@@ -65,6 +65,8 @@ def speedup(file: str, key: str, **case: object) -> str:
     return f"{found[0]:.2f}x"
 
 
+STEPS = (0.5, 0.75, 0.9)
+"""Sparsities of the table of speed."""
 COMPARED = {
     "dense": "dense",
     "half of the blocks, softplus gate": "dynamic-softplus-0.5",
@@ -125,27 +127,33 @@ def test_the_figures_are_those_of_the_raw_lines():
     ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% lower"
     assert len(norms) == 2
     assert f"norms end {ends} (two seeds of norms)" in text
-    losing = {"hidden": 1536, "cell": "lstm", "batch": 16, "sparsity": 0.5}
-    # Over the fastest dense model, as in the decision table: in bfloat16 that is PyTorch's.
-    fastest = (("float32", "speedup_over_dense"), ("bfloat16", "speedup_over_pytorch"))
-    lost = [speedup("cpu_decode_one_core.jsonl", key, dtype=dtype, **losing) for dtype, key in fastest]
-    assert "at {} of dense in float32, {} in bfloat16".format(*lost) in text
-    wider = [
-        speedup("cpu_decode_one_core.jsonl", key, dtype="float32", **losing | {"hidden": hidden})
-        for hidden, key in ((2048, "speedup_over_dense"), (4096, "speedup_over_dense"), (8192, "speedup_over_dense"))
+    losing = {"rows": 16, "sparsity": 0.5}
+    over_blas = [
+        speedup("cpu_kernels_decode_blas.jsonl", "speedup_layer_over_dense_blas", hidden=hidden, **losing, **float32)
+        for hidden in (1536, 2048, 4096)
     ]
-    assert f"wider ones gain {min(wider)} and more in float32 alone" in text
+    assert f"a layer runs at {min(over_blas)} to {max(over_blas)} of NumPy's BLAS" in text
     times = [line["dynamic_over_dense"] for line in lines_of("cpu_train_step.jsonl") if line.get("keeps_freed_memory")]
     assert f"a step takes {min(times):.2f} to {max(times):.2f} times as long" in text
-    for words, sparsity in (("1/2", 0.5), ("3/4", 0.75), ("9/10", 0.9)):
+    for words, sparsity in zip(("1/2", "3/4", "9/10"), STEPS, strict=True):
         product, model = (
             [speedup(f"cpu_{name}.jsonl", key, hidden=h, sparsity=sparsity, **case, **float32) for h in sizes]
             for name, key, sizes, case in (
                 ("kernels_decode_blas", "speedup_layer_over_dense_blas", (1536, 4096), {"rows": 1}),
-                ("decode_one_core", "speedup_over_dense", (4096,), {"cell": "lstm", "batch": 1}),
+                (
+                    "decode_one_core",
+                    "speedup_over_dense",
+                    (4096,),
+                    {"cell": "lstm", "batch": 1, "gate_source": "learned"},
+                ),
             )
         )
         assert f"| {words} | {' | '.join(product + model)} |" in readme
+    norms = {"hidden": 4096, "cell": "lstm", "batch": 1, "gate_source": "norm"}
+    free = [speedup("cpu_decode_one_core.jsonl", "speedup_over_dense", sparsity=s, **norms, **float32) for s in STEPS]
+    assert "if norms choose the blocks, without a gate, it is {}, {} and {}".format(*free) in text
+    gated = [row.split(" | ")[-1].removesuffix(" |") for row in readme if row.startswith(("| 1/2", "| 3/4", "| 9/10"))]
+    assert "an LSTM of 2 x 4096 runs at {}, {} and {} of dense on a CPU core".format(*gated) in text
 
 
 def test_what_quick_ends_with_is_what_its_runs_ended_with():

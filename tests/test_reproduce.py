@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.quality import reproduce
-from benchmarks.quality.grid import Cell, read_line, result_path
+from benchmarks.quality.cell_lines import read_line, result_path
+from benchmarks.quality.grid import Cell
 from benchmarks.quality.reproduce import course, keep, run_cell, state
 from benchmarks.quality.stopwatch import Stopwatch
 from benchmarks.report.results import COLUMNS

@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.command import a_folder, require_positive, script
-from benchmarks.quality.grid import SEEDS, Cell, matching, read_line, shortened
+from benchmarks.quality.cell_lines import read_line
+from benchmarks.quality.grid import SEEDS, Cell, matching, shortened
 from bwds.training.metrics import METRICS_FILE, read_metrics
 
 VARIANTS = ("dense", "dynamic-softplus-0.5", "magnitude-0.5")

@@ -38,7 +38,8 @@ from benchmarks import ROOT
 from benchmarks.command import a_folder, require_positive
 from benchmarks.environment import environment
 from benchmarks.lines import fields
-from benchmarks.quality.grid import Cell, cells, matching, read_line, result_path, shortened
+from benchmarks.quality.cell_lines import read_line, result_path
+from benchmarks.quality.grid import Cell, cells, matching, shortened
 from benchmarks.quality.stopwatch import Stopwatch
 from bwds import PRESETS, cost, decode_params, language_model
 from bwds.config import Config, ModelConfig

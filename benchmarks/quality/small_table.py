@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.command import a_folder, require_positive, script
-from benchmarks.quality.grid import matching, read_line, shortened
+from benchmarks.quality.cell_lines import read_line
+from benchmarks.quality.grid import matching, shortened
 from benchmarks.quality.paper_table import cells_written, train_until
 from benchmarks.quality.reproduce import RESULTS
 

@@ -3,7 +3,7 @@
 The page has the cases that say most, a CSV file beside it has all.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,26 @@ def _raw(run: Run) -> str:
 
 def _what_ran(runs: list[Run]) -> str:
     """What was measured on which hardware, and what has only been compiled."""
-    counted: dict[tuple[str, ...], Counter[str]] = {}
+    counted: dict[tuple[str, str], Counter[str]] = {}
+    versions, revisions = defaultdict(list), defaultdict(list)
     for run in runs:
-        found = run.environment
-        versions = f"jax {found['jax']}, Python {found['python']}"
+        found, key = run.environment, (run.hardware, _raw(run))
+        counted.setdefault(key, Counter()).update({kind: len(run.of(kind)) for kind in KINDS if run.of(kind)})
+        versions[key] += [f"jax {found['jax']}, Python {found['python']}"]
         if "torch" in found and any("pytorch_us" in row or "pytorch_ms" in row for row in run.rows):
-            versions += f", PyTorch {found['torch']}"
-        revision = f"`{found['revision'][:8]}`{' with changes' * found.get('modified', False)}"
-        cases = counted.setdefault((run.hardware, versions, revision, _raw(run)), Counter())
-        cases.update({kind: len(run.of(kind)) for kind in KINDS if run.of(kind)})
+            versions[key] += [f"PyTorch {found['torch']}"]
+        revisions[key] += [f"`{found['revision'][:8]}`{' with changes' * found.get('modified', False)}"]
     lines = [
-        [hardware, versions, ", ".join(f"{number} {kind}" for kind, number in cases.items()), revision, raw]
-        for (hardware, versions, revision, raw), cases in counted.items()
+        [
+            key[0],
+            ", ".join(dict.fromkeys(versions[key])),
+            ", ".join(f"{number} {kind}" for kind, number in cases.items()),
+            ", ".join(dict.fromkeys(revisions[key])),
+            key[1],
+        ]
+        for key, cases in counted.items()
     ]
-    text = table(["hardware", "versions", "cases", "revision", "raw lines, with their commands"], lines)
+    text = table(["hardware", "versions", "cases", "revisions", "raw lines, with their commands"], lines)
     platforms = {run.environment["platform"] for run in runs}
     compiled = [
         ("gpu", "NVIDIA GPU", "`triton`", "an H200 (sm_90a; `tests/test_triton.py`)"),

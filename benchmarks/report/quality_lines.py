@@ -5,7 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.grid import SIZES, cells, read_line
+from benchmarks.quality.cell_lines import read_line
+from benchmarks.quality.grid import SIZES, cells
 from bwds import PRESETS, cost
 
 Line = dict[str, Any]
