@@ -15,6 +15,9 @@ from jax.extend.backend import get_backend
 from benchmarks import ROOT
 from pallas_kernels.threads import cores
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Vector instructions that processors of one name have or lack."""
+
 
 def pinned() -> str:
     """The prefix of a command that runs on the cores of this process; empty if it may use all cores."""
@@ -59,7 +62,9 @@ def environment() -> dict[str, Any]:
         "platform": device.platform,
         "devices": jax.device_count(),
         "cores": cores(),
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor(),
+        "instructions": [name for name in INSTRUCTIONS if name in _cpuinfo("flags").split()],
+        "cache": _largest_cache(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "torch") if find_spec(name)},
         **(cuda() if device.platform == "gpu" else {}),
@@ -75,9 +80,18 @@ def cuda() -> dict[str, str]:
     return {"cuda": get_backend().platform_version, **dict(sorted(packages.items()))}
 
 
-def _processor() -> str:
+def _cpuinfo(field: str) -> str:
+    """What Linux says about the first processor; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+
+
+def _largest_cache() -> str:
+    """Size of the third level, as Linux writes it; nothing where it does not say."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
+    except OSError:
+        return ""

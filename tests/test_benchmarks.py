@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,9 @@ def test_the_environment_says_how_to_run_it_again(command, monkeypatch):
     found = environment.environment()
     assert len(found["revision"]) == 40
     assert found["modified"] in (True, False)
+    if sys.platform == "linux":
+        assert set(found["instructions"]) <= set(environment.INSTRUCTIONS)
+        assert re.fullmatch(r"(\d+[KM])?", found["cache"])
     monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: {3, 1})
     monkeypatch.setattr(environment.os, "cpu_count", lambda: 4)
     assert environment.environment()["command"].startswith("taskset -c 1,3 python ")
