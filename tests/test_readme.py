@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.intervals import difference, mean
+from benchmarks.quality.variant_times import relative_times
 from bwds import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,12 @@ def test_the_figures_are_those_of_the_raw_lines():
     ends = f"{-gap.value / hundredth:.1f} ± {gap.half_width / hundredth:.1f}% lower"
     assert len(norms) == 2
     assert f"norms end {ends} (two seeds of norms)" in text
+    names = ("dense-equal-0.5", "dynamic-softplus-0.5", "dynamic-norm-0.5")
+    shares = [relative_times(ROOT / "benchmarks" / "results")["ptb-lstm-small"][name] for name in names]
+    said = (
+        "takes {:.2f} of dense's time for a token on one core, half of the blocks {:.2f} with a full softplus gate and"
+    )
+    assert f"{said} {{:.2f}} with norms".format(*shares) in text
     losing = {"rows": 16, "sparsity": 0.5}
     over_blas = [
         speedup("cpu_kernels_decode_blas.jsonl", "speedup_layer_over_dense_blas", hidden=hidden, **losing, **float32)

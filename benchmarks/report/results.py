@@ -128,11 +128,11 @@ def _claims(found: dict[str, Lines]) -> list[str]:
     return table(["claim", *map(_name, shown)], rows)
 
 
-def _row(preset: str, variant: str, lines: list[Line]) -> list[str]:
+def _row(preset: str, variant: str, lines: list[Line], time: float | None) -> list[str]:
     done = finished(lines)
     seeds = f"{len(done)}" + f", failed: {len(lines) - len(done)}" * (len(done) < len(lines))
     if not done:
-        return [variant, seeds, *[MISSING] * 5]
+        return [variant, seeds, *[MISSING] * 6]
     norms = [line["gradient_norm_quantiles"] for line in done]
     return [
         variant,
@@ -140,6 +140,7 @@ def _row(preset: str, variant: str, lines: list[Line]) -> list[str]:
         *(_estimate(mean(values(lines, f"{split}_perplexity"))) for split in ("validation", "test")),
         f"{relative(done[0]):.3f}",
         f"{recurrent_share(preset, done[0]):.3f}",
+        MISSING if time is None else f"{time:.2f}",
         f"{max(q[1] for q in norms):.3g}" if all(norms) else MISSING,
     ]
 
@@ -152,8 +153,17 @@ def _section(preset: str, lines: Lines, times: dict[str, float], docs_dir: Path)
         picture.unlink(missing_ok=True)
     if not any(lines.values()):
         return [f"{_name(preset)} (`{preset}`{', the size of the paper' * (preset in PAPER)}): not run yet.", ""]
-    rows = [_row(preset, variant, lines[variant]) for variant in headline(preset) if lines[variant]]
-    header = ["variant", "seeds", "validation", "test", "multiply-adds", "recurrent layers", "gradient norm, 95%"]
+    rows = [_row(preset, name, lines[name], times.get(name)) for name in headline(preset) if lines[name]]
+    header = [
+        "variant",
+        "seeds",
+        "validation",
+        "test",
+        "multiply-adds",
+        "recurrent layers",
+        "time",
+        "gradient norm, 95%",
+    ]
     text = [f"## {_name(preset)} (`{preset}`)", "", *(table(header, rows) if rows else []), ""]
     if not done:
         return text
