@@ -316,7 +316,7 @@ def test_a_run_goes_on_with_another_mesh(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("mesh", "config", "message"),
     [
-        (MeshConfig(16, 1), LSTM, "need 16 devices and there are 8"),
+        (MeshConfig(16, 1), LSTM, "need 16 devices and there are 8; .* With JAX_NUM_CPU_DEVICES=16 in the environment"),
         (MeshConfig(None, 9), LSTM, "mesh.model is 9 and there are 8 devices"),
         (MeshConfig(None, 3), LSTM, "mesh.model is 3, which does not divide the 8 devices"),
         (MeshConfig(3, 1), LSTM, "mesh.data is 3, which does not divide the 8 rows of the batch"),
